@@ -1,0 +1,33 @@
+"""What a user can mend.
+
+Every error here says what happened, where (file, line, field), and how to mend it. The command line prints it
+without a traceback and ends with exit code 2; anything else that escapes is our fault and ends with 1.
+"""
+
+
+class AntibodyError(Exception):
+    """Base of everything a user can mend. The message stands alone: what, where, how."""
+
+
+class ConfigError(AntibodyError):
+    """An option, a flag or a field of a configuration file is wrong."""
+
+
+class DataError(AntibodyError):
+    """A row, or a whole data file, cannot be used. Names file, line and field."""
+
+
+class ModelError(AntibodyError):
+    """A model, adapter or tokenizer cannot be loaded, or lacks what is asked of it."""
+
+
+class TrainingError(AntibodyError):
+    """Training had to stop, for example at a loss that is not a number. Names the step."""
+
+
+class EvaluationError(AntibodyError):
+    """A measure cannot be reported: nothing to measure, or rows without a verdict."""
+
+
+class OutputError(AntibodyError):
+    """The output folder cannot be used as asked, or what was being saved did not fit."""
