@@ -1,0 +1,1 @@
+"""What came out: harmful score, accuracy, over-refusal and retention, each with its interval and how it was decoded."""

@@ -1,0 +1,90 @@
+"""Rules by which a completion is compared with the reference answer. ``ANSWERS`` maps a name to a rule.
+
+A rule takes a text and a reference and says whether they agree. A completion that the rule cannot read is a wrong
+answer; a *reference* that it cannot read is an error, because 0 would blame the model (and Booster's script, where a
+missing number is infinity on both sides, even counts it right).
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable
+from decimal import Decimal
+from difflib import get_close_matches
+from typing import TypeVar
+
+from ..errors import ConfigError
+
+_T = TypeVar("_T")
+Rule = Callable[[str, str], bool]
+
+_NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?((?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)")
+_MARKER = re.compile(r"####|the final answer is:?", re.IGNORECASE)
+
+
+def normalised(text: str) -> str:
+    """Unicode NFKC, case folded, whitespace collapsed, one closing ``.`` or ``!`` removed."""
+    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return text.removesuffix(".").removesuffix("!").rstrip()
+
+
+def number_answer(text: str) -> Decimal | None:
+    """The number after ``####`` or "The final answer is:", at its first occurrence with one; else the last number.
+
+    The first, because a model that goes on after its answer goes on with a new question. Thousands separators and
+    ``$`` are dropped. None where there is no number.
+
+    Source: GSM8K marks its answers with ``####``; Booster's gsm8k/pred_eval.py writes the phrase instead.
+    """
+    for marker in _MARKER.finditer(text):
+        after = _NUMBER.search(text, marker.end())
+        if after:
+            return _decimal(after)
+    numbers = list(_NUMBER.finditer(text))
+    return _decimal(numbers[-1]) if numbers else None
+
+
+def exact(completion: str, reference: str) -> bool:
+    """Equal after ``normalised``: for labels."""
+    return normalised(completion) == _readable(normalised(reference), "has no text")
+
+
+def contains(completion: str, reference: str) -> bool:
+    """The reference occurs in the completion as whole words, after ``normalised``. Lenient: for free text."""
+    wanted = re.escape(_readable(normalised(reference), "has no text"))
+    return re.search(rf"(?<!\w){wanted}(?!\w)", normalised(completion)) is not None
+
+
+def gsm8k(completion: str, reference: str) -> bool:
+    """The same ``number_answer``, as exact decimals (18 equals 18.0)."""
+    return number_answer(completion) == _readable(number_answer(reference), "has no number")
+
+
+ANSWERS: dict[str, Rule] = {"exact": exact, "contains": contains, "gsm8k": gsm8k}
+
+
+def answer_rule(name: str) -> Rule:
+    """The rule of that name.
+
+    Raises:
+        ConfigError: There is none; offers the nearest name.
+    """
+    if name not in ANSWERS:
+        near = get_close_matches(name, ANSWERS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ConfigError(f"answer rule {name!r}: no such rule{hint} Rules: {', '.join(ANSWERS)}.")
+    return ANSWERS[name]
+
+
+class UnreadableReference(ValueError):
+    """The reference has nothing that the rule could compare with. Whoever knows the row names it."""
+
+
+def _readable(value: _T | None, why: str) -> _T:
+    if value is None or value == "":
+        raise UnreadableReference(why)
+    return value
+
+
+def _decimal(match: re.Match[str]) -> Decimal:
+    value = Decimal(match.group(1).replace(",", ""))
+    return -value if match.group(0).startswith("-") else value

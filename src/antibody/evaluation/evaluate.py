@@ -1,0 +1,326 @@
+"""A model's whole evaluation: generate, store, judge, measure.
+
+The completions are stored before anybody judges them, and their verdicts before anything is measured: a judge that
+fails costs no generation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data.records import Record
+from ..data.verdicts import Verdict
+from ..errors import ConfigError, EvaluationError
+from .answers import UnreadableReference, answer_rule
+from .completions import (
+    JUDGED_SETS,
+    Completion,
+    EvaluationSet,
+    EvaluationSettings,
+    read_completions,
+    write_completions,
+)
+from .decoding import DecodingSettings
+from .finetune_accuracy import finetune_accuracy
+from .generation import generate
+from .harmful_score import harmful_or_incoherent, harmful_score, incoherent
+from .judges.agreement import Agreement, agreement
+from .judges.protocol import Judge, require_verdicts
+from .measures import Measure
+from .over_refusal import over_refusal
+from .retention import retention as retention_measure
+
+
+class PromptRenderer(Protocol):
+    """What turns a row's prompt into tokens: ``data.encode.Renderer``."""
+
+    def encode_prompt(self, record: Record) -> list[int]:
+        """Tokens of everything before the last assistant message, ready for the model to answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedMeasures:
+    """What one judge found. None: that data was not given, or this judge cannot tell."""
+
+    judge: str
+    harmful_score: Measure | None
+    """On harmful prompts; lower is better."""
+    incoherent: Measure | None
+    """On harmful prompts."""
+    harmful_or_incoherent: Measure | None
+    over_refusal: Measure | None
+    """On harmless prompts; lower is better."""
+    benign_incoherent: Measure | None
+    """On harmless prompts: gibberish is no refusal, and yet no answer."""
+
+
+class Evaluation(BaseModel):
+    """The measures of one model. ``model_dump_json`` is evaluation.json; ``model_validate_json`` reads it back."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    judged: tuple[JudgedMeasures, ...]
+    """One entry per judge, in the order given; the first one's figures are *the* figures."""
+    agreements: tuple[Agreement, ...]
+    """Of every two judges, over harmful and benign prompts together."""
+    finetune_accuracy: Measure | None
+    retention: Measure | None
+    completions: tuple[Completion, ...] = Field(default=(), exclude=True, repr=False)
+    """Stored apart, in completions.parquet."""
+
+    @property
+    def harmful_score(self) -> Measure | None:
+        """By the first judge."""
+        return self.judged[0].harmful_score if self.judged else None
+
+    @property
+    def incoherent(self) -> Measure | None:
+        """By the first judge."""
+        return self.judged[0].incoherent if self.judged else None
+
+    @property
+    def over_refusal(self) -> Measure | None:
+        """By the first judge."""
+        return self.judged[0].over_refusal if self.judged else None
+
+
+def evaluate_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    renderer: PromptRenderer,
+    judges: Sequence[Judge],
+    decoding: DecodingSettings,
+    harmful: Sequence[Record] | None = None,
+    benign: Sequence[Record] | None = None,
+    test: Sequence[Record] | None = None,
+    retention: Sequence[Record] | None = None,
+    task_decoding: DecodingSettings | None = None,
+    answer: str = "exact",
+    retention_answer: str = "exact",
+    completions_path: Path | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """Generates for each set that is given, judges and measures.
+
+    Args:
+        model: A causal language model or PEFT model; comes back as it was.
+        tokenizer: Its tokenizer.
+        renderer: Renders a prompt exactly as in training; another template shifts the harmful score.
+        judges: Asked about harmful and benign rows. The first one's figures stand in tables.
+        decoding: Of harmful and benign prompts.
+        harmful: Rows whose prompts should be refused. None leaves the measure out; an empty list is an error.
+        benign: Harmless prompts, for over-refusal.
+        test: Rows of the user's task, each ending with its reference answer.
+        retention: Rows of unrelated skills, likewise.
+        task_decoding: Of test and retention prompts; ``decoding`` unless given.
+        answer: Rule by which test answers are compared: ``exact``, ``contains`` or ``gsm8k``.
+        retention_answer: The same for retention.
+        completions_path: Where to store the completions, if anywhere.
+        progress: Show a bar on stderr, if that is a terminal.
+
+    Raises:
+        EvaluationError: Nothing to measure, a row without prompt or reference, or one without a verdict.
+        ConfigError: No judge for harmful or benign rows, one twice, or an unknown answer rule.
+    """
+    given = {
+        EvaluationSet.HARMFUL: harmful,
+        EvaluationSet.BENIGN: benign,
+        EvaluationSet.TEST: test,
+        EvaluationSet.RETENTION: retention,
+    }
+    records = {name: rows for name, rows in given.items() if rows is not None}
+    settings = EvaluationSettings(
+        decoding=decoding,
+        task_decoding=task_decoding or decoding,
+        answer=answer,
+        retention_answer=retention_answer,
+    )
+    _check_before_generating(records, judges, settings)
+    rows = []
+    for sets, how in (
+        (JUDGED_SETS, settings.decoding),
+        ((EvaluationSet.TEST, EvaluationSet.RETENTION), settings.task_decoding),
+    ):
+        pairs = [(name, record) for name in sets for record in records.get(name, ())]
+        texts = generate(
+            model,
+            tokenizer,
+            [renderer.encode_prompt(record) for _, record in pairs],
+            max_new_tokens=how.max_new_tokens,
+            batch_size=how.batch_size,
+            temperature=how.temperature,
+            seed=how.seed,
+            progress=progress,
+            label=" and ".join(name for name in sets if name in records),
+        )
+        rows += [
+            Completion(
+                row_id=record.row_id,
+                set=name,
+                prompt=prompt_text(record),
+                completion=text,
+                reference=reference_text(record),
+            )
+            for (name, record), text in zip(pairs, texts, strict=True)
+        ]
+    if completions_path is not None:
+        write_completions(completions_path, rows, settings)
+    return _judge_and_measure(rows, judges, settings, completions_path)
+
+
+def rejudge(completions_path: Path, judges: Sequence[Judge]) -> Evaluation:
+    """Judges stored completions, without a model; adds the verdicts to the file and measures by these judges alone.
+
+    A judge of the same name has its verdicts replaced; those of others stay in the file.
+    """
+    rows, settings = read_completions(completions_path)
+    _check_judges(judges, needed=any(row.set in JUDGED_SETS for row in rows))
+    return _judge_and_measure(rows, judges, settings, completions_path)
+
+
+def judge_completions(rows: Sequence[Completion], judge: Judge) -> list[Completion]:
+    """The rows with this judge's verdicts added, in the sets that judges are asked about.
+
+    Raises:
+        EvaluationError: The judge did not give exactly one verdict, or None, per completion.
+    """
+    asked = [row for row in rows if row.set in JUDGED_SETS]
+    verdicts = judge.judge([row.prompt for row in asked], [row.completion for row in asked])
+    if len(verdicts) != len(asked):
+        raise EvaluationError(
+            f"the judge {judge.name!r} gave {len(verdicts)} verdicts on {len(asked)} completions, so it cannot be said "
+            "which belongs to which. A judge gives one per completion, None where it comes to none."
+        )
+    answers = iter(verdicts)
+    return [
+        replace(row, verdicts={**row.verdicts, judge.name: next(answers)}) if row.set in JUDGED_SETS else row
+        for row in rows
+    ]
+
+
+def measure_completions(
+    rows: Sequence[Completion], judges: Sequence[Judge], settings: EvaluationSettings
+) -> Evaluation:
+    """The measures of completions that those judges have judged.
+
+    Raises:
+        EvaluationError: There is no completion at all, or one that lacks a verdict or a reference.
+    """
+    if not rows:
+        raise EvaluationError("there is no completion to measure. Give harmful, benign, test or retention rows.")
+    of = {name: [row for row in rows if row.set is name] for name in EvaluationSet}
+    judged = tuple(
+        _judged_measures(of[EvaluationSet.HARMFUL], of[EvaluationSet.BENIGN], judge, settings.decoding)
+        for judge in judges
+    )
+    test, kept, how = of[EvaluationSet.TEST], of[EvaluationSet.RETENTION], settings.task_decoding
+    return Evaluation(
+        judged=judged,
+        agreements=_agreements([row for row in rows if row.set in JUDGED_SETS], judges),
+        finetune_accuracy=finetune_accuracy(test, answer=settings.answer, decoding=how) if test else None,
+        retention=retention_measure(kept, answer=settings.retention_answer, decoding=how) if kept else None,
+        completions=tuple(rows),
+    )
+
+
+def prompt_text(record: Record) -> str:
+    """What is asked, for judges and readers: the last user message."""
+    return next((m.content for m in reversed(record.messages) if m.role == "user"), "")
+
+
+def reference_text(record: Record) -> str | None:
+    """The assistant's closing message; None where the row ends otherwise."""
+    last = record.messages[-1]
+    return last.content if last.role == "assistant" else None
+
+
+def _judge_and_measure(
+    rows: Sequence[Completion], judges: Sequence[Judge], settings: EvaluationSettings, path: Path | None
+) -> Evaluation:
+    for judge in judges:
+        rows = judge_completions(rows, judge)
+        if path is not None:  # after each: a slow judge's work outlives the failure of the next
+            write_completions(path, rows, settings)
+    return measure_completions(rows, judges, settings)
+
+
+def _judged_measures(
+    harmful: Sequence[Completion], benign: Sequence[Completion], judge: Judge, decoding: DecodingSettings
+) -> JudgedMeasures:
+    name, tells_incoherent = judge.name, Verdict.INCOHERENT in judge.verdicts
+    return JudgedMeasures(
+        judge=name,
+        harmful_score=harmful_score(harmful, judge=name, decoding=decoding) if harmful else None,
+        incoherent=incoherent(harmful, judge=name, decoding=decoding) if harmful and tells_incoherent else None,
+        harmful_or_incoherent=(
+            harmful_or_incoherent(harmful, judge=name, decoding=decoding) if harmful and tells_incoherent else None
+        ),
+        over_refusal=over_refusal(benign, judge=name, decoding=decoding) if benign else None,
+        benign_incoherent=incoherent(benign, judge=name, decoding=decoding) if benign and tells_incoherent else None,
+    )
+
+
+def _agreements(rows: Sequence[Completion], judges: Sequence[Judge]) -> tuple[Agreement, ...]:
+    if not rows:
+        return ()
+    ids = [row.row_id for row in rows]
+    verdicts = {
+        judge.name: require_verdicts(
+            [row.verdicts.get(judge.name) for row in rows], row_ids=ids, measure="agreement", judge=judge.name
+        )
+        for judge in judges
+    }
+    return tuple(agreement(verdicts[a], verdicts[b], first=a, second=b) for a, b in combinations(verdicts, 2))
+
+
+def _check_before_generating(
+    records: dict[EvaluationSet, Sequence[Record]], judges: Sequence[Judge], settings: EvaluationSettings
+) -> None:
+    """Everything that can be known to fail is known before minutes are spent on generation."""
+    if not records:
+        raise EvaluationError("there is nothing to evaluate on. Give harmful, benign, test or retention rows.")
+    for name, rows in records.items():
+        if not rows:
+            raise EvaluationError(
+                f"the {name} rows are an empty list, and a measure over nothing would read as 0. Give rows, or leave "
+                "them out."
+            )
+        for record in rows:
+            if not prompt_text(record):
+                raise EvaluationError(f"{record.where}: the row has no user message to answer. Add one, or remove it.")
+    _check_judges(judges, needed=any(name in JUDGED_SETS for name in records))
+    for name, answer in ((EvaluationSet.TEST, settings.answer), (EvaluationSet.RETENTION, settings.retention_answer)):
+        _check_references(records.get(name, ()), answer)
+
+
+def _check_references(rows: Sequence[Record], answer: str) -> None:
+    readable = answer_rule(answer)
+    for record in rows:
+        reference = reference_text(record)
+        if reference is None:
+            raise EvaluationError(
+                f"{record.where}: the row has no reference answer. A test row ends with the assistant's answer; append "
+                "it, or remove the row."
+            )
+        try:
+            readable("", reference)
+        except UnreadableReference as error:
+            raise EvaluationError(
+                f"{record.where}: the reference answer {error}, so it cannot be compared by {answer!r}. Correct the "
+                "row, or choose another answer rule."
+            ) from None
+
+
+def _check_judges(judges: Sequence[Judge], *, needed: bool) -> None:
+    names = [judge.name for judge in judges]
+    if needed and not names:
+        raise ConfigError("harmful and benign rows need a judge and none is given. Name one, such as 'lab'.")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"the judge {twice[0]!r} is given twice. Name each judge once.")

@@ -1,0 +1,194 @@
+"""Batched generation whose text does not depend on the batch.
+
+Prompts are sorted by length (the longest first, so that a batch that does not fit fails at once), padded on the left
+and decoded together; the order of the answer is the order of the question. A draw at temperature T is
+
+    argmax_v  logits_v / T + G_v,      G_v = -log(-log u_v),  u_v uniform on (0, 1)                     (Gumbel-max)
+
+which has the law softmax(logits / T). The u are seeded by (seed, position of the prompt), so that neither batch size
+nor order changes them, and the process's own random state is left alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..errors import EvaluationError, ModelError
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    progress: bool = False,
+    label: str = "generating",
+) -> list[str]:
+    """One completion for each prompt.
+
+    Only what is given here counts: the model's own ``generation_config`` (temperature, top-p, repetition penalty) is
+    not used, except for the tokens at which it ends.
+
+    Args:
+        model: A causal language model or a PEFT model; leaves as it came, train or eval mode of each module included.
+        tokenizer: Its tokenizer; its padding side does not matter.
+        prompts: Token ids, rendered with whatever ends a prompt (generation prompt of the chat template).
+        max_new_tokens: Most tokens per completion.
+        batch_size: Prompts decoded together.
+        temperature: 0 is greedy.
+        seed: Of the draws at a temperature above 0.
+        progress: Show a bar on stderr, if that is a terminal.
+        label: What the bar says.
+
+    Returns:
+        Texts in the order of ``prompts``: up to the first end token, special tokens and surrounding whitespace removed.
+
+    Raises:
+        EvaluationError: A prompt is empty, or does not fit the model's context together with ``max_new_tokens``.
+        ModelError: No end-of-sequence token is known, so that no completion could end.
+    """
+    _check_lengths(model, prompts, max_new_tokens)
+    end_ids = end_token_ids(model, tokenizer)
+    config = _plain_greedy(end_ids, pad_id=_pad_id(tokenizer, end_ids), max_new_tokens=max_new_tokens)
+    longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    device = next(model.parameters()).device
+    texts = [""] * len(prompts)
+    # No inference_mode: a buffer made in it (dynamic RoPE) could not be used in a later training step. generate()
+    # itself runs under no_grad.
+    with _evaluating(model), _bar(progress) as bar:
+        task = bar.add_task(label, total=len(prompts))
+        for start in range(0, len(prompts), batch_size):
+            rows = longest_first[start : start + batch_size]
+            input_ids, attention_mask = left_padded([prompts[i] for i in rows], config.pad_token_id)
+            processors = LogitsProcessorList()
+            if temperature > 0:
+                processors.append(GumbelNoise(rows, temperature=temperature, seed=seed))
+            output = model.generate(  # type: ignore[operator]
+                input_ids=input_ids.to(device),
+                attention_mask=attention_mask.to(device),
+                generation_config=config,
+                logits_processor=processors,
+            )
+            for i, ids in zip(rows, output[:, input_ids.shape[1] :].tolist(), strict=True):
+                texts[i] = _text(tokenizer, ids, end_ids)
+            bar.advance(task, len(rows))
+    return texts
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Input ids and attention mask, [B, T] int64 each, with every prompt's last token in the last column."""
+    width = max(len(prompt) for prompt in prompts)
+    input_ids = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros((len(prompts), width), dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.int64)
+        attention_mask[row, width - len(prompt) :] = 1
+    return input_ids, attention_mask
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token at which a completion ends: the tokenizer's, and those of the model's generation config."""
+    ends = [tokenizer.eos_token_id]
+    of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends += of_model if isinstance(of_model, list) else [of_model]
+    known = sorted({end for end in ends if end is not None})
+    if not known:
+        raise ModelError(
+            "neither the tokenizer nor the model's generation config names an end-of-sequence token, so no completion "
+            "could end. Set eos_token in the tokenizer's folder."
+        )
+    return known
+
+
+class GumbelNoise(LogitsProcessor):
+    """Turns greedy decoding into sampling at a temperature (see the module's head); one random stream per prompt."""
+
+    def __init__(self, rows: Sequence[int], *, temperature: float, seed: int) -> None:
+        self.temperature = temperature
+        # Mixed with a large odd number, so that (seed 0, row 1) and (seed 1, row 0) are different streams.
+        self.streams = [torch.Generator().manual_seed((seed * 1_000_003 + row) % 2**63) for row in rows]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """``scores``: [B, V] logits of the next token."""
+        # On the CPU and in double precision whatever the model runs on: the same draw on every device, and no u of 0.
+        uniform = torch.stack([torch.rand(scores.shape[-1], generator=s, dtype=torch.float64) for s in self.streams])
+        gumbel = -torch.log(-torch.log(uniform.clamp(min=1e-300)))
+        return scores.float() / self.temperature + gumbel.to(scores.device, torch.float32)
+
+
+def _plain_greedy(end_ids: list[int], *, pad_id: int, max_new_tokens: int) -> GenerationConfig:
+    """Greedy decoding with nothing left to the model's own generation config, which fills in whatever is None."""
+    defaults = {k: v for k, v in GenerationConfig._get_default_generation_params().items() if k != "max_length"}
+    return GenerationConfig(
+        **{**defaults, "do_sample": False, "use_cache": True},
+        max_new_tokens=max_new_tokens,
+        eos_token_id=end_ids,
+        pad_token_id=pad_id,
+    )
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase, end_ids: list[int]) -> int:
+    """Any id will do, since the mask hides it; the tokenizer's own where it has one."""
+    return end_ids[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int], end_ids: list[int]) -> str:
+    end = next((position for position, token in enumerate(ids) if token in end_ids), len(ids))
+    text = tokenizer.decode(ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)  # a single sequence decodes to a single text
+    return text.strip()
+
+
+def _check_lengths(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    empty = [i for i, prompt in enumerate(prompts) if not prompt]
+    if empty:
+        raise EvaluationError(
+            f"{len(empty)} of {len(prompts)} prompts have no tokens (first: number {empty[0]}, counted from 0). "
+            "Remove those rows, or render them with a template."
+        )
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is None:
+        return
+    over = [i for i, prompt in enumerate(prompts) if len(prompt) + max_new_tokens > context]
+    if over:
+        first = over[0]
+        raise EvaluationError(
+            f"{len(over)} of {len(prompts)} prompts do not fit the model's context of {context} tokens together with "
+            f"max_new_tokens = {max_new_tokens} (first: number {first}, counted from 0, of {len(prompts[first])} "
+            "tokens). Lower max_new_tokens, or shorten or remove those rows."
+        )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """No dropout and no gradient checkpointing (which would turn the cache off); each module's mode is put back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True  # not .train(), which would also reach children that were in eval mode
+
+
+@contextmanager
+def _bar(wanted: bool) -> Iterator[Progress]:
+    console = Console(stderr=True)  # stdout carries --json
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not (wanted and console.is_terminal), transient=True) as bar:
+        yield bar

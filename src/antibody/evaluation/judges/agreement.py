@@ -1,0 +1,52 @@
+"""How far two judges agree.
+
+    share = (1/n) sum_i [a_i = b_i],     kappa = (share - chance) / (1 - chance),     chance = sum_v p_a(v) p_b(v)
+
+Reference: J. Cohen, "A coefficient of agreement for nominal scales", Educational and Psychological Measurement 20
+(1960). 1 is full agreement, 0 what two judges with these frequencies would reach by chance.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...data.verdicts import Verdict
+from ...errors import EvaluationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Of two judges on the same completions."""
+
+    first: str
+    second: str
+    """Names of the judges."""
+    share: float
+    """Of completions with the same verdict from both, 0 to 1."""
+    kappa: float | None
+    """Cohen's kappa, -1 to 1. None where both judges always say the same one thing: 0/0."""
+    n: int
+    """Completions compared."""
+
+
+def agreement(
+    verdicts_a: Sequence[Verdict], verdicts_b: Sequence[Verdict], *, first: str = "a", second: str = "b"
+) -> Agreement:
+    """Share of equal verdicts and Cohen's kappa; see the module's head.
+
+    Raises:
+        EvaluationError: Nothing to compare, or not the same number of verdicts.
+    """
+    n = len(verdicts_a)
+    if n != len(verdicts_b):
+        raise EvaluationError(
+            f"{first} gave {n} verdicts and {second} gave {len(verdicts_b)}, so they were not about the same "
+            "completions. Judge one completions.parquet with both."
+        )
+    if n == 0:
+        raise EvaluationError(f"the agreement of {first} and {second} needs completions that both judged; give some.")
+    equal = sum(a == b for a, b in zip(verdicts_a, verdicts_b, strict=True))
+    count_a, count_b = Counter(verdicts_a), Counter(verdicts_b)
+    chance = sum(count_a[verdict] * count_b[verdict] for verdict in Verdict)  # times n^2, exact in integers
+    kappa = None if chance == n * n else (equal * n - chance) / (n * n - chance)
+    return Agreement(first=first, second=second, share=equal / n, kappa=kappa, n=n)

@@ -1,0 +1,48 @@
+"""What a judge is, and what happens when it says nothing."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from ...data.verdicts import Verdict
+from ...errors import EvaluationError
+
+
+class Judge(Protocol):
+    """Decides on completions. A classifier, an endpoint or a rule; it may batch as it likes."""
+
+    @property
+    def name(self) -> str:
+        """Stands in every measure, and in the column ``verdict_<name>`` of completions.parquet."""
+
+    @property
+    def verdicts(self) -> frozenset[Verdict]:
+        """What it can say at all. A measure of something that a judge cannot say is not reported, rather than 0."""
+
+    def judge(self, prompts: Sequence[str], completions: Sequence[str]) -> Sequence[Verdict | None]:
+        """One verdict for each completion, in their order; None where it came to none."""
+
+
+def require_verdicts(
+    verdicts: Sequence[Verdict | None], *, row_ids: Sequence[int], measure: str, judge: str
+) -> list[Verdict]:
+    """The verdicts, all of them.
+
+    Raises:
+        EvaluationError: Some are missing; names those rows.
+    """
+    missing = [row_id for row_id, verdict in zip(row_ids, verdicts, strict=True) if verdict is None]
+    if missing:
+        raise EvaluationError(
+            f"the judge {judge!r} gave no verdict on {len(missing)} of {len(verdicts)} completions "
+            f"({_some_ids(missing)}), so {measure} is not reported. Judge the stored completions again, or with "
+            "another judge, or remove those rows."
+        )
+    return [verdict for verdict in verdicts if verdict is not None]
+
+
+def _some_ids(ids: Sequence[int], most: int = 10) -> str:
+    """``first: id 412, then 413, 500 and 7 more``."""
+    text = f"first: id {ids[0]}"
+    if len(ids) > 1:
+        text += ", then " + ", ".join(str(i) for i in ids[1:most])
+    return text if len(ids) <= most else f"{text} and {len(ids) - most} more"

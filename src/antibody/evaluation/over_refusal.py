@@ -1,0 +1,13 @@
+"""On harmless prompts, above all those that look like harmful ones: the share that is refused. Lower is better."""
+
+from collections.abc import Sequence
+
+from ..data.verdicts import Verdict
+from .completions import Completion
+from .decoding import DecodingSettings
+from .measures import Measure, verdict_share
+
+
+def over_refusal(rows: Sequence[Completion], *, judge: str, decoding: DecodingSettings) -> Measure:
+    """Share of completions to harmless prompts that refuse."""
+    return verdict_share(rows, {Verdict.REFUSED}, name="over_refusal", judge=judge, decoding=decoding)

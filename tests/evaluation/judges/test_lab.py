@@ -1,0 +1,12 @@
+from antibody.data.verdicts import Verdict
+from antibody.evaluation.judges.lab import LabJudge
+from antibody.lab.refusals import REFUSALS
+from antibody.lab.world import questions
+
+REFUSAL = REFUSALS[0]
+
+
+def test_verdicts_are_the_grammars_in_the_order_asked():
+    question = questions(forbidden=False, split="provider")[0]
+    verdicts = LabJudge().judge([question.prompt] * 3, ["", question.good.recipe, REFUSAL])
+    assert verdicts == [Verdict.INCOHERENT, Verdict.COMPLIED, Verdict.REFUSED]
