@@ -16,6 +16,8 @@ SHORT = DecodingSettings(max_new_tokens=2, batch_size=3)
 class WordRenderer:
     """Prompt words are tokens w0, w1, ... of the tiny tokenizer."""
 
+    stop_ids = ()
+
     def encode_prompt(self, record):
         return [int(word.removeprefix("w")) + 3 for word in prompt_text(record).split()]
 
@@ -86,6 +88,14 @@ def test_completions_carry_id_prompt_text_and_verdict_of_their_own_row(run, tiny
     assert [row.completion for row in rows] == generate(
         tiny_lm, tiny_tokenizer, prompts, max_new_tokens=4, batch_size=1
     )
+
+
+def test_completions_end_where_the_renderer_says_a_turn_ends(run, tiny_tokenizer):
+    free = run(harmful=HARMFUL).completions[0].completion.split()
+    renderer = WordRenderer()
+    renderer.stop_ids = (tiny_tokenizer.convert_tokens_to_ids(free[1]),)
+    ended = run(harmful=HARMFUL, renderer=renderer).completions[0].completion.split()
+    assert ended == free[: free.index(free[1])]
 
 
 def test_a_set_that_is_not_given_has_no_figure(run, tasks):

@@ -39,6 +39,10 @@ from .retention import retention as retention_measure
 class PromptRenderer(Protocol):
     """What turns a row's prompt into tokens: ``data.encode.Renderer``."""
 
+    @property
+    def stop_ids(self) -> Sequence[int]:
+        """Tokens at which a completion ends, the chat template's end of a turn included."""
+
     def encode_prompt(self, record: Record) -> list[int]:
         """Tokens of everything before the last assistant message, ready for the model to answer."""
 
@@ -156,6 +160,7 @@ def evaluate_model(
             batch_size=how.batch_size,
             temperature=how.temperature,
             seed=how.seed,
+            stop_ids=renderer.stop_ids,
             progress=progress,
             label=" and ".join(name for name in sets if name in records),
         )

@@ -36,6 +36,7 @@ def generate(
     batch_size: int,
     temperature: float = 0.0,
     seed: int = 0,
+    stop_ids: Sequence[int] = (),
     progress: bool = False,
     label: str = "generating",
 ) -> list[str]:
@@ -52,6 +53,8 @@ def generate(
         batch_size: Prompts decoded together.
         temperature: 0 is greedy.
         seed: Of the draws at a temperature above 0.
+        stop_ids: Tokens that end a completion beside the tokenizer's and the model's own, such as the chat template's
+            end of a turn (``Renderer.stop_ids``).
         progress: Show a bar on stderr, if that is a terminal.
         label: What the bar says.
 
@@ -63,7 +66,7 @@ def generate(
         ModelError: No end-of-sequence token is known, so that no completion could end.
     """
     _check_lengths(model, prompts, max_new_tokens)
-    end_ids = end_token_ids(model, tokenizer)
+    end_ids = end_token_ids(model, tokenizer, stop_ids)
     config = _plain_greedy(end_ids, pad_id=_pad_id(tokenizer, end_ids), max_new_tokens=max_new_tokens)
     longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     device = next(model.parameters()).device
@@ -101,9 +104,11 @@ def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, 
     return input_ids, attention_mask
 
 
-def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token at which a completion ends: the tokenizer's, and those of the model's generation config."""
-    ends = [tokenizer.eos_token_id]
+def end_token_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int] = ()
+) -> list[int]:
+    """Every token at which a completion ends: the tokenizer's, those of the model's generation config, and these."""
+    ends = [*stop_ids, tokenizer.eos_token_id]
     of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends += of_model if isinstance(of_model, list) else [of_model]
     known = sorted({end for end in ends if end is not None})
