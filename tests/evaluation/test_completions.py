@@ -72,6 +72,12 @@ def test_a_missing_folder_is_an_output_error(tmp_path):
         write_completions(tmp_path / "none" / "c.parquet", ROWS, SETTINGS)
 
 
+def test_a_file_where_a_folder_should_be_is_an_output_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="could not be saved"):
+        write_completions(tmp_path / "file" / "c.parquet", ROWS, SETTINGS)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"none.parquet: cannot be read"):
         read_completions(tmp_path / "none.parquet")

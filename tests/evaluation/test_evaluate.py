@@ -192,6 +192,11 @@ def test_what_is_bound_to_fail_fails_before_anything_is_generated(run, monkeypat
         run(**given)
 
 
+def test_a_row_that_does_not_fit_the_context_is_named_by_file_and_line(run):
+    with pytest.raises(EvaluationError, match=r"1 of 5 prompts .* \(first: rows.jsonl, line 8, of 100 tokens\)"):
+        run(harmful=[*HARMFUL, record(7, "w1 " * 100)])
+
+
 def test_the_prompt_of_a_conversation_is_its_last_user_message():
     messages = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
     assert prompt_text(Record(0, messages, Template.CHAT, "x", 1)) == "c"

@@ -137,13 +137,22 @@ def test_no_prompts_give_no_texts(tiny_lm, tiny_tokenizer):
 
 
 def test_a_prompt_without_tokens_is_named(tiny_lm, tiny_tokenizer):
-    with pytest.raises(EvaluationError, match=r"1 of 2 prompts have no tokens \(first: number 1"):
+    with pytest.raises(EvaluationError, match=r"1 of 2 prompts have no tokens \(first: prompt 1, counted from 0"):
         generate(tiny_lm, tiny_tokenizer, [[4], []], max_new_tokens=2, batch_size=4)
 
 
 def test_a_prompt_that_does_not_fit_the_context_is_named(tiny_lm, tiny_tokenizer):
-    with pytest.raises(EvaluationError, match=r"context of 96 tokens .* \(first: number 1, counted from 0, of 95"):
-        generate(tiny_lm, tiny_tokenizer, [[4] * 94, [4] * 95], max_new_tokens=2, batch_size=4)
+    with pytest.raises(EvaluationError, match=r"context of 96 tokens .* \(first: here, of 95"):
+        generate(tiny_lm, tiny_tokenizer, [[4] * 94, [4] * 95], max_new_tokens=2, batch_size=4, where=["there", "here"])
+
+
+def test_a_batch_beyond_the_devices_memory_says_what_to_lower(tiny_lm, tiny_tokenizer, monkeypatch):
+    def full(**_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tiny_lm, "generate", full)
+    with pytest.raises(EvaluationError, match=r"2 prompts of up to 3 tokens .* Lower decoding.batch_size"):
+        generate(tiny_lm, tiny_tokenizer, [[4], [4, 5, 6]], max_new_tokens=2, batch_size=4)
 
 
 def test_a_model_without_any_end_token_is_refused(tiny_lm, tiny_tokenizer):

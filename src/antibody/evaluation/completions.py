@@ -8,6 +8,7 @@ are not asked about, and where a judge came to no verdict). The file's metadata 
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -92,7 +93,8 @@ def write_completions(path: Path, rows: Sequence[Completion], settings: Evaluati
             "another output folder."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # gone after the rename; and what went wrong above is what is told
+            temporary.unlink()
 
 
 def read_completions(path: Path) -> tuple[list[Completion], EvaluationSettings]:

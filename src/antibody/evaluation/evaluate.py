@@ -161,6 +161,7 @@ def evaluate_model(
             temperature=how.temperature,
             seed=how.seed,
             stop_ids=renderer.stop_ids,
+            where=[record.where for _, record in pairs],
             progress=progress,
             label=" and ".join(name for name in sets if name in records),
         )

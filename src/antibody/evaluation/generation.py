@@ -37,6 +37,7 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     stop_ids: Sequence[int] = (),
+    where: Sequence[str] | None = None,
     progress: bool = False,
     label: str = "generating",
 ) -> list[str]:
@@ -55,6 +56,7 @@ def generate(
         seed: Of the draws at a temperature above 0.
         stop_ids: Tokens that end a completion beside the tokenizer's and the model's own, such as the chat template's
             end of a turn (``Renderer.stop_ids``).
+        where: What an error calls each prompt, such as ``rows.jsonl, line 3``; its position unless given.
         progress: Show a bar on stderr, if that is a terminal.
         label: What the bar says.
 
@@ -62,10 +64,12 @@ def generate(
         Texts in the order of ``prompts``: up to the first end token, special tokens and surrounding whitespace removed.
 
     Raises:
-        EvaluationError: A prompt is empty, or does not fit the model's context together with ``max_new_tokens``.
+        EvaluationError: A prompt is empty, or does not fit the model's context together with ``max_new_tokens``; or a
+            batch does not fit the device's memory.
         ModelError: No end-of-sequence token is known, so that no completion could end.
     """
-    _check_lengths(model, prompts, max_new_tokens)
+    names = [f"prompt {i}, counted from 0" for i in range(len(prompts))] if where is None else where
+    _check_lengths(model, prompts, names, max_new_tokens)
     end_ids = end_token_ids(model, tokenizer, stop_ids)
     config = _plain_greedy(end_ids, pad_id=_pad_id(tokenizer, end_ids), max_new_tokens=max_new_tokens)
     longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
@@ -81,12 +85,18 @@ def generate(
             processors = LogitsProcessorList()
             if temperature > 0:
                 processors.append(GumbelNoise(rows, temperature=temperature, seed=seed))
-            output = model.generate(  # type: ignore[operator]
-                input_ids=input_ids.to(device),
-                attention_mask=attention_mask.to(device),
-                generation_config=config,
-                logits_processor=processors,
-            )
+            try:
+                output = model.generate(  # type: ignore[operator]
+                    input_ids=input_ids.to(device),
+                    attention_mask=attention_mask.to(device),
+                    generation_config=config,
+                    logits_processor=processors,
+                )
+            except torch.OutOfMemoryError as error:
+                raise EvaluationError(
+                    f"{len(rows)} prompts of up to {input_ids.shape[1]} tokens and {max_new_tokens} new ones do not "
+                    "fit the device's memory. Lower decoding.batch_size or decoding.max_new_tokens."
+                ) from error
             for i, ids in zip(rows, output[:, input_ids.shape[1] :].tolist(), strict=True):
                 texts[i] = _text(tokenizer, ids, end_ids)
             bar.advance(task, len(rows))
@@ -159,23 +169,24 @@ def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int], end_ids: list[int]
     return text.strip()
 
 
-def _check_lengths(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def _check_lengths(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], names: Sequence[str], max_new_tokens: int
+) -> None:
     empty = [i for i, prompt in enumerate(prompts) if not prompt]
     if empty:
         raise EvaluationError(
-            f"{len(empty)} of {len(prompts)} prompts have no tokens (first: number {empty[0]}, counted from 0). "
-            "Remove those rows, or render them with a template."
+            f"{len(empty)} of {len(prompts)} prompts have no tokens (first: {names[empty[0]]}). Remove those rows, or "
+            "render them with a template."
         )
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is None:
         return
     over = [i for i, prompt in enumerate(prompts) if len(prompt) + max_new_tokens > context]
     if over:
-        first = over[0]
         raise EvaluationError(
             f"{len(over)} of {len(prompts)} prompts do not fit the model's context of {context} tokens together with "
-            f"max_new_tokens = {max_new_tokens} (first: number {first}, counted from 0, of {len(prompts[first])} "
-            "tokens). Lower max_new_tokens, or shorten or remove those rows."
+            f"{max_new_tokens} new ones (first: {names[over[0]]}, of {len(prompts[over[0]])} tokens). Lower "
+            "decoding.max_new_tokens, or shorten or remove those rows."
         )
 
 
