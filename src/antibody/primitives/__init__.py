@@ -1,0 +1,1 @@
+"""Tensors only: norms, secants, perturbations, likelihoods."""

@@ -1,0 +1,1 @@
+"""Defences that make the model resistant before any user arrives."""

@@ -1,0 +1,1 @@
+"""Defences that train on the upload without learning the harm."""

@@ -1,0 +1,167 @@
+"""Antibody, alignment stage: refusals, learnt where one step of an attack leaves little to gain.
+
+    min_w  f(w) + lam_t * L_sharp(w) + lam2 * r(w_pert)                                       (Sec. 4.1)
+
+    L_sharp(w) = h(w) - min_{|v - w| <= alpha} h(v)       how far one attack of radius alpha can lower the harmful loss
+    w_pert     = w - alpha * g_h / |g_h|,  g_h = grad h(w)       the inner minimum to first order, held constant
+
+    f   alignment loss: prompts with their own completion (refusals, and benign rows)      [nats per token]
+    h   harmful loss: harmful prompts with harmful completions                             [nats per token]
+    r   refusal loss: the same harmful prompts, each with one generic refusal              [nats per token]
+
+    g_a = grad f(w)        d = g_h - grad h(w_pert), the gradient of the sharpness
+    lam_raw = max(0, eta - cos(g_a, d))   "cosine"        or   max(0, eta - <g_a, d> / |d|^2)   "kkt"
+    lam_t   = m * lam_{t-1} + (1 - m) * lam_raw           (first step: lam_raw)
+    update  = g_a + lam_t * d + lam2 * grad r(w_pert)
+
+"kkt" is the paper's: the direction closest to g_a that still flattens, <d, update> >= eta |d|^2. The released code
+divides by |d| |g_a| instead, and its published numbers come from that: it is the default.
+
+Norms, products and cosines run over all trainable weights together and over the whole optimiser step.
+Four forward and four backward passes; the release makes five of each and a deep copy of the model.
+
+Reference: Antibody, ICLR 2026, https://arxiv.org/abs/2603.00498. Departures from the release: lam_t is kept in
+checkpoints (there a resumed run restarts its average); any gradient accumulation and number of ranks.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ConfigError
+from ...primitives.gradients import Gradients, combined, difference, dot, norm, scaled, unit
+from ...primitives.perturb import perturbed_weights
+from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult
+
+Normalisation = Literal["cosine", "kkt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AntibodyAlignmentConfig:
+    """Hyperparameters. Defaults are the released scripts', the same for Llama-2-7B, Qwen2-7B and Gemma."""
+
+    alpha: float = 0.1
+    """Radius of the simulated attack: L2 norm over all trainable weights. Scripts: alpha = rho = 0.1."""
+    eta: float = 5.0
+    """How strongly the update must flatten. Scripts: 5. At small scale with full fine-tuning that drowns the refusals."""
+    m: float = 0.99
+    """Decay of the average of lam, 0 to 1. Scripts: 0.99; the code's own default is 0.9."""
+    lam2: float = 0.05
+    """Weight of the refusal loss at the attacked weights. Scripts: 0.05."""
+    normalisation: Normalisation = "cosine"
+    """"cosine": the release. "kkt": the paper."""
+    lam: float | None = None
+    """A constant instead of the adaptive lam_t. 0, with lam2 = 0, is plain SFT."""
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "eta", "lam2", "lam"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ConfigError(f"antibody.{name} is {value}: must be a finite number, 0 or more.")
+        if not 0 <= self.m < 1:
+            raise ConfigError(f"antibody.m is {self.m}: a decay lies in [0, 1). 0 switches the average off.")
+
+
+def adaptive_lambda(g_a: Sequence[Tensor], d: Sequence[Tensor], *, eta: float, normalisation: Normalisation) -> Tensor:
+    """lam_raw: a float64 scalar, 0 or more."""
+    product = dot(g_a, d)
+    if normalisation == "kkt":
+        alignment = product / (dot(d, d) + 1e-12)
+    else:
+        alignment = product / (norm(g_a) * norm(d) + 1e-8)
+    return (eta - alignment).clamp(min=0.0)
+
+
+def antibody_update(
+    params: Sequence[nn.Parameter],
+    *,
+    alignment_gradient: Callable[[], Gradients],
+    harmful_gradient: Callable[[], Gradients],
+    refusal_gradient: Callable[[], Gradients],
+    alpha: float,
+    lam: Callable[[Gradients, Gradients], float | Tensor],
+    lam2: float,
+) -> Gradients:
+    """The update at the current weights. Each gradient is taken where it is called.
+
+    Args:
+        params: Trainable weights, perturbed for two of the four passes and restored exactly.
+        alignment_gradient: grad f here.
+        harmful_gradient: grad h here.
+        refusal_gradient: grad r here; not called if ``lam2`` is 0.
+        alpha: Radius.
+        lam: lam_t from (g_a, d).
+        lam2: Weight of the refusal term.
+    """
+    g_a = alignment_gradient()  # pass 1, at w
+    g_h = harmful_gradient()  # pass 2, at w
+    with perturbed_weights(params, scaled(unit(g_h), -alpha)):  # w_pert
+        g_p = harmful_gradient()  # pass 3
+        g_r = refusal_gradient() if lam2 else g_p  # pass 4
+    d = difference(g_h, g_p)
+    return combined(g_a, (lam(g_a, d), d), (lam2, g_r))
+
+
+class AntibodyAlignment(Defence):
+    """Binds the update to the batches of an optimiser step."""
+
+    stage = Stage.ALIGNMENT
+    about = About(
+        summary="flat alignment: refuse, also one attack step away",
+        paper="2603.00498",
+        forwards=4,
+        backwards=4,
+        extra_memory="4 gradients and 1 copy of the trainable weights",
+    )
+    options = AntibodyAlignmentConfig
+    needs = (Role.HARMFUL,)
+    needs_refusals = True
+    neutral = {"lam": 0.0, "lam2": 0.0}  # eta = 0 is not neutral where cos < 0
+
+    def __init__(self, config: AntibodyAlignmentConfig) -> None:
+        self.config = config
+        self.lam: Tensor | None = None  # lam_{t-1}
+
+    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+        """One step: see the head of this file."""
+        harmful = batches[Role.HARMFUL]
+        losses: dict[str, float] = {}
+
+        def gradient(name: str, batch: StepBatch) -> Gradients:
+            sweep = context.gradient("token_mean_nll", batch)
+            losses[name] = sweep.loss
+            return sweep.gradients
+
+        update = antibody_update(
+            context.parameters,
+            alignment_gradient=lambda: gradient("alignment", batches[Role.ALIGNMENT]),
+            harmful_gradient=lambda: gradient("attacked" if "harmful" in losses else "harmful", harmful),
+            refusal_gradient=lambda: gradient("refusal", context.with_refusals(harmful)),
+            alpha=self.config.alpha,
+            lam=self._lambda,
+            lam2=self.config.lam2,
+        )
+        metrics = {f"loss_{name}": loss for name, loss in losses.items()}
+        metrics["sharpness"] = losses["harmful"] - losses["attacked"]
+        metrics["lam"] = self.config.lam if self.lam is None else float(self.lam)  # type: ignore[assignment]
+        return StepResult(update, losses["alignment"], metrics)
+
+    def _lambda(self, g_a: Gradients, d: Gradients) -> float | Tensor:
+        if self.config.lam is not None:
+            return self.config.lam
+        raw = adaptive_lambda(g_a, d, eta=self.config.eta, normalisation=self.config.normalisation)
+        m = self.config.m
+        self.lam = raw if self.lam is None else m * self.lam + (1 - m) * raw
+        return self.lam
+
+    def state(self) -> dict[str, Tensor]:
+        """The average of lam."""
+        return {} if self.lam is None else {"lam": self.lam.cpu()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up the average where the killed run left it."""
+        if "lam" in state:
+            self.lam = state["lam"].to(torch.float64)

@@ -1,0 +1,70 @@
+"""Every defence by stage and name: a line each."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from ..errors import ConfigError
+from ..training.step import Defence, Stage
+from .alignment.antibody import AntibodyAlignment
+from .alignment.sft import AlignmentSFT
+from .finetuning.antibody import AntibodyFinetuning
+from .finetuning.sft import FinetuningSFT
+
+CATALOGUE: dict[tuple[Stage, str], type[Defence]] = {
+    (Stage.ALIGNMENT, "sft"): AlignmentSFT,
+    (Stage.ALIGNMENT, "antibody"): AntibodyAlignment,
+    (Stage.FINETUNING, "sft"): FinetuningSFT,
+    (Stage.FINETUNING, "antibody"): AntibodyFinetuning,
+}
+
+
+def defence_names(stage: Stage) -> list[str]:
+    """Names in the order of the catalogue."""
+    return [name for s, name in CATALOGUE if s == stage]
+
+
+def make_defence(stage: Stage, name: str, options: Mapping[str, Any] | None = None) -> Defence:
+    """A fresh defence.
+
+    Args:
+        stage: Of the three.
+        name: Its name in the catalogue.
+        options: Its hyperparameters by name, as parsed from YAML or as strings from the command line.
+
+    Raises:
+        ConfigError: no such defence, no such option (the nearest name is offered), or a value that does not fit.
+    """
+    cls = CATALOGUE.get((stage, name))
+    if cls is None:
+        names = defence_names(stage)
+        raise ConfigError(f"no {stage} defence is called '{name}'{nearest(name, names)} There are: {', '.join(names)}.")
+    return cls(parse_options(cls.options, name, options or {}))  # type: ignore[call-arg]
+
+
+def parse_options(kind: type, name: str, options: Mapping[str, Any]) -> Any:
+    """The options' dataclass, checked.
+
+    Raises:
+        ConfigError: an unknown field or a value of the wrong kind, with the field's name.
+    """
+    fields = [f.name for f in dataclasses.fields(kind)]
+    for key in options:
+        if key not in fields:
+            listed = ", ".join(fields) or "none"
+            raise ConfigError(f"{name}.{key}: no such option{nearest(key, fields)} Options: {listed}.")
+    try:
+        return TypeAdapter(kind).validate_python(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{name}.{where} is {first['input']!r}: {first['msg'].lower()}.") from error
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """"; did you mean 'x'?" or "."."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean '{close[0]}'?" if close else "."

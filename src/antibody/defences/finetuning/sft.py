@@ -1,0 +1,28 @@
+"""Plain supervised fine-tuning on the upload: the undefended control.
+
+    min_w  sum_i NLL_i / sum_i N_i        over the rows of an optimiser step; N_i completion tokens, EOS included
+
+The mean over tokens, as in Hugging Face's Trainer. One forward, one backward.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from ...training.step import About, Defence, NoOptions, Role, RowRecord, Stage, StepBatch, StepContext, StepResult
+
+
+class FinetuningSFT(Defence):
+    """No defence."""
+
+    stage = Stage.FINETUNING
+    about = About(summary="undefended baseline", paper="", forwards=1, backwards=1, extra_memory="none")
+    neutral = {}  # noqa: RUF012
+
+    def __init__(self, config: NoOptions) -> None:
+        self.config = config
+
+    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+        """The gradient of the token mean."""
+        sweep = context.gradient("token_mean_nll", batches[Role.USER])
+        return StepResult(sweep.gradients, sweep.loss, rows=RowRecord(torch.ones_like(sweep.weights)))

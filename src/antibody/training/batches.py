@@ -1,0 +1,182 @@
+"""Which rows belong to which optimiser step, micro-batch and rank.
+
+The unit is the optimiser step: it has a global batch of B = micro-batch size x accumulation x ranks rows, in an order
+that depends on the seed alone. How it is cut into micro-batches and ranks changes nothing else.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..data.records import TokenizedRow
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """The rows of one forward pass.
+
+    Attributes:
+        rows: At least one.
+        counted: False for a row that is only repeated so that a rank is not left without one: its weight is 0, it is
+            neither counted nor logged.
+        positions: Each row's place in the step's global batch, 0 <= position < B.
+    """
+
+    rows: tuple[TokenizedRow, ...]
+    counted: tuple[bool, ...]
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """This rank's share of the rows of one optimiser step. ``num_rows`` counts over all ranks."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    num_rows: int
+
+    def with_completions(self, rows: Sequence[TokenizedRow]) -> "StepBatch":
+        """The same grid of micro-batches with other rows in it, in the order of ``self.rows()``."""
+        fresh = iter(rows)
+        return StepBatch(
+            tuple(
+                MicroBatch(tuple(next(fresh) for _ in micro.rows), micro.counted, micro.positions)
+                for micro in self.micro_batches
+            ),
+            self.num_rows,
+        )
+
+    def rows(self) -> Iterator[tuple[TokenizedRow, int]]:
+        """Each row of this rank with its position in the global batch."""
+        for micro in self.micro_batches:
+            yield from zip(micro.rows, micro.positions, strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """How a step is cut: rows per forward pass, forward passes per step, ranks, and which rank this is."""
+
+    micro_batch_size: int
+    accumulation: int = 1
+    num_ranks: int = 1
+    rank: int = 0
+
+    @property
+    def step_size(self) -> int:
+        """B, the rows of a full optimiser step over all ranks."""
+        return self.micro_batch_size * self.accumulation * self.num_ranks
+
+    def num_micro_batches(self, num_rows: int) -> int:
+        """Forward passes that every rank makes for a step of ``num_rows`` rows."""
+        return -(-num_rows // (self.micro_batch_size * self.num_ranks))
+
+    def cut(self, num_rows: int) -> list[list[tuple[int, bool]]]:
+        """For each micro-batch of this rank, the (position, counted) of its rows in a step of ``num_rows`` rows."""
+        size = self.micro_batch_size
+        cuts = []
+        for micro in range(self.num_micro_batches(num_rows)):
+            start = (micro * self.num_ranks + self.rank) * size
+            slots = [(position, True) for position in range(start, min(start + size, num_rows))]
+            cuts.append(slots or [(start % num_rows, False)])
+        return cuts
+
+
+@lru_cache(maxsize=16)
+def _order(num_rows: int, *key: int) -> np.ndarray:
+    return np.random.default_rng(key).permutation(num_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What the sampler asks the data set for."""
+
+    index: int
+    counted: bool
+    position: int
+
+
+class StepSampler(Sampler[list[Slot]]):
+    """Micro-batches of one epoch over the main data set. The last step of an epoch may be smaller, never padded."""
+
+    def __init__(self, num_rows: int, grid: Grid, seed: int) -> None:
+        self.num_rows, self.grid, self.seed = num_rows, grid, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[Slot]]:
+        order = _order(self.num_rows, self.seed, self.epoch)
+        for start in range(0, self.num_rows, self.grid.step_size):
+            step = order[start : start + self.grid.step_size]
+            for cut in self.grid.cut(len(step)):
+                yield [Slot(int(step[position]), counted, position) for position, counted in cut]
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.num_rows, self.grid.step_size)
+        return full * self.grid.accumulation + self.grid.num_micro_batches(rest)
+
+
+class _Rows(Dataset[tuple[TokenizedRow, Slot]]):
+    def __init__(self, rows: Sequence[TokenizedRow]) -> None:
+        self.rows = rows
+
+    def __getitem__(self, slot: Slot) -> tuple[TokenizedRow, Slot]:  # type: ignore[override]
+        return self.rows[slot.index], slot
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def _collate(items: list[tuple[TokenizedRow, Slot]]) -> MicroBatch:
+    return MicroBatch(
+        tuple(row for row, _ in items),
+        tuple(slot.counted for _, slot in items),
+        tuple(slot.position for _, slot in items),
+    )
+
+
+def step_loader(rows: Sequence[TokenizedRow], grid: Grid, seed: int) -> DataLoader[MicroBatch]:
+    """A plain loader of micro-batches (never prepared by accelerate: the grid already knows its rank)."""
+    return DataLoader(_Rows(rows), batch_sampler=StepSampler(len(rows), grid, seed), collate_fn=_collate)  # type: ignore[arg-type]
+
+
+def step_batch(micro_batches: Sequence[MicroBatch], num_rows: int) -> StepBatch:
+    """The micro-batches that a loader gave for one step, and how many rows the step has over all ranks."""
+    return StepBatch(tuple(micro_batches), num_rows)
+
+
+@dataclass(frozen=True)
+class RoleStream:
+    """Rows of a further role (harmful, refusal, benign): an endless stream, shuffled anew at each pass.
+
+    The batch of a step is a function of (seed, role, step) alone, so that there is no position to save or to lose.
+    """
+
+    role: str
+    rows: Sequence[TokenizedRow]
+    grid: Grid
+    seed: int
+
+    def at(self, step: int) -> StepBatch:
+        """The batch of optimiser step ``step`` (0-based): always B rows."""
+        size, num_rows = self.grid.step_size, len(self.rows)
+        salt = zlib.crc32(self.role.encode())
+
+        def row(position: int) -> TokenizedRow:
+            passes, offset = divmod(step * size + position, num_rows)
+            return self.rows[int(_order(num_rows, self.seed, salt, passes)[offset])]
+
+        micro_batches = tuple(
+            MicroBatch(
+                tuple(row(position) for position, _ in cut),
+                tuple(counted for _, counted in cut),
+                tuple(position for position, _ in cut),
+            )
+            for cut in self.grid.cut(size)
+        )
+        return StepBatch(micro_batches, size)

@@ -1,0 +1,107 @@
+"""Checkpoints that are either whole or absent.
+
+The Trainer writes into a staging folder; the defence's tensors go beside; everything is flushed to disk; then one rename
+makes it a checkpoint, and only then are older ones removed. A run that is killed at any moment, or whose disk is full,
+keeps its previous checkpoint.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from ..errors import OutputError, TrainingError
+
+if TYPE_CHECKING:
+    from .trainer import DefendedTrainer
+
+STATE_FILE = "antibody_state.pt"
+STAGING = ".staging"
+
+
+def save_checkpoint(trainer: "DefendedTrainer", state: Mapping[str, Tensor], write: Callable[[], None]) -> None:
+    """Stage, flush, rename, rotate.
+
+    Args:
+        trainer: Its ``args.output_dir`` is where checkpoints live.
+        state: The defence's tensors and the row log.
+        write: Writes the Trainer's own checkpoint below ``trainer.args.output_dir``.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written; what was there before is untouched.
+    """
+    folder = Path(trainer.args.output_dir)
+    staging = folder / STAGING
+    name = f"checkpoint-{trainer.state.global_step}"
+    main = trainer.args.should_save
+    if main:
+        shutil.rmtree(staging, ignore_errors=True)
+    _barrier()
+    trainer.args.output_dir = str(staging)
+    try:
+        write()
+        _barrier()
+        if main:
+            torch.save(dict(state), staging / name / STATE_FILE)
+            _flush(staging / name)
+            shutil.rmtree(folder / name, ignore_errors=True)
+            os.replace(staging / name, folder / name)
+            shutil.rmtree(staging, ignore_errors=True)
+            _rotate(folder, trainer.args.save_total_limit)
+    except (OSError, RuntimeError) as error:  # torch's and safetensors' writers raise RuntimeError on a full disk
+        if main:
+            shutil.rmtree(staging, ignore_errors=True)
+        previous = newest_checkpoint(folder)
+        kept = f"the previous checkpoint, {previous.name}, is whole" if previous else "there was none before"
+        raise OutputError(
+            f"{folder / name}: the checkpoint could not be written ({error}); {kept}. Make room and go on with --resume."
+        ) from error
+    finally:
+        trainer.args.output_dir = str(folder)
+    _barrier()
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The whole checkpoint with the highest step, or None."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / STATE_FILE).is_file()]
+    return max(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
+
+
+def load_run_state(checkpoint: Path) -> dict[str, Tensor]:
+    """The defence's tensors and the row log of a checkpoint.
+
+    Raises:
+        TrainingError: this folder is not a whole checkpoint of ours.
+    """
+    file = checkpoint / STATE_FILE
+    if not file.is_file():
+        raise TrainingError(f"{checkpoint}: not a whole checkpoint of this library ({STATE_FILE} is missing). Start anew.")
+    state: dict[str, Tensor] = torch.load(file, weights_only=True)
+    return state
+
+
+def _rotate(folder: Path, limit: int | None) -> None:
+    if not limit:
+        return
+    whole = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    for path in whole[:-limit]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _barrier() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,40 @@
+"""The processes of one run, and the few sums they need of each other."""
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def num_ranks() -> int:
+    """Processes in this run; 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def all_reduce(tensor: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
+    """The sum or maximum of a tensor over all ranks, in place and returned; the tensor itself on one rank."""
+    if num_ranks() > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX)
+    return tensor
+
+
+def all_reduce_gradients(gradients: list[Tensor]) -> list[Tensor]:
+    """The sum over ranks of each gradient, in one message per dtype."""
+    if num_ranks() == 1:
+        return gradients
+    for dtype in {g.dtype for g in gradients}:
+        group = [g for g in gradients if g.dtype == dtype]
+        flat = all_reduce(torch.cat([g.reshape(-1) for g in group]))
+        for g, summed in zip(group, flat.split([g.numel() for g in group]), strict=True):
+            g.copy_(summed.view_as(g))
+    return gradients
+
+
+def gather_lists(values: list[object]) -> list[object]:
+    """The lists of all ranks, one after the other, in rank order."""
+    if num_ranks() == 1:
+        return values
+    parts: list[list[object] | None] = [None] * num_ranks()
+    dist.all_gather_object(parts, values)
+    return [value for part in parts for value in part or []]

@@ -1,0 +1,203 @@
+"""NLL of a refusal to the prompts of a micro-batch, beside the training forward.
+
+    [x_1 .. x_P, y]   the training forward, which leaves its keys and values
+    [x_P, r]          the refusal: attends to x_1 .. x_{P-1} of the above and to itself
+
+``cached`` runs only the second line, without gradient, on the first line's keys and values: the prompt is computed once
+for both. x_P is fed again because its output, the prediction of r_1, is read from the same place; its first copy, y and
+the padding are masked, and r goes on from x_P's position. ``separate`` is a short forward of [x, r] of its own, for
+models whose layers are not plain causal attention (sliding window, recurrent, hybrid), under gradient checkpointing
+(which keeps no cache), with the fused head and with a quantised base. The two agree to rounding, and are compared once
+at the start of a run.
+
+Source: the two NLLs of s_i in Antibody (2603.00498), Sec. 4.2; the arrangement is ours. The released code runs three
+forwards. A packed row with a 4-D mask gives the same numbers too, but drags the refusal through the backward pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache
+
+from ..data.records import Template, TokenizedRow
+from ..errors import ConfigError, TrainingError
+from ..primitives.likelihood import IGNORED, token_nll
+from .batches import MicroBatch
+from .likelihood import Head, TurnNLL, completion_nll, tolerance
+
+
+class Scoring(StrEnum):
+    """Where the refusals are scored."""
+
+    AUTO = "auto"
+    CACHED = "cached"
+    SEPARATE = "separate"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusals:
+    """Generic one-line refusals as token ids, rendered for each template in use.
+
+    ``texts`` is the list as given; ``ids[template][i]`` the i-th one as it would be trained, EOS included.
+    """
+
+    texts: tuple[str, ...]
+    ids: dict[Template, tuple[tuple[int, ...], ...]]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def of(self, row: TokenizedRow, index: int) -> tuple[int, ...]:
+        """Refusal ``index`` (mod n), rendered like ``row``."""
+        return self.ids[row.template][index % len(self.texts)]
+
+    def row(self, row: TokenizedRow, index: int, turn: int = -1) -> TokenizedRow:
+        """``row`` with the completion of one trained turn replaced by refusal ``index``, and what follows cut off."""
+        start, _ = row.spans[turn]
+        refusal = self.of(row, index)
+        return TokenizedRow(
+            row.row_id, (*row.input_ids[:start], *refusal), ((start, start + len(refusal)),), row.template
+        )
+
+
+def plain_causal_attention(model: nn.Module) -> bool:
+    """Whether every layer attends to all that came before: only then can a refusal join another row's keys."""
+    config: Any = model.config
+    config = config.get_text_config()
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None:
+        return all(kind == "full_attention" for kind in layer_types)
+    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    return not windowed and not hasattr(config, "layers_block_type") and not getattr(config, "is_recurrent", False)
+
+
+def usable_scoring(model: nn.Module, wanted: Scoring, head: Head) -> Scoring:
+    """The form to use; ``auto`` is ``cached`` wherever that is exact.
+
+    Raises:
+        ConfigError: ``cached`` was asked for by name and cannot be had; says why.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    obstacles = {
+        "its attention is not plain causal attention in every layer": not plain_causal_attention(base),
+        "gradient checkpointing keeps no keys and values": bool(getattr(base, "is_gradient_checkpointing", False)),
+        "the fused head keeps no keys and values": head is Head.FUSED,
+        "its base is quantised": bool(getattr(base, "is_quantized", False)),
+    }
+    reasons = [reason for reason, holds in obstacles.items() if holds]
+    if wanted is Scoring.CACHED and reasons:
+        raise ConfigError(f"scoring=cached cannot be used with this model: {reasons[0]}. Set scoring=separate.")
+    if wanted is Scoring.AUTO:
+        return Scoring.SEPARATE if reasons else Scoring.CACHED
+    return wanted
+
+
+def completion_and_refusal_nll(
+    model: nn.Module,
+    micro: MicroBatch,
+    refusals: Refusals,
+    *,
+    pad_id: int,
+    scoring: Scoring,
+    head: Head = Head.KEPT,
+    refusal_index: Sequence[int] | None = None,
+) -> tuple[TurnNLL, TurnNLL]:
+    """NLL(y|x) with its graph, and NLL(r|x) without, for every trained turn of a micro-batch.
+
+    Args:
+        model: As in ``completion_nll``.
+        micro: The rows.
+        refusals: The list; row i is scored against number ``refusal_index[i]``, by default its own row id, mod n.
+        pad_id: What to pad with.
+        scoring: ``CACHED`` or ``SEPARATE``.
+        head: As in ``completion_nll``.
+        refusal_index: One number per row.
+    """
+    if refusal_index is None:
+        refusal_index = [row.row_id for row in micro.rows]
+    pairs = [(i, k) for i, row in enumerate(micro.rows) for k in range(len(row.spans))]
+    ids = [refusals.of(micro.rows[i], refusal_index[i]) for i, _ in pairs]
+    if scoring is Scoring.CACHED:
+        cache = DynamicCache()
+        completions = completion_nll(model, micro, pad_id=pad_id, head=head, cache=cache)
+        totals = _cached_refusal_totals(model, micro, pairs, ids, cache)
+    else:
+        completions = completion_nll(model, micro, pad_id=pad_id, head=head)
+        rows = tuple(refusals.row(micro.rows[i], refusal_index[i], turn=k) for i, k in pairs)
+        with torch.no_grad():
+            totals = completion_nll(
+                model, MicroBatch(rows, (True,) * len(rows), tuple(range(len(rows)))), pad_id=pad_id, head=head
+            ).row_total
+    total, num_tokens = torch.zeros_like(completions.num_tokens), torch.zeros_like(completions.num_tokens)
+    where = ([i for i, _ in pairs], [k for _, k in pairs])
+    total[where] = totals
+    num_tokens[where] = torch.tensor([len(r) for r in ids], dtype=total.dtype, device=total.device)
+    return completions, TurnNLL(total, num_tokens)
+
+
+@torch.no_grad()
+def _cached_refusal_totals(
+    model: nn.Module, micro: MicroBatch, pairs: list[tuple[int, int]], ids: list[tuple[int, ...]], cache: Cache
+) -> Tensor:
+    """[pairs], nats. Feeds [x_P, r_1 .. r_{R-1}] onto the keys and values of x_1 .. x_{P-1}."""
+    device = next(model.parameters()).device
+    width, past = max(len(r) for r in ids), cache.get_seq_length()
+    inputs = torch.zeros(len(pairs), width, dtype=torch.long)
+    targets = torch.full((len(pairs), width), IGNORED)
+    mask = torch.zeros(len(pairs), past + width, dtype=torch.long)
+    starts = torch.tensor([micro.rows[i].spans[k][0] for i, k in pairs])
+    for n, ((i, _), refusal) in enumerate(zip(pairs, ids, strict=True)):
+        before = int(starts[n]) - 1  # x_1 .. x_{P-1}
+        inputs[n, : len(refusal)] = torch.tensor([micro.rows[i].input_ids[before], *refusal[:-1]])
+        targets[n, : len(refusal)] = torch.tensor(refusal)
+        mask[n, :before] = 1
+        mask[n, past : past + len(refusal)] = 1
+    rows = torch.tensor([i for i, _ in pairs], device=device)
+    all_rows = len(pairs) == len(micro.rows)
+    shared = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        keys, values = layer.keys.detach(), layer.values.detach()
+        if not all_rows:
+            keys, values = keys[rows], values[rows]
+        shared.update(keys, values, number)
+    logits = model(
+        input_ids=inputs.to(device),
+        attention_mask=mask.to(device),
+        position_ids=(starts[:, None] - 1 + torch.arange(width)).to(device),
+        past_key_values=shared,
+        use_cache=True,
+    ).logits
+    return token_nll(logits, targets.to(device)).sum(dim=1)
+
+
+def check_scoring(
+    model: nn.Module, micro: MicroBatch, refusals: Refusals, *, pad_id: int, scoring: Scoring, head: Head
+) -> None:
+    """Compare ``cached`` with ``separate`` on one micro-batch.
+
+    Raises:
+        TrainingError: they differ by more than rounding; with both numbers.
+    """
+    if scoring is not Scoring.CACHED:
+        return
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            cached, separate = (
+                completion_and_refusal_nll(model, micro, refusals, pad_id=pad_id, scoring=form, head=head)[1].mean
+                for form in (Scoring.CACHED, Scoring.SEPARATE)
+            )
+    finally:
+        model.train(was_training)
+    worst = int((cached - separate).abs().argmax())
+    a, b = float(cached.flatten()[worst]), float(separate.flatten()[worst])
+    if not abs(a - b) <= tolerance(model) * max(1.0, abs(b)):
+        raise TrainingError(
+            f"self-check: a refusal scored beside the training forward costs {a:.6f} nats per token, in a forward of "
+            f"its own {b:.6f}. This model's attention is not what it seems; set scoring=separate."
+        )

@@ -1,0 +1,374 @@
+"""What a defence sees: one whole optimiser step.
+
+A step has micro-batches, on one or several ranks. Norms, cosines, multipliers and softmaxes belong to the step, never to
+a micro-batch; ``StepContext`` does the sweeping, summing and restoring, so that a defence is written as its paper is.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..data.records import TokenizedRow
+from ..errors import ConfigError
+from ..models.adapters import adapter_disabled, trainable_parameters
+from ..primitives.gradients import Gradients
+from ..primitives.perturb import perturbed_weights
+from .batches import MicroBatch, StepBatch
+from .likelihood import Head, TurnNLL, check_head, completion_nll, usable_head
+from .ranks import all_reduce, all_reduce_gradients, num_ranks
+from .refusals import Refusals, Scoring, check_scoring, completion_and_refusal_nll, usable_scoring
+
+
+class Stage(StrEnum):
+    """Before, during and after the user's fine-tuning."""
+
+    ALIGNMENT = "alignment"
+    FINETUNING = "finetuning"
+    POST = "post"
+
+
+class Role(StrEnum):
+    """What a data set is for."""
+
+    USER = "user"
+    """The upload."""
+    ALIGNMENT = "alignment"
+    """Prompt + refusal; with benign rows where the provider has them."""
+    HARMFUL = "harmful"
+    """Prompt + harmful completion."""
+    BENIGN = "benign"
+
+
+MAIN_ROLE: Mapping[Stage, Role] = {Stage.ALIGNMENT: Role.ALIGNMENT, Stage.FINETUNING: Role.USER}
+"""Whose rows an epoch counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowTerms:
+    """One micro-batch's share of a weighted mean over rows,  sum_i e^a_i num_i / sum_i e^a_i den_i.
+
+    Attributes:
+        numerator: [B], with graph: for the token mean, the NLL summed over the row's completion tokens.
+        denominator: [B], no graph: for the token mean, the number of these tokens.
+        log_weight: [B], no graph: a_i. None where all are 0.
+        score: [B], no graph: what the weight was made from, for the record.
+    """
+
+    numerator: Tensor
+    denominator: Tensor
+    log_weight: Tensor | None = None
+    score: Tensor | None = None
+
+
+RowLoss = Callable[[MicroBatch], RowTerms]
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """The gradient of a loss over one whole step.
+
+    Attributes:
+        gradients: One per trainable parameter, summed over ranks: the gradient of the global mean.
+        loss: That mean, nats per token (or per row, as the terms define it).
+        weights: [rows of this rank], in the order of ``StepBatch.rows()``: e^a_i / sum over all ranks; they add to 1.
+        scores: Likewise, if the terms had scores.
+    """
+
+    gradients: Gradients
+    loss: float
+    weights: Tensor
+    scores: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class RowRecord:
+    """What a step did with each row of this rank, in the order of ``StepBatch.rows()``; lands in samples.parquet."""
+
+    weight: Tensor
+    """1 means "as in SFT"."""
+    score: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a defence hands back: the update direction before clipping, and what to log."""
+
+    gradients: Gradients
+    loss: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    rows: RowRecord | None = None
+
+
+class StepContext:
+    """The model of a run, behind the few verbs that a defence needs.
+
+    Args:
+        model: The bare model or PEFT model (never DDP's wrapper), on its device.
+        rows: The tokenised rows by role.
+        pad_id: The tokenizer's padding id.
+        refusals: Generic refusals, where the defence scores against them.
+        head: How log-likelihoods are read off the model.
+        seed: The run's seed.
+        autocast: Entered around every forward; anew each time, since a cached cast hides a perturbation.
+        batch_size: Rows per forward pass where a verb walks over a whole role.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        rows: Mapping[str, Sequence[TokenizedRow]] | None = None,
+        pad_id: int = 0,
+        refusals: Refusals | None = None,
+        head: Head = Head.KEPT,
+        seed: int = 0,
+        rank: int = 0,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        batch_size: int = 16,
+    ) -> None:
+        self.model = model
+        self.rows = dict(rows or {})
+        self.pad_id = pad_id
+        self.seed = seed
+        self.rank = rank
+        self.head = usable_head(model, head)
+        self.parameters = list(trainable_parameters(model).values())
+        self.step = 0
+        """The optimiser step that is being taken, 0-based."""
+        self.max_steps = 0
+        """Optimiser steps of the whole run."""
+        self._refusals = refusals
+        self._autocast = autocast
+        self._batch_size = batch_size
+
+    # -- likelihoods ---------------------------------------------------------------------------------------------
+
+    @property
+    def refusals(self) -> Refusals:
+        """The run's refusal list.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self._refusals is None:
+            raise ConfigError("this defence scores against refusals, and the run has none. Pass --refusals FILE.")
+        return self._refusals
+
+    def completion_nll(self, micro: MicroBatch) -> TurnNLL:
+        """NLL(y|x) of every trained turn, with its graph."""
+        with self._autocast():
+            return completion_nll(self.model, micro, pad_id=self.pad_id, head=self.head)
+
+    def completion_and_refusal_nll(
+        self, micro: MicroBatch, scoring: Scoring, refusal_index: Sequence[int] | None = None
+    ) -> tuple[TurnNLL, TurnNLL]:
+        """NLL(y|x) with its graph and NLL(r|x) without, from one forward where ``scoring`` allows it."""
+        with self._autocast():
+            return completion_and_refusal_nll(
+                self.model,
+                micro,
+                self.refusals,
+                pad_id=self.pad_id,
+                scoring=usable_scoring(self.model, scoring, self.head),
+                head=self.head,
+                refusal_index=refusal_index,
+            )
+
+    def with_refusals(self, batch: StepBatch) -> StepBatch:
+        """The same prompts, each with one generic refusal: number (step * B + position in the global batch) mod n.
+
+        Of a row with several trained turns, the last one's prompt.
+        """
+        start = self.step * batch.num_rows
+        return batch.with_completions([self.refusals.row(row, start + position) for row, position in batch.rows()])
+
+    def sequence_nll(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
+        """(total [B], num_tokens [B]) of this rank's rows, no gradient; nats summed over a row's completion tokens."""
+        with torch.no_grad():
+            parts = [self.completion_nll(micro) for micro in batch.micro_batches]
+        return torch.cat([p.row_total for p in parts]), torch.cat([p.row_tokens for p in parts])
+
+    def over_rows(self, role: str, values: Callable[[MicroBatch], Tensor]) -> Tensor:
+        """One number for every row of a role, without gradient: [rows], float32, the same on every rank.
+
+        The rows are sorted by length, so that little is padded, and shared out over the ranks. The model's mode
+        (training or not) is left alone.
+        """
+        rows = self.rows[role]
+        order = sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i))[self.rank :: num_ranks()]
+        result = torch.zeros(len(rows), device=self.device)
+        with torch.no_grad():
+            for start in range(0, len(order), self._batch_size):
+                some = order[start : start + self._batch_size]
+                micro = MicroBatch(tuple(rows[i] for i in some), (True,) * len(some), tuple(range(len(some))))
+                result[some] = values(micro).float()
+        return all_reduce(result)
+
+    # -- gradients -----------------------------------------------------------------------------------------------
+
+    def gradient(self, loss: RowLoss | Literal["token_mean_nll", "sequence_mean_nll"], batch: StepBatch) -> Sweep:
+        """Sweep the micro-batches of a step: the gradient of the global weighted mean of a loss over its rows.
+
+        A softmax over the step needs no second sweep. The mean does not change when all weights are multiplied by one
+        constant, so e^(a_i - c) is accumulated with one running maximum c shared by all ranks, and whatever stands
+        accumulated is multiplied by e^(c - c') when c rises to c'.
+
+        Args:
+            loss: What each row contributes, or the name of a plain mean.
+            batch: This rank's share of the step.
+        """
+        if isinstance(loss, str):
+            loss = {"token_mean_nll": self.token_mean_nll, "sequence_mean_nll": self.sequence_mean_nll}[loss]
+        gradients: Gradients | None = None
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # numerator, denominator, weights
+        c = torch.tensor(float("-inf"), device=self.device)
+        weights: list[Tensor] = []
+        scores: list[Tensor] = []
+        for micro in batch.micro_batches:
+            terms = loss(micro)
+            counted = torch.tensor(micro.counted, device=self.device)
+            if terms.log_weight is None:
+                log_weight = torch.zeros_like(terms.denominator)
+                risen = torch.zeros((), device=self.device)
+            else:
+                log_weight = terms.log_weight.float()
+                local = torch.where(counted, log_weight, -torch.inf).max()
+                risen = torch.maximum(c, all_reduce(local, "max"))
+            if risen > c and gradients is not None:
+                factor = torch.exp(c - risen)
+                gradients = [g.mul_(factor.to(g.dtype)) for g in gradients]
+                sums *= factor
+                weights = [w * factor for w in weights]
+            c = risen
+            w = torch.where(counted, torch.exp(log_weight - c), 0.0)
+            numerator = (w * terms.numerator).sum()
+            part = torch.autograd.grad(numerator, self.parameters, materialize_grads=True)
+            if gradients is None:
+                gradients = list(part)
+            else:
+                torch._foreach_add_(gradients, part)
+            sums += torch.stack([numerator.detach(), (w * terms.denominator).sum(), w.sum()]).double()
+            weights.append(w)
+            if terms.score is not None:
+                scores.append(terms.score)
+        assert gradients is not None, "a step has at least one micro-batch on every rank"
+        all_reduce_gradients(gradients)
+        all_reduce(sums)
+        numerator_sum, denominator_sum, weight_sum = sums.tolist()
+        torch._foreach_div_(gradients, denominator_sum)
+        return Sweep(
+            gradients,
+            loss=numerator_sum / denominator_sum,
+            weights=torch.cat(weights) / weight_sum,
+            scores=torch.cat(scores) if scores else None,
+        )
+
+    def token_mean_nll(self, micro: MicroBatch) -> RowTerms:
+        """Terms of the mean over all completion tokens of the step: Hugging Face's loss."""
+        nll = self.completion_nll(micro)
+        return RowTerms(nll.row_total, nll.row_tokens)
+
+    def sequence_mean_nll(self, micro: MicroBatch) -> RowTerms:
+        """Terms of the mean over rows of each row's mean over its tokens."""
+        nll = self.completion_nll(micro)
+        return RowTerms(nll.row_total / nll.row_tokens, torch.ones_like(nll.row_tokens))
+
+    # -- the model, for a moment otherwise -----------------------------------------------------------------------
+
+    def perturbed(self, delta: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Inside, the trainable weights are ``w + delta``; afterwards bitwise ``w``."""
+        return perturbed_weights(self.parameters, delta)
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Inside, the base model speaks: the adapter is off, no ``requires_grad`` flag is touched."""
+        with adapter_disabled(self.model):
+            yield
+
+    # -- the run -------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.parameters[0].device
+
+    def all_reduce(self, tensor: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
+        """Sum or maximum over all ranks, in place."""
+        return all_reduce(tensor, op)
+
+    def check(self, scoring: Scoring | None = None) -> None:
+        """Compare what leans on a library's internals with the plain path, on the first rows of the main role.
+
+        Raises:
+            TrainingError: they differ by more than rounding.
+        """
+        rows = tuple(next(iter(self.rows.values()))[:4])
+        micro = MicroBatch(rows, (True,) * len(rows), tuple(range(len(rows))))
+        with self._autocast():
+            check_head(self.model, micro, pad_id=self.pad_id, head=self.head)
+            if scoring is not None:
+                form = usable_scoring(self.model, scoring, self.head)
+                check_scoring(self.model, micro, self.refusals, pad_id=self.pad_id, scoring=form, head=self.head)
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What the catalogue says of a defence."""
+
+    summary: str
+    paper: str
+    """arXiv id or venue; "" where it is ours or everybody's."""
+    forwards: float
+    backwards: float
+    """Passes per optimiser step, in units of one pass over one batch."""
+    extra_memory: str
+    status: str = "equation-tested"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """A defence without options."""
+
+
+class Defence:
+    """Base of every defence. Its defaults do nothing, so that a file shows only what its paper adds."""
+
+    stage: ClassVar[Stage]
+    about: ClassVar[About]
+    options: ClassVar[type] = NoOptions
+    needs: ClassVar[tuple[Role, ...]] = ()
+    """Roles of which a batch is wanted at every step, besides the stage's main role."""
+    needs_refusals: ClassVar[bool] = False
+    neutral: ClassVar[Mapping[str, Any] | None] = None
+    """Options at which it is plain SFT, bit for bit; None where there are none (the file says why)."""
+    batch_exact: ClassVar[bool] = True
+    """Whether a step is the same however it is cut into micro-batches and ranks."""
+
+    def check(self, context: StepContext) -> None:
+        """Compare shortcuts with the plain path; called at the start of a run and when it is resumed."""
+        context.check()
+
+    def start(self, context: StepContext) -> None:
+        """Make what lasts: anchors, data weights, scores. Not called on resume: ``load_state`` is."""
+
+    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+        """The update direction of one optimiser step. Leaves no trace on the model."""
+        raise AssertionError(f"{type(self).__name__} defines no step")
+
+    def after_update(self, context: StepContext) -> None:
+        """Called once the optimiser has moved the weights."""
+
+    def finish(self, context: StepContext) -> None:
+        """Called at the end of training, before the model is saved."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What must survive a kill; saved with every checkpoint."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what ``state`` gave."""

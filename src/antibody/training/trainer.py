@@ -1,0 +1,244 @@
+"""``DefendedTrainer``: ``trl.SFTTrainer`` with the optimiser step handed to a defence.
+
+The Trainer keeps what it is good at: optimiser, schedule, clipping, logging, callbacks, checkpoints, ``accelerate
+launch``. It no longer computes a loss. Its loop collects the micro-batches of a step (``get_batch_samples``), calls
+``training_step`` once for each, and at the last one the defence runs over all of them and hands back gradients.
+
+Rows arrive tokenised (data/encode.py), so nothing of TRL's dataset preparation is used, and come from a plain loader
+whose order is a function of the seed (batches.py). Under DDP the unwrapped module computes, with one explicit sum over
+ranks; DDP's own hooks stay idle because its forward is never called.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import SFTConfig, SFTTrainer
+
+from ..data.records import TokenizedRow
+from ..errors import ConfigError, DataError, TrainingError
+from .batches import Grid, MicroBatch, RoleStream, StepBatch, step_loader
+from .checkpoints import load_run_state, save_checkpoint
+from .likelihood import Head
+from .ranks import gather_lists
+from .refusals import Refusals
+from .rowlog import RowLog
+from .step import MAIN_ROLE, Defence, Role, Stage, StepContext, StepResult
+
+
+class DefendedTrainer(SFTTrainer):
+    """Trains ``model`` under ``defence``.
+
+    Args:
+        model: A causal language model, with or without a PEFT adapter, its trainable parameters already chosen.
+        args: TRL's configuration. ``packing`` and ``padding_free`` are refused: they merge rows.
+        defence: The defence of the stage.
+        rows: Tokenised rows by role: the stage's main role (whose rows an epoch counts) and what the defence needs.
+        processing_class: The tokenizer.
+        refusals: Generic refusals, for defences that score against them.
+        head: How log-likelihoods are read off the model.
+        callbacks: As in transformers.
+
+    Raises:
+        ConfigError: a setting that this trainer cannot honour; says which and why.
+        DataError: a role without rows.
+    """
+
+    _tag_names = ["antibody"]  # noqa: RUF012 (TRL's own way to name them)
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module,
+        args: SFTConfig,
+        *,
+        defence: Defence,
+        rows: Mapping[str, Sequence[TokenizedRow]],
+        processing_class: PreTrainedTokenizerBase,
+        refusals: Refusals | None = None,
+        head: Head = Head.KEPT,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        _refuse_unsupported(args)
+        self.defence = defence
+        self.main_role = MAIN_ROLE[defence.stage]
+        for role in (self.main_role, *defence.needs):
+            if not rows.get(role):
+                raise DataError(f"{type(defence).__name__} needs {role} rows and was given none. Pass --{role}-data FILE.")
+        self._main_rows = rows[self.main_role]
+        self._micro_batches: list[MicroBatch] = []
+        self._rows = rows
+        self._refusals = refusals
+        self._head = head
+        self.row_log = RowLog()
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+        # The Trainer wants a data set of its own kind; ours is read through `get_train_dataloader` alone.
+        stand_in = datasets.Dataset.from_dict({"input_ids": [[0]] * len(self._main_rows), "labels": [[0]] * len(self._main_rows)})
+        super().__init__(
+            model=model, args=args, train_dataset=stand_in, processing_class=processing_class, callbacks=callbacks
+        )
+        for noisy in (PrinterCallback, ProgressCallback):
+            self.remove_callback(noisy)
+        self.add_callback(_DefenceCallback(self))
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ConfigError(
+                "FSDP and DeepSpeed are not supported yet: nobody has run a defence under them. Use DDP "
+                "(accelerate launch --multi_gpu), or one process."
+            )
+        self.grid = Grid(
+            args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size, args.process_index
+        )
+        self._streams = {role: RoleStream(role, rows[role], self.grid, args.seed) for role in defence.needs}
+        self.context = StepContext(
+            self.model,
+            rows=rows,
+            pad_id=int(processing_class.pad_token_id),  # type: ignore[arg-type]
+            refusals=refusals,
+            head=head,
+            seed=args.seed,
+            rank=args.process_index,
+            batch_size=args.per_device_train_batch_size,
+        )
+        self._resume_state: Mapping[str, Tensor] | None = None
+
+    # -- what the Trainer's loop calls ---------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[MicroBatch]:
+        """Micro-batches of the main role, already this rank's."""
+        return step_loader(self._main_rows, self.grid, self.args.seed)
+
+    def num_examples(self, dataloader: DataLoader[MicroBatch]) -> int:
+        """Rows of an epoch."""
+        return len(self._main_rows)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[MicroBatch], num_batches: int, device: torch.device
+    ) -> tuple[list[MicroBatch], None]:
+        """All micro-batches of the coming optimiser step, kept for the defence."""
+        self._micro_batches = [next(epoch_iterator) for _ in range(num_batches)]
+        return self._micro_batches, None
+
+    def training_step(self, model: nn.Module, inputs: MicroBatch, num_items_in_batch: object = None) -> Tensor:
+        """Nothing until the step's last micro-batch; then the defence's whole step."""
+        if inputs is not self._micro_batches[-1]:
+            return torch.zeros((), device=self.args.device)
+        self.model.train()
+        self.context.step, self.context.max_steps = self.state.global_step, self.state.max_steps
+        batches = self._batches_of_step()
+        result = self.defence.step(self.context, batches)
+        self._refuse_nan(result)
+        for p, gradient in zip(self.context.parameters, result.gradients, strict=True):
+            p.grad = gradient
+        self._record(batches[self.main_role], result)
+        return torch.tensor(result.loss, device=self.args.device)
+
+    def floating_point_ops(self, inputs: object) -> int:
+        """Not counted: a defence makes as many passes as its paper says."""
+        return 0
+
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
+        state = {f"defence.{name}": tensor for name, tensor in self.defence.state().items()} | self.row_log.state()
+        save_checkpoint(self, state, lambda: super(DefendedTrainer, self)._save_checkpoint(model, trial))
+
+    def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs: Any) -> Any:
+        """Train, or go on from a checkpoint folder, to bitwise the same end."""
+        if resume_from_checkpoint is None:
+            return super().train(**kwargs)
+        self._resume_state = load_run_state(Path(resume_from_checkpoint))
+        self.row_log.load_state(self._resume_state)
+        return super().train(resume_from_checkpoint=str(resume_from_checkpoint), **kwargs)
+
+    # -- one step ------------------------------------------------------------------------------------------------
+
+    def _batches_of_step(self) -> dict[str, StepBatch]:
+        step = self.state.global_step
+        steps_per_epoch = math.ceil(len(self._main_rows) / self.grid.step_size)
+        done = (step % steps_per_epoch) * self.grid.step_size
+        num_rows = min(self.grid.step_size, len(self._main_rows) - done)
+        main = StepBatch(tuple(self._micro_batches), num_rows)
+        return {self.main_role: main} | {role: stream.at(step) for role, stream in self._streams.items()}
+
+    def _refuse_nan(self, result: StepResult) -> None:
+        finite = math.isfinite(result.loss) and all(bool(torch.isfinite(g).all()) for g in result.gradients)
+        if finite:
+            return
+        step = self.state.global_step + 1
+        raise TrainingError(
+            f"step {step}: the loss is {result.loss:.4g} and its gradient is not finite everywhere, so no update was "
+            "made; the last checkpoint is untouched. Lower the learning rate, or look at the rows of this step: "
+            + ", ".join(str(row.row_id) for row, _ in StepBatch(tuple(self._micro_batches), 0).rows())
+        )
+
+    def _record(self, batch: StepBatch, result: StepResult) -> None:
+        metrics = self._metrics["train"]
+        for name, value in result.metrics.items():
+            metrics[name].append(value)
+        if result.rows is None:
+            return
+        weights = result.rows.weight.tolist()
+        scores = [math.nan] * len(weights) if result.rows.score is None else result.rows.score.tolist()
+        counted = [c for micro in batch.micro_batches for c in micro.counted]
+        ids = [row.row_id for row, _ in batch.rows()]
+        local = [entry for entry, keep in zip(zip(ids, weights, scores, strict=True), counted, strict=True) if keep]
+        epoch = self.state.global_step * self.grid.step_size // len(self._main_rows)
+        self.row_log.add(epoch, self.state.global_step, gather_lists(list(local)))  # type: ignore[arg-type]
+
+
+class _DefenceCallback(TrainerCallback):
+    """Calls the defence where the Trainer's loop calls its callbacks."""
+
+    def __init__(self, trainer: DefendedTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        trainer.context.step, trainer.context.max_steps = state.global_step, state.max_steps
+        trainer.defence.check(trainer.context)
+        if trainer._resume_state is None:
+            trainer.defence.start(trainer.context)
+        else:
+            prefix = "defence."
+            trainer.defence.load_state(
+                {k.removeprefix(prefix): v for k, v in trainer._resume_state.items() if k.startswith(prefix)}
+            )
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.defence.after_update(self.trainer.context)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.defence.finish(self.trainer.context)
+
+
+def _refuse_unsupported(args: SFTConfig) -> None:
+    """Settings that would be silently wrong here."""
+    refusals = {
+        "packing": (args.packing, "it merges rows, and a row's weight could no longer be told"),
+        "padding_free": (args.padding_free, "it merges rows, and a row's weight could no longer be told"),
+        "fp16": (args.fp16, "its gradient scaler cannot see the gradients that a defence sets; use bf16"),
+        "use_liger_kernel": (args.use_liger_kernel, "its loss does not tell rows apart"),
+        "neftune_noise_alpha": (
+            args.neftune_noise_alpha is not None,
+            "a defence compares passes that must see the same function",
+        ),
+        "gradient_checkpointing_kwargs.use_reentrant": (
+            bool(args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")),
+            "reentrant checkpointing does not work with gradients taken by autograd.grad",
+        ),
+        "loss_type": (args.loss_type != "nll", "a defence defines its own loss"),
+        "auto_find_batch_size": (args.auto_find_batch_size, "the batch size is part of a defence's definition"),
+    }
+    for name, (set_, why) in refusals.items():
+        if set_:
+            raise ConfigError(f"training.{name}: cannot be used with a defence: {why}.")
+    if args.n_gpu > 1:
+        raise ConfigError(
+            f"{args.n_gpu} GPUs in one process: nn.DataParallel is not supported. Start one process per GPU "
+            "(accelerate launch), or choose one with CUDA_VISIBLE_DEVICES."
+        )

@@ -1,0 +1,73 @@
+"""A random two-layer Llama and random rows: for tests of arithmetic, where no text is needed."""
+
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from antibody.data.records import Template, TokenizedRow
+from antibody.training.batches import Grid, MicroBatch, StepBatch
+from antibody.training.refusals import Refusals
+
+VOCAB = 64
+
+
+def tiny_llama(seed: int = 0, **overrides: object) -> PreTrainedModel:
+    settings = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,  # so that likelihoods differ visibly
+    } | overrides
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(LlamaConfig(**settings), dtype=torch.float32)
+
+
+def random_rows(num: int, seed: int = 0, *, num_turns: int = 1, longest: int = 10) -> list[TokenizedRow]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def some(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=generator))
+
+    def tokens(n: int) -> tuple[int, ...]:
+        return tuple(torch.randint(3, VOCAB, (n,), generator=generator).tolist())
+
+    rows = []
+    for row_id in range(num):
+        ids: tuple[int, ...] = ()
+        spans = []
+        for _ in range(num_turns):
+            prompt, completion = tokens(some(2, longest)), (*tokens(some(1, longest)), 2)
+            ids += prompt
+            spans.append((len(ids), len(ids) + len(completion)))
+            ids += completion
+        rows.append(TokenizedRow(row_id, ids, tuple(spans), Template.TEXT))
+    return rows
+
+
+def random_refusals(num: int = 5, seed: int = 7) -> Refusals:
+    ids = tuple(row.input_ids for row in random_rows(num, seed, longest=5))
+    return Refusals(tuple(f"refusal {i}" for i in range(num)), {Template.TEXT: ids})
+
+
+def micro(rows: list[TokenizedRow]) -> MicroBatch:
+    return MicroBatch(tuple(rows), (True,) * len(rows), tuple(range(len(rows))))
+
+
+def step(rows: list[TokenizedRow], micro_batch_size: int | None = None) -> StepBatch:
+    """All rows as one step, cut into micro-batches on one rank."""
+    size = micro_batch_size or len(rows)
+    micro_batches = [
+        MicroBatch(tuple(rows[p] for p, _ in cut), tuple(c for _, c in cut), tuple(p for p, _ in cut))
+        for cut in Grid(size).cut(len(rows))
+    ]
+    return StepBatch(tuple(micro_batches), len(rows))
+
+
+def plain_nll(model: torch.nn.Module, ids: tuple[int, ...], start: int, end: int) -> torch.Tensor:
+    """NLL in nats of ids[start:end] given what precedes, one row at a time, no padding, no cache, no helper of ours."""
+    logits = model(input_ids=torch.tensor([ids[:end]])).logits[0]
+    return F.cross_entropy(logits[start - 1 : end - 1].float(), torch.tensor(ids[start:end]), reduction="sum")

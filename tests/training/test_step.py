@@ -1,0 +1,135 @@
+import copy
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from antibody.models.adapters import add_lora
+from antibody.training.batches import MicroBatch, StepBatch
+from antibody.training.step import RowTerms, StepContext
+from tests.tinylm import micro, plain_nll, random_refusals, random_rows, step, tiny_llama
+
+
+def plain_gradient(model, rows, weights, reduction="token"):
+    """Row by row, by hand: sum w_i NLL_i / sum w_i N_i, or sum w_i NLL_i / N_i / sum w_i."""
+    nll = torch.stack([sum(plain_nll(model, row.input_ids, *span) for span in row.spans) for row in rows])
+    num_tokens = torch.tensor([float(sum(end - start for start, end in row.spans)) for row in rows])
+    loss = (weights * nll).sum() / (weights * num_tokens).sum()
+    if reduction == "sequence":
+        loss = (weights * nll / num_tokens).sum() / weights.sum()
+    return torch.autograd.grad(loss, list(model.parameters())), float(loss)
+
+
+@pytest.mark.parametrize(("name", "reduction"), [("token_mean_nll", "token"), ("sequence_mean_nll", "sequence")])
+def test_a_gradient_is_that_of_the_plain_mean_over_the_step_however_it_is_cut(name, reduction):
+    model, rows = tiny_llama(), random_rows(16)
+    expected, loss = plain_gradient(model, rows, torch.ones(16), reduction)
+    for size in (16, 4, 1, 5):
+        sweep = StepContext(model).gradient(name, step(rows, size))
+        assert_close(sweep.gradients, list(expected), atol=1e-6, rtol=1e-5)
+        assert sweep.loss == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_token_mean_is_hugging_faces_loss_and_gradient():
+    model, rows = tiny_llama(), random_rows(8)
+    from antibody.data.collate import pad
+
+    tensors = pad(rows, 0)
+    tensors.pop("turns")
+    out = model(**tensors)
+    expected = torch.autograd.grad(out.loss, list(model.parameters()))
+    sweep = StepContext(model).gradient("token_mean_nll", step(rows, 3))
+    assert_close(sweep.gradients, list(expected), atol=1e-6, rtol=1e-5)
+    assert sweep.loss == pytest.approx(float(out.loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("spread", [1.0, 200.0])  # with 200, e^200 overflows unless a common maximum is taken out
+def test_a_softmax_over_the_step_needs_one_sweep_however_it_is_cut(spread):
+    model, rows = tiny_llama(), random_rows(12)
+    a = torch.linspace(-1, 1, 12)[torch.randperm(12, generator=torch.Generator().manual_seed(0))] * spread
+    expected, _ = plain_gradient(model, rows, torch.softmax(a, 0))
+    context = StepContext(model)
+
+    def terms(micro):
+        nll = context.completion_nll(micro)
+        return RowTerms(nll.row_total, nll.row_tokens, a[[row.row_id for row in micro.rows]])
+
+    for size in (12, 4, 1):
+        sweep = context.gradient(terms, step(rows, size))
+        assert_close(sweep.gradients, list(expected), atol=1e-6, rtol=1e-4)
+        assert_close(sweep.weights, torch.softmax(a, 0), atol=1e-6, rtol=1e-5)
+
+
+def test_a_constant_added_to_all_scores_changes_nothing():
+    model, rows = tiny_llama(), random_rows(6)
+    context = StepContext(model)
+
+    def terms(shift):
+        def of(micro):
+            nll = context.completion_nll(micro)
+            return RowTerms(nll.row_total, nll.row_tokens, torch.arange(len(micro.rows)) * 0.5 + shift)
+
+        return of
+
+    assert_close(
+        context.gradient(terms(64.0), step(rows)).gradients,
+        context.gradient(terms(0.0), step(rows)).gradients,
+        atol=0,
+        rtol=0,
+    )
+
+
+def test_a_repeated_row_is_not_counted():
+    model, rows = tiny_llama(), random_rows(5)
+    filled = StepBatch((micro(rows[:4]), MicroBatch((rows[4], rows[0]), (True, False), (4, 0))), 5)
+    a, b = (StepContext(model).gradient("token_mean_nll", batch) for batch in (filled, step(rows)))
+    assert_close(a.gradients, b.gradients, atol=1e-6, rtol=1e-5)
+    assert a.weights.tolist() == pytest.approx([0.2] * 5 + [0.0])
+
+
+def test_a_gradient_leaves_no_trace_also_when_the_loss_raises():
+    model = tiny_llama()
+    before = copy.deepcopy(model.state_dict())
+    context = StepContext(model)
+    context.gradient("token_mean_nll", step(random_rows(4), 2))
+
+    def failing(micro):
+        context.completion_nll(micro)
+        raise RuntimeError("loss failed")
+
+    with pytest.raises(RuntimeError, match="loss failed"), context.perturbed([torch.ones_like(p) for p in model.parameters()]):
+        context.gradient(failing, step(random_rows(4)))
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_sequence_nll_and_over_rows_agree_and_keep_the_order_of_the_rows():
+    model, rows = tiny_llama(), random_rows(7)
+    context = StepContext(model, rows={"user": rows}, batch_size=3)
+    total, num_tokens = context.sequence_nll(step(rows, 2))
+    assert_close(context.over_rows("user", lambda m: context.completion_nll(m).row_total), total, atol=1e-5, rtol=1e-5)
+    assert num_tokens.tolist() == [sum(e - s for s, e in row.spans) for row in rows]
+
+
+def test_refusals_of_a_harmful_batch_are_numbered_by_step_and_global_position():
+    refusals, rows = random_refusals(5), random_rows(4)
+    context = StepContext(tiny_llama(), refusals=refusals)
+    context.step = 3
+    replaced = context.with_refusals(step(rows, 2))
+    for position, (row, _) in enumerate(replaced.rows()):
+        start = rows[position].spans[-1][0]
+        assert row.input_ids[:start] == rows[position].input_ids[:start]
+        assert row.input_ids[start:] == refusals.ids[row.template][(3 * 4 + position) % 5]
+
+
+def test_without_adapter_gives_the_base_models_likelihoods_and_changes_no_flag():
+    rows = random_rows(4)
+    expected, _ = StepContext(tiny_llama()).sequence_nll(step(rows))
+    model = add_lora(tiny_llama(), r=4, targets=["q_proj"], seed=0)
+    torch.nn.init.normal_(next(p for n, p in model.named_parameters() if "lora_B" in n))
+    flags = [p.requires_grad for p in model.parameters()]
+    context = StepContext(model)
+    assert not torch.allclose(context.sequence_nll(step(rows))[0], expected)
+    with context.without_adapter():
+        assert_close(context.sequence_nll(step(rows))[0], expected)
+    assert [p.requires_grad for p in model.parameters()] == flags
