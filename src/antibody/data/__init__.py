@@ -1,0 +1,1 @@
+"""Rows: from the uploaded file to padded tensors."""

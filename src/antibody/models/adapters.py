@@ -1,0 +1,84 @@
+"""LoRA adapters: put one on a model, switch it off for a while."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import ConfigError, ModelError
+
+PAPER_TARGETS = ("q_proj", "k_proj", "v_proj")
+"""Source: the release of Antibody (2603.00498), scripts: LoRA r 32, alpha 4, targets q, k, v, dropout 0."""
+
+
+def add_lora(
+    model: PreTrainedModel,
+    *,
+    r: int = 32,
+    alpha: int = 4,
+    targets: str | Sequence[str] = PAPER_TARGETS,
+    dropout: float = 0.0,
+    seed: int,
+) -> PeftModel:
+    """``model`` with a new, trainable adapter on it; its own weights are frozen. The output is unchanged at first.
+
+    Args:
+        model: Changed in place.
+        r: Rank of the adapter.
+        alpha: The adapter's output is multiplied by alpha / r.
+        targets: Names of linear layers, or "all-linear" for every one but the head.
+        dropout: Share of the adapter's inputs that is dropped in training.
+        seed: Of the adapter's first weights; the global generator is left as it was.
+
+    Raises:
+        ConfigError: a number out of range.
+        ModelError: the model has an adapter already, or no layer of such a name.
+    """
+    if r < 1 or alpha <= 0 or not 0 <= dropout < 1:
+        raise ConfigError(f"lora: r {r}, alpha {alpha}, dropout {dropout}: needs r >= 1, alpha > 0, 0 <= dropout < 1.")
+    if isinstance(model, PeftModel):
+        raise ModelError("the model has an adapter already. Go on training that one, or merge it first.")
+    if targets != "all-linear":
+        targets = [targets] if isinstance(targets, str) else list(targets)
+        layers = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        if absent := [target for target in targets if target not in layers]:
+            raise ModelError(
+                f"{type(model).__name__} has no linear layer {', '.join(absent)}. Set lora targets to some of "
+                f"{', '.join(sorted(layers)) or '(it has none)'}, or to all-linear."
+            )
+    config = LoraConfig(
+        r=r, lora_alpha=alpha, target_modules=targets, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+@contextmanager
+def adapter_disabled(model: nn.Module) -> Iterator[None]:
+    """Within, ``model`` is the one under the adapter.
+
+    Every requires_grad flag is restored on the way out: PEFT's own ``disable_adapter`` un-freezes what was frozen.
+
+    Raises:
+        ModelError: the model has no adapter.
+    """
+    if not isinstance(model, PeftModel):
+        raise ModelError(
+            "the model has no adapter to switch off. Load one, or name the model before alignment as --base."
+        )
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name to parameter, those that require gradients, in the model's order; weights that are tied occur once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
