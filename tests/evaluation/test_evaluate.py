@@ -150,16 +150,17 @@ def test_a_missing_verdict_raises_and_names_the_row_but_completions_are_stored(r
     assert rejudge(path, [LAB]).harmful_score.value == 0.5
 
 
-def test_completions_outlive_a_judge_that_crashes(run, tmp_path):
+@pytest.mark.parametrize(("before", "stored"), [([], [{}] * 4), ([LAB], [{"lab": v} for v in (C, R, NEITHER, C)])])
+def test_completions_and_earlier_verdicts_outlive_a_judge_that_crashes(run, tmp_path, before, stored):
     class Crashing(PromptJudge):
         def judge(self, prompts, completions):
             raise RuntimeError("gone")
 
     path = tmp_path / "completions.parquet"
     with pytest.raises(RuntimeError, match="gone"):
-        run(harmful=HARMFUL, judges=[LAB, Crashing("crashing", {})], completions_path=path)
+        run(harmful=HARMFUL, judges=[*before, Crashing("crashing", {})], completions_path=path)
     rows, settings = read_completions(path)
-    assert [row.verdicts for row in rows] == [{"lab": v} for v in (C, R, NEITHER, C)]
+    assert [row.verdicts for row in rows] == stored
     assert settings.decoding == DECODING
 
 
