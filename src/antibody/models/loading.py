@@ -7,6 +7,7 @@ whose base is then found by itself; a Hub id. A local folder called ``lab`` is w
 import json
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -236,7 +237,9 @@ def _check_base(adapter: str, name: str) -> None:
 def _load_adapter(model: PreTrainedModel, adapter: str, name: str, *, trainable: bool) -> PeftModel:
     place = resolve(adapter)
     try:
-        adapted = PeftModel.from_pretrained(model, place, is_trainable=trainable)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
+            adapted = PeftModel.from_pretrained(model, place, is_trainable=trainable)
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise _not_loaded(adapter, "adapter", error) from error

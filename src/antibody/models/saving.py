@@ -126,7 +126,9 @@ def _replacing(folder: Path, marker: str) -> Iterator[Path]:
             if old.exists():
                 old.rename(folder)
             raise
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
+        if not _from_the_disk(error):
+            raise
         reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(
             f"{folder}: could not be saved ({reason}). What stood there before is unchanged. "
@@ -138,9 +140,17 @@ def _replacing(folder: Path, marker: str) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def _from_the_disk(error: Exception) -> bool:
+    """Whether writing failed. safetensors has its own error for it, and tokenizers raises a bare ``Exception``."""
+    return isinstance(error, OSError | SafetensorError) or (type(error) is Exception and "os error" in str(error))
+
+
 def _flush(folder: Path) -> None:
-    """Have the files on the disk before the rename makes them count."""
+    """Have the files on the disk, readable like any other, before the rename makes them count."""
+    mode = (folder / PROVENANCE).stat().st_mode  # by the umask, where safetensors lets only the owner read
     for path in [*folder.rglob("*"), folder]:
+        if path.is_file():
+            path.chmod(mode)
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
