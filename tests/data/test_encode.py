@@ -1,4 +1,8 @@
 import json
+import re
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +14,7 @@ from antibody.data.formats import load_records
 from antibody.data.records import Message, Record, Template
 from antibody.errors import DataError, ModelError
 from gsm8k import gsm8k_rows, write_chat, write_prompt_completion
+from tiny import make_tokenizer
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -172,6 +177,38 @@ def test_a_template_whose_prompt_is_not_how_the_answer_begins_is_refused(tiny_fo
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder("llama"))
     tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(ModelError, match=r"user.jsonl, line 3: .*messages\[1\]"):
+        Renderer(tokenizer, max_length=99).encode(chat("a", "b"))
+
+
+def test_no_published_template_loses_or_cuts_a_completion_in_silence():
+    """Over the templates that come with TRL: the completion is there and ends as a turn does, or an error says why."""
+    folder = Path(next(iter(find_spec("trl").submodule_search_locations))) / "chat_templates"
+    rendered = 0
+    for file in sorted(folder.glob("*.jinja")):
+        tokenizer = make_tokenizer("qwen2")
+        tokenizer.chat_template = file.read_text(encoding="utf-8")
+        special = set(
+            re.findall(r"<\|[^|'\"\s]+\|>|<(?:start|end)_of_turn>|<turn\|>|<\|turn>", tokenizer.chat_template)
+        )
+        tokenizer.add_special_tokens({"extra_special_tokens": sorted(special)})
+        render = Renderer(tokenizer, max_length=999)
+        try:
+            (completion,) = spans(render, render.encode(chat("One?", "Eins")))
+        except (DataError, ModelError):
+            continue
+        assert re.fullmatch(r".*Eins\s*<[^<>]+>", completion, re.DOTALL), file.name
+        rendered += 1
+        with suppress(ModelError):  # gpt-oss ends earlier turns otherwise
+            assert len(render.encode(chat("One?", "Eins", "Two?", "Zwei")).spans) == 2
+    assert rendered > 40
+
+
+def test_a_template_for_lists_of_parts_is_refused(tiny_folder):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder("llama"))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% for p in m.content if p.type %}{{ p.text }}{% endfor %}{% endfor %}"
+    )
+    with pytest.raises(ModelError, match="does not render"):
         Renderer(tokenizer, max_length=99).encode(chat("a", "b"))
 
 

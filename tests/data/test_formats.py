@@ -240,6 +240,8 @@ def test_prompts_need_no_completion_and_keep_one_as_reference(tmp_path):
     assert answered.messages[-1] == Message("assistant", "Hello.")
     (text,) = load_prompts(write_jsonl(tmp_path / "b.jsonl", [{"prompt": "x"}]))
     assert text.messages == (Message("user", "x"),)
+    with pytest.raises(DataError, match="answers nothing"):
+        load_prompts(write_jsonl(tmp_path / "d.jsonl", [chat(("assistant", "x"))]))
     (alpaca,) = load_prompts(write_jsonl(tmp_path / "c.jsonl", [{"instruction": "x"}]))
     assert len(alpaca.messages) == 1
 

@@ -21,17 +21,15 @@ def pad(rows: Sequence[TokenizedRow], pad_id: int, *, device: torch.device | str
         turns: [B, T] int64, which of the row's trained turns a label belongs to (0-based), -1 where there is none.
     """
     length = max(len(row.input_ids) for row in rows)
-    input_ids, mask, labels, turns = [], [], [], []
-    for row in rows:
-        size, padding = len(row.input_ids), length - len(row.input_ids)
-        row_labels, row_turns = [IGNORED] * length, [-1] * length
+    batch = torch.empty((4, len(rows), length), dtype=torch.int64)
+    for plane, value in zip(batch, (pad_id, 0, IGNORED, -1), strict=True):
+        plane.fill_(value)
+    for (input_ids, mask, labels, turns), row in zip(batch.unbind(1), rows, strict=True):  # each [T]
+        size = len(row.input_ids)
+        input_ids[:size] = torch.tensor(row.input_ids)
+        mask[:size] = 1
         for turn, (start, end) in enumerate(row.spans):
-            row_labels[start:end] = row.input_ids[start:end]
-            row_turns[start:end] = [turn] * (end - start)
-        input_ids.append([*row.input_ids, *[pad_id] * padding])
-        mask.append([1] * size + [0] * padding)
-        labels.append(row_labels)
-        turns.append(row_turns)
+            labels[start:end] = input_ids[start:end]
+            turns[start:end] = turn
     # One transfer for all four.
-    batch = torch.tensor([input_ids, mask, labels, turns], dtype=torch.int64).to(device)
-    return dict(zip(("input_ids", "attention_mask", "labels", "turns"), batch.unbind(), strict=True))
+    return dict(zip(("input_ids", "attention_mask", "labels", "turns"), batch.to(device).unbind(), strict=True))

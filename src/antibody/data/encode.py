@@ -168,8 +168,14 @@ class Renderer:
     @cached_property
     def _turn_end_text(self) -> str:
         """The special token that the template puts after an assistant's content; empty where there is none."""
-        probe = [Message("user", "question"), Message("assistant", PLACEHOLDER)]
-        after = self._render(probe, where="a probe of the chat template").partition(PLACEHOLDER)[2]
+        probe = [Message("user", "ANTIBODY-QUESTION"), Message("assistant", PLACEHOLDER)]
+        rendered = self._render(probe, where="a probe of the chat template")
+        if any(message.content not in rendered for message in probe):  # those of vision models want lists of parts
+            raise ModelError(
+                f"the chat template of {self.tokenizer.name_or_path} does not render a message's content that is plain "
+                "text. Give prompt/completion rows, or use another template."
+            )
+        after = rendered.partition(PLACEHOLDER)[2]
         special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         found = [(after.find(token), token) for token in special if token in after]
         return min(found, key=lambda hit: (hit[0], -len(hit[1])))[1] if found else ""

@@ -51,6 +51,13 @@ def row_format(row: Any) -> str:
 
 def row_messages(row: Mapping[str, Any], *, form: str) -> tuple[tuple[Message, ...], Template]:
     """The row's messages and how they become text. A completion that is missing is simply not there."""
+    messages, template = _read(row, form)
+    if messages[0].role == "assistant":
+        raise BadRow("starts with assistant", "the first message is from 'assistant', which answers nothing.")
+    return messages, template
+
+
+def _read(row: Mapping[str, Any], form: str) -> tuple[tuple[Message, ...], Template]:
     for field in ("tools", "functions"):
         if row.get(field):
             raise BadRow("tools", "tool definitions are not supported. Remove the field.", field)
@@ -81,10 +88,6 @@ def check_trainable(messages: Sequence[Message], *, form: str) -> None:
         if form == "chat":
             raise BadRow("no assistant", "no assistant message. Append the completion, or remove the line.", "messages")
         raise BadRow("no completion", f"no {name}. Add the field, or remove the line.", name)
-    if messages[0].role == "assistant":
-        raise BadRow(
-            "starts with assistant", "the first message is from 'assistant', which answers nothing.", "messages[0]"
-        )
     if messages[last].role != "assistant":
         raise BadRow(
             "last not assistant",
