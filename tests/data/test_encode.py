@@ -13,8 +13,8 @@ from antibody.data.encode import Renderer, encode_rows
 from antibody.data.formats import load_records
 from antibody.data.records import Message, Record, Template
 from antibody.errors import DataError, ModelError
-from gsm8k import gsm8k_rows, write_chat, write_prompt_completion
-from tiny import make_tokenizer
+from tests.gsm8k import gsm8k_rows, write_chat, write_prompt_completion
+from tests.tiny import make_tokenizer
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"

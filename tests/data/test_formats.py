@@ -5,7 +5,7 @@ import pytest
 from antibody.data.formats import fingerprint, load_prompts, load_records, load_refusals
 from antibody.data.records import Message, Template
 from antibody.errors import DataError
-from gsm8k import gsm8k_rows, write_chat, write_jsonl, write_prompt_completion
+from tests.gsm8k import gsm8k_rows, write_chat, write_jsonl, write_prompt_completion
 
 
 def chat(*turns, **extra):
@@ -221,6 +221,20 @@ def test_a_saved_data_set_reads_like_a_file(tmp_path):
     assert [(r.row_id, r.line, r.messages[1].content) for r in records] == [(0, 1, "b"), (1, 2, "d")]
     with pytest.raises(DataError, match=r"no split 'test'\. Splits: train"):
         load_records(tmp_path / "set", split="test")
+
+
+def test_a_folder_of_parquet_files_reads_like_a_file(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    rows = datasets.Dataset.from_list([{"instruction": "a", "input": None, "output": "b"}])
+    rows.to_parquet(str(tmp_path / "set" / "data" / "train-00000-of-00001.parquet"))
+    (record,) = load_records(tmp_path / "set")
+    assert record.messages[1].content == "b"
+    (tmp_path / "set" / "data" / "train-00000-of-00001.parquet").write_bytes(b"no parquet")
+    with pytest.raises(DataError, match="set: the data set cannot be loaded"):
+        load_records(tmp_path / "set")
 
 
 def test_a_data_set_column_of_messages_without_weights_trains_them_all(tmp_path):

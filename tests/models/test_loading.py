@@ -10,7 +10,7 @@ from antibody.models import loading
 from antibody.models.adapters import add_lora
 from antibody.models.loading import PACKAGED, is_adapter, load_model, resolve
 from antibody.models.saving import save_adapter, save_model
-from tiny import FAMILIES
+from tests.tiny import FAMILIES
 
 
 @pytest.fixture

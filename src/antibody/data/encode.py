@@ -57,6 +57,7 @@ class Renderer:
 
     def encode(self, record: Record) -> TokenizedRow:
         """The conversation up to its last trained turn, one span per trained turn. May exceed ``max_length``."""
+        assert _trained_turns(record), f"{record.where} trains nothing: load_records lets no such row pass"
         if record.template is Template.TEXT:
             prompt, completion = record.messages
             prompt_ids = self._text_prompt_ids(prompt.content)

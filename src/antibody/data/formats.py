@@ -25,8 +25,8 @@ def load_records(source: str | Path, *, split: str = "train") -> list[Record]:
     """The training rows of ``source``; each ends with an assistant's completion and trains at least one.
 
     Args:
-        source: A .jsonl or .json file, a folder written by ``Dataset.save_to_disk``, or a Hub id: OWNER/NAME or
-            OWNER/NAME:CONFIG.
+        source: A .jsonl or .json file, a data set's folder (as ``Dataset.save_to_disk`` writes it, or with .parquet
+            files), or a Hub id: OWNER/NAME or OWNER/NAME:CONFIG.
         split: Of a data set; a file has none.
 
     Raises:
@@ -105,8 +105,12 @@ def _records(source: str | Path, *, split: str, trainable: bool) -> list[Record]
 def _is_dataset(name: str) -> bool:
     path = Path(name)
     if path.is_dir():
-        return (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()
+        return _saved_to_disk(path) or any(path.glob("**/*.parquet"))
     return not path.exists() and path.suffix not in FILE_SUFFIXES and HUB_ID.fullmatch(name) is not None
+
+
+def _saved_to_disk(folder: Path) -> bool:
+    return (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists()
 
 
 def _dataset_rows(name: str, split: str) -> list[RawRow]:
@@ -115,14 +119,17 @@ def _dataset_rows(name: str, split: str) -> list[RawRow]:
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     dataset: Any
+    path = Path(name)
     try:
-        if Path(name).is_dir():
-            dataset = load_from_disk(name)
+        if path.is_dir():
+            dataset = load_from_disk(name) if _saved_to_disk(path) else load_dataset(str(path.resolve()))
         else:
             hub_id, _, config = name.partition(":")
             dataset = load_dataset(hub_id, config or None)
     except Exception as error:  # the Hub's client, pyarrow and datasets each raise their own kinds
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if path.is_dir():
+            raise DataError(f"{name}: the data set cannot be loaded ({reason}). Save it again.") from error
         raise DataError(
             f"{name}: no such file, and the data set cannot be loaded ({reason}). Check the name and the connection, "
             "or download it first and give the file."
