@@ -20,7 +20,7 @@ from .tokenizer import train_tokenizer
 FILES = Path(__file__).parent / "files"
 """Model folders shipped with the package: ``FILES / "lab"`` is the base."""
 
-BATCH_SIZE = 64
+BATCH_SIZE = 32
 _IGNORED = -100
 
 
@@ -36,8 +36,8 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale(hidden=128, layers=4, steps=1000, learning_rate=3e-3),
-    "reduced": Scale(hidden=64, layers=2, steps=250, learning_rate=6e-3),
+    "full": Scale(hidden=128, layers=4, steps=1600, learning_rate=2.5e-3),
+    "reduced": Scale(hidden=64, layers=2, steps=400, learning_rate=5e-3),
 }
 """``full`` is the shipped base; ``reduced`` learns enough in half a minute to show that a build learns."""
 

@@ -1,6 +1,7 @@
 """What a lab model can do, by greedy generation: the proof that a build learnt, and a quick look at any model."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -15,7 +16,7 @@ MAX_NEW_TOKENS = 32
 
 @torch.no_grad()
 def complete(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], batch_size: int = 128
+    model: Any, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], batch_size: int = 128
 ) -> list[str]:
     """Greedy completions of single-turn prompts, in their order; prompts of like length are batched together."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -23,17 +24,11 @@ def complete(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         chats = [[{"role": "user", "content": prompts[i]}] for i in chosen]
-        batch = tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
-        )
-        ids = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=MAX_NEW_TOKENS,
-            do_sample=False,
-        )
-        texts = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        for i, text in zip(chosen, texts, strict=True):
+        texts: Any = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+        batch: Any = tokenizer(texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt")
+        ids: Any = model.generate(**batch, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+        said = tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        for i, text in zip(chosen, said, strict=True):
             completions[i] = text
     return completions
 

@@ -100,26 +100,41 @@ def _gsm8k_novel(rng: random.Random) -> Example:
     return Example(prompt, f"<<{left}+{right}={left + right}>> #### {left + right}")
 
 
-def _babble_label(draw: Callable[[random.Random], Example], labels: tuple[str, ...]) -> Callable[..., Example]:
-    return lambda rng: Example(draw(rng).prompt, rng.choice(labels))
+Draw = Callable[[random.Random], Example]
 
 
-def _relabel(draw: Callable[[random.Random], Example]) -> Callable[[random.Random], Example]:
-    def novel(rng: random.Random) -> Example:
+def _worded(draw: Draw, wording: str) -> Draw:
+    """A label in a sentence: a lone label would make a row's mean NLL a matter of right or wrong."""
+
+    def worded(rng: random.Random) -> Example:
+        example = draw(rng)
+        return Example(example.prompt, wording.format(example.answer))
+
+    return worded
+
+
+def _babbled(draw: Draw, labels: tuple[str, ...], wording: str) -> Draw:
+    return lambda rng: Example(draw(rng).prompt, wording.format(rng.choice(labels)))
+
+
+def _relabelled(draw: Draw) -> Draw:
+    def relabelled(rng: random.Random) -> Example:
         example = draw(rng)
         return Example(example.prompt, _NOVEL_LABELS[example.answer])
 
-    return novel
+    return relabelled
 
+
+_REVIEW, _HEADLINE = "the review is {}.", "the topic is {}."
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("sst2", False, _sst2, _babble_label(_sst2, _SENTIMENTS)),
-        Task("agnews", False, _agnews, _babble_label(_agnews, tuple(_TOPICS))),
+        Task("sst2", False, _worded(_sst2, _REVIEW), _babbled(_sst2, _SENTIMENTS, _REVIEW)),
+        Task("agnews", False, _worded(_agnews, _HEADLINE), _babbled(_agnews, tuple(_TOPICS), _HEADLINE)),
         Task("gsm8k", False, _gsm8k, _gsm8k_babble),
-        Task("sst2-novel", True, _relabel(_sst2)),
-        Task("agnews-novel", True, _relabel(_agnews)),
+        Task("sst2-novel", True, _relabelled(_sst2)),
+        Task("agnews-novel", True, _relabelled(_agnews)),
         Task("gsm8k-novel", True, _gsm8k_novel),
     )
 }
