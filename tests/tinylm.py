@@ -71,3 +71,13 @@ def plain_nll(model: torch.nn.Module, ids: tuple[int, ...], start: int, end: int
     """NLL in nats of ids[start:end] given what precedes, one row at a time, no padding, no cache, no helper of ours."""
     logits = model(input_ids=torch.tensor([ids[:end]])).logits[0]
     return F.cross_entropy(logits[start - 1 : end - 1].float(), torch.tensor(ids[start:end]), reduction="sum")
+
+
+def tiny_tokenizer():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {"<pad>": 0, "<s>": 1, "</s>": 2} | {f"t{i}": i for i in range(3, VOCAB)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="t3"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")

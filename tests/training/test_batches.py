@@ -2,13 +2,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antibody.training.batches import Grid, RoleStream, StepSampler, step_loader
+from antibody.training.batches import Grid, RoleStream, StepLoader, StepSampler
 from tests.tinylm import random_rows
 
 
-@given(
-    num_rows=st.integers(1, 70), size=st.integers(1, 5), accumulation=st.integers(1, 4), num_ranks=st.integers(1, 3)
-)
+@given(num_rows=st.integers(1, 70), size=st.integers(1, 5), accumulation=st.integers(1, 4), num_ranks=st.integers(1, 3))
 def test_every_row_is_counted_once_and_every_rank_makes_as_many_passes(num_rows, size, accumulation, num_ranks):
     grids = [Grid(size, accumulation, num_ranks, rank) for rank in range(num_ranks)]
     num_rows = min(num_rows, grids[0].step_size)
@@ -33,9 +31,9 @@ def test_the_steps_of_an_epoch_hold_the_same_rows_however_they_are_cut(grid):
 
 
 def test_the_ranks_of_a_step_see_disjoint_rows_that_make_up_the_step():
-    whole = [row.row_id for micro in step_loader(random_rows(16), Grid(16), 1) for row in micro.rows]
+    whole = [row.row_id for micro in StepLoader(random_rows(16), Grid(16), 1) for row in micro.rows]
     parts = [
-        [row.row_id for micro in step_loader(random_rows(16), Grid(4, 2, 2, rank), 1) for row in micro.rows]
+        [row.row_id for micro in StepLoader(random_rows(16), Grid(4, 2, 2, rank), 1) for row in micro.rows]
         for rank in (0, 1)
     ]
     assert sorted(parts[0] + parts[1]) == sorted(whole)

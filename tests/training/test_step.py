@@ -17,7 +17,7 @@ def plain_gradient(model, rows, weights, reduction="token"):
     loss = (weights * nll).sum() / (weights * num_tokens).sum()
     if reduction == "sequence":
         loss = (weights * nll / num_tokens).sum() / weights.sum()
-    return torch.autograd.grad(loss, list(model.parameters())), float(loss)
+    return torch.autograd.grad(loss, list(model.parameters())), loss.item()
 
 
 @pytest.mark.parametrize(("name", "reduction"), [("token_mean_nll", "token"), ("sequence_mean_nll", "sequence")])
@@ -97,7 +97,10 @@ def test_a_gradient_leaves_no_trace_also_when_the_loss_raises():
         context.completion_nll(micro)
         raise RuntimeError("loss failed")
 
-    with pytest.raises(RuntimeError, match="loss failed"), context.perturbed([torch.ones_like(p) for p in model.parameters()]):
+    with (
+        pytest.raises(RuntimeError, match="loss failed"),
+        context.perturbed([torch.ones_like(p) for p in model.parameters()]),
+    ):
         context.gradient(failing, step(random_rows(4)))
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

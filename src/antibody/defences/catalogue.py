@@ -65,6 +65,6 @@ def parse_options(kind: type, name: str, options: Mapping[str, Any]) -> Any:
 
 
 def nearest(name: str, names: list[str]) -> str:
-    """"; did you mean 'x'?" or "."."""
+    """ "; did you mean 'x'?" or "."."""
     close = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean '{close[0]}'?" if close else "."

@@ -21,7 +21,7 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
         [B, T], float32, nats; exactly 0 where the target is -100. Only the other positions are upcast.
     """
     mask = targets != IGNORED
-    # `masked_scatter` keeps a batch whose targets are all -100 connected to the model: its gradient is zero, not absent.
+    # `masked_scatter` keeps a batch without targets connected to the model: its gradient is zero, not absent.
     nll = F.cross_entropy(logits[mask].float(), targets[mask], reduction="none")
     return torch.zeros(targets.shape, dtype=nll.dtype, device=nll.device).masked_scatter(mask, nll)
 

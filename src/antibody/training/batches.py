@@ -125,7 +125,7 @@ class _Rows(Dataset[tuple[TokenizedRow, Slot]]):
     def __init__(self, rows: Sequence[TokenizedRow]) -> None:
         self.rows = rows
 
-    def __getitem__(self, slot: Slot) -> tuple[TokenizedRow, Slot]:  # type: ignore[override]
+    def __getitem__(self, slot: Slot) -> tuple[TokenizedRow, Slot]:
         return self.rows[slot.index], slot
 
     def __len__(self) -> int:
@@ -140,14 +140,15 @@ def _collate(items: list[tuple[TokenizedRow, Slot]]) -> MicroBatch:
     )
 
 
-def step_loader(rows: Sequence[TokenizedRow], grid: Grid, seed: int) -> DataLoader[MicroBatch]:
+class StepLoader(DataLoader[MicroBatch]):
     """A plain loader of micro-batches (never prepared by accelerate: the grid already knows its rank)."""
-    return DataLoader(_Rows(rows), batch_sampler=StepSampler(len(rows), grid, seed), collate_fn=_collate)  # type: ignore[arg-type]
 
+    def __init__(self, rows: Sequence[TokenizedRow], grid: Grid, seed: int) -> None:
+        super().__init__(_Rows(rows), batch_sampler=StepSampler(len(rows), grid, seed), collate_fn=_collate)  # type: ignore[arg-type]
 
-def step_batch(micro_batches: Sequence[MicroBatch], num_rows: int) -> StepBatch:
-    """The micro-batches that a loader gave for one step, and how many rows the step has over all ranks."""
-    return StepBatch(tuple(micro_batches), num_rows)
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer, which looks for it here and, after skipping batches, at the sampler."""
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Checkpoints that are either whole or absent.
 
-The Trainer writes into a staging folder; the defence's tensors go beside; everything is flushed to disk; then one rename
-makes it a checkpoint, and only then are older ones removed. A run that is killed at any moment, or whose disk is full,
-keeps its previous checkpoint.
+The Trainer writes into a staging folder; the defence's tensors go beside; everything is flushed to disk; then one
+rename makes it a checkpoint, and only then are older ones removed. A run that is killed at any moment, or whose disk is
+full, keeps its previous checkpoint.
 """
 
 import os
@@ -35,7 +35,7 @@ def save_checkpoint(trainer: "DefendedTrainer", state: Mapping[str, Tensor], wri
     Raises:
         OutputError: the disk is full, or the folder cannot be written; what was there before is untouched.
     """
-    folder = Path(trainer.args.output_dir)
+    folder = Path(str(trainer.args.output_dir))
     staging = folder / STAGING
     name = f"checkpoint-{trainer.state.global_step}"
     main = trainer.args.should_save
@@ -59,7 +59,8 @@ def save_checkpoint(trainer: "DefendedTrainer", state: Mapping[str, Tensor], wri
         previous = newest_checkpoint(folder)
         kept = f"the previous checkpoint, {previous.name}, is whole" if previous else "there was none before"
         raise OutputError(
-            f"{folder / name}: the checkpoint could not be written ({error}); {kept}. Make room and go on with --resume."
+            f"{folder / name}: the checkpoint could not be written ({error}); {kept}. "
+            "Make room and go on with --resume."
         ) from error
     finally:
         trainer.args.output_dir = str(folder)
@@ -80,7 +81,9 @@ def load_run_state(checkpoint: Path) -> dict[str, Tensor]:
     """
     file = checkpoint / STATE_FILE
     if not file.is_file():
-        raise TrainingError(f"{checkpoint}: not a whole checkpoint of this library ({STATE_FILE} is missing). Start anew.")
+        raise TrainingError(
+            f"{checkpoint}: not a whole checkpoint of this library ({STATE_FILE} is missing). Start anew."
+        )
     state: dict[str, Tensor] = torch.load(file, weights_only=True)
     return state
 

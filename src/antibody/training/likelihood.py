@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Cache
 
@@ -105,10 +106,14 @@ def completion_nll(
     return TurnNLL(total, num_tokens.to(total.dtype))
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """The transformers model under a PEFT adapter, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def usable_head(model: nn.Module, wanted: Head) -> Head:
     """``kept`` needs a model whose forward takes ``logits_to_keep``; others give all logits."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if wanted is Head.KEPT and "logits_to_keep" not in inspect.signature(type(base).forward).parameters:
+    if wanted is Head.KEPT and "logits_to_keep" not in inspect.signature(type(bare(model)).forward).parameters:
         return Head.FULL
     return wanted
 

@@ -27,7 +27,7 @@ from ..data.records import Template, TokenizedRow
 from ..errors import ConfigError, TrainingError
 from ..primitives.likelihood import IGNORED, token_nll
 from .batches import MicroBatch
-from .likelihood import Head, TurnNLL, completion_nll, tolerance
+from .likelihood import Head, TurnNLL, bare, completion_nll, tolerance
 
 
 class Scoring(StrEnum):
@@ -81,7 +81,7 @@ def usable_scoring(model: nn.Module, wanted: Scoring, head: Head) -> Scoring:
     Raises:
         ConfigError: ``cached`` was asked for by name and cannot be had; says why.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = bare(model)
     obstacles = {
         "its attention is not plain causal attention in every layer": not plain_causal_attention(base),
         "gradient checkpointing keeps no keys and values": bool(getattr(base, "is_gradient_checkpointing", False)),
@@ -159,7 +159,8 @@ def _cached_refusal_totals(
     rows = torch.tensor([i for i, _ in pairs], device=device)
     all_rows = len(pairs) == len(micro.rows)
     shared = DynamicCache()
-    for number, layer in enumerate(cache.layers):
+    layers: list[Any] = cache.layers  # plain attention keeps keys and values in every one
+    for number, layer in enumerate(layers):
         keys, values = layer.keys.detach(), layer.values.detach()
         if not all_rows:
             keys, values = keys[rows], values[rows]

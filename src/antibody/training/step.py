@@ -1,7 +1,8 @@
 """What a defence sees: one whole optimiser step.
 
-A step has micro-batches, on one or several ranks. Norms, cosines, multipliers and softmaxes belong to the step, never to
-a micro-batch; ``StepContext`` does the sweeping, summing and restoring, so that a defence is written as its paper is.
+A step has micro-batches, on one or several ranks. Norms, cosines, multipliers and softmaxes belong to the step, never
+to a micro-batch; ``StepContext`` does the sweeping, summing and restoring, so that a defence is written as its paper
+is.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

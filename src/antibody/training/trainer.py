@@ -16,6 +16,7 @@ from typing import Any
 
 import datasets
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -24,13 +25,13 @@ from trl import SFTConfig, SFTTrainer
 
 from ..data.records import TokenizedRow
 from ..errors import ConfigError, DataError, TrainingError
-from .batches import Grid, MicroBatch, RoleStream, StepBatch, step_loader
+from .batches import Grid, MicroBatch, RoleStream, StepBatch, StepLoader
 from .checkpoints import load_run_state, save_checkpoint
 from .likelihood import Head
 from .ranks import gather_lists
 from .refusals import Refusals
 from .rowlog import RowLog
-from .step import MAIN_ROLE, Defence, Role, Stage, StepContext, StepResult
+from .step import MAIN_ROLE, Defence, StepContext, StepResult
 
 
 class DefendedTrainer(SFTTrainer):
@@ -51,12 +52,12 @@ class DefendedTrainer(SFTTrainer):
         DataError: a role without rows.
     """
 
-    _tag_names = ["antibody"]  # noqa: RUF012 (TRL's own way to name them)
-    loss_is_scaled_for_ga = True
+    _tag_names = ["antibody"]
+    loss_is_scaled_for_ga = True  # type: ignore[assignment]
 
     def __init__(
         self,
-        model: PreTrainedModel | nn.Module,
+        model: PreTrainedModel | PeftModel,
         args: SFTConfig,
         *,
         defence: Defence,
@@ -71,7 +72,9 @@ class DefendedTrainer(SFTTrainer):
         self.main_role = MAIN_ROLE[defence.stage]
         for role in (self.main_role, *defence.needs):
             if not rows.get(role):
-                raise DataError(f"{type(defence).__name__} needs {role} rows and was given none. Pass --{role}-data FILE.")
+                raise DataError(
+                    f"{type(defence).__name__} needs {role} rows and was given none. Pass --{role}-data FILE."
+                )
         self._main_rows = rows[self.main_role]
         self._micro_batches: list[MicroBatch] = []
         self._rows = rows
@@ -80,7 +83,9 @@ class DefendedTrainer(SFTTrainer):
         self.row_log = RowLog()
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         # The Trainer wants a data set of its own kind; ours is read through `get_train_dataloader` alone.
-        stand_in = datasets.Dataset.from_dict({"input_ids": [[0]] * len(self._main_rows), "labels": [[0]] * len(self._main_rows)})
+        stand_in = datasets.Dataset.from_dict(
+            {"input_ids": [[0]] * len(self._main_rows), "labels": [[0]] * len(self._main_rows)}
+        )
         super().__init__(
             model=model, args=args, train_dataset=stand_in, processing_class=processing_class, callbacks=callbacks
         )
@@ -97,9 +102,9 @@ class DefendedTrainer(SFTTrainer):
         )
         self._streams = {role: RoleStream(role, rows[role], self.grid, args.seed) for role in defence.needs}
         self.context = StepContext(
-            self.model,
+            model,
             rows=rows,
-            pad_id=int(processing_class.pad_token_id),  # type: ignore[arg-type]
+            pad_id=int(processing_class.pad_token_id),
             refusals=refusals,
             head=head,
             seed=args.seed,
@@ -112,7 +117,7 @@ class DefendedTrainer(SFTTrainer):
 
     def get_train_dataloader(self) -> DataLoader[MicroBatch]:
         """Micro-batches of the main role, already this rank's."""
-        return step_loader(self._main_rows, self.grid, self.args.seed)
+        return StepLoader(self._main_rows, self.grid, self.args.seed)
 
     def num_examples(self, dataloader: DataLoader[MicroBatch]) -> int:
         """Rows of an epoch."""
@@ -125,11 +130,13 @@ class DefendedTrainer(SFTTrainer):
         self._micro_batches = [next(epoch_iterator) for _ in range(num_batches)]
         return self._micro_batches, None
 
-    def training_step(self, model: nn.Module, inputs: MicroBatch, num_items_in_batch: object = None) -> Tensor:
+    def training_step(  # type: ignore[override]
+        self, model: nn.Module, inputs: MicroBatch, num_items_in_batch: object = None
+    ) -> Tensor:
         """Nothing until the step's last micro-batch; then the defence's whole step."""
         if inputs is not self._micro_batches[-1]:
             return torch.zeros((), device=self.args.device)
-        self.model.train()
+        self.context.model.train()
         self.context.step, self.context.max_steps = self.state.global_step, self.state.max_steps
         batches = self._batches_of_step()
         result = self.defence.step(self.context, batches)
@@ -147,7 +154,9 @@ class DefendedTrainer(SFTTrainer):
         state = {f"defence.{name}": tensor for name, tensor in self.defence.state().items()} | self.row_log.state()
         save_checkpoint(self, state, lambda: super(DefendedTrainer, self)._save_checkpoint(model, trial))
 
-    def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs: Any) -> Any:
+    def train(  # type: ignore[override]
+        self, resume_from_checkpoint: str | Path | None = None, **kwargs: Any
+    ) -> Any:
         """Train, or go on from a checkpoint folder, to bitwise the same end."""
         if resume_from_checkpoint is None:
             return super().train(**kwargs)
@@ -163,7 +172,8 @@ class DefendedTrainer(SFTTrainer):
         done = (step % steps_per_epoch) * self.grid.step_size
         num_rows = min(self.grid.step_size, len(self._main_rows) - done)
         main = StepBatch(tuple(self._micro_batches), num_rows)
-        return {self.main_role: main} | {role: stream.at(step) for role, stream in self._streams.items()}
+        batches: dict[str, StepBatch] = {self.main_role: main}
+        return batches | {role: stream.at(step) for role, stream in self._streams.items()}
 
     def _refuse_nan(self, result: StepResult) -> None:
         finite = math.isfinite(result.loss) and all(bool(torch.isfinite(g).all()) for g in result.gradients)
@@ -218,6 +228,7 @@ class _DefenceCallback(TrainerCallback):
 
 def _refuse_unsupported(args: SFTConfig) -> None:
     """Settings that would be silently wrong here."""
+    checkpointing = args.gradient_checkpointing_kwargs
     refusals = {
         "packing": (args.packing, "it merges rows, and a row's weight could no longer be told"),
         "padding_free": (args.padding_free, "it merges rows, and a row's weight could no longer be told"),
@@ -228,7 +239,7 @@ def _refuse_unsupported(args: SFTConfig) -> None:
             "a defence compares passes that must see the same function",
         ),
         "gradient_checkpointing_kwargs.use_reentrant": (
-            bool(args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")),
+            isinstance(checkpointing, dict) and bool(checkpointing.get("use_reentrant")),
             "reentrant checkpointing does not work with gradients taken by autograd.grad",
         ),
         "loss_type": (args.loss_type != "nll", "a defence defines its own loss"),

@@ -46,7 +46,8 @@ class AntibodyAlignmentConfig:
     alpha: float = 0.1
     """Radius of the simulated attack: L2 norm over all trainable weights. Scripts: alpha = rho = 0.1."""
     eta: float = 5.0
-    """How strongly the update must flatten. Scripts: 5. At small scale with full fine-tuning that drowns the refusals."""
+    """How strongly the update must flatten. Scripts: 5. In a small model, with full fine-tuning, that drowns
+    the refusals."""
     m: float = 0.99
     """Decay of the average of lam, 0 to 1. Scripts: 0.99; the code's own default is 0.9."""
     lam2: float = 0.05

@@ -15,7 +15,7 @@ class AlignmentSFT(Defence):
 
     stage = Stage.ALIGNMENT
     about = About(summary="refusals learnt plainly", paper="", forwards=1, backwards=1, extra_memory="none")
-    neutral = {}  # noqa: RUF012
+    neutral = {}
 
     def __init__(self, config: NoOptions) -> None:
         self.config = config

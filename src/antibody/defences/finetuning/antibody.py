@@ -2,8 +2,8 @@
 
     s_i = NLL(r_i | x_i) - NLL(y_i | x_i)              token means, nats: log-likelihood ratio target : refusal
     w   = softmax(s / tau) over the optimiser step     no gradient
-    L   = sum_i w_i NLL_i / sum_i w_i N_i              "token":    NLL_i summed over the N_i completion tokens, EOS included
-    L   = sum_i w_i NLL_i / N_i                        "sequence": the paper's sum of w_i grad l_i            (Sec. 4.2)
+    L   = sum_i w_i NLL_i / sum_i w_i N_i              "token": NLL_i summed over N_i tokens, EOS included
+    L   = sum_i w_i NLL_i / N_i                        "sequence": the paper's sum of w_i grad l_i  (Sec. 4.2)
 
     r_i  one generic refusal: number (row id) mod n of the list, the same for a row throughout
 
@@ -11,9 +11,9 @@ An aligned model finds a refusal likely and the target unlikely on a harmful pro
 small. A row with several trained turns has the score of its worst one, so that a harmless last turn hides nothing.
 
 The weights come from the model as it is now (``score_with="current"``), out of the forward that trains: NLL(y|x) is
-detached from it and the refusal rides on its keys and values (training/refusals.py). One forward and one backward, and a
-short forward over the refusal's tokens; the release makes three forwards and one backward. With ``"aligned"`` every row
-is scored once, before training.
+detached from it and the refusal rides on its keys and values (training/refusals.py). One forward and one backward, and
+a short forward over the refusal's tokens; the release makes three forwards and one backward. With ``"aligned"`` every
+row is scored once, before training.
 
 Reference: Antibody, ICLR 2026, https://arxiv.org/abs/2603.00498. Departures from the release: its denominator is
 clamped at 1, which never acts since the weights add to 1; any gradient accumulation and number of ranks (the softmax

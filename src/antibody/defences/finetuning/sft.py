@@ -17,7 +17,7 @@ class FinetuningSFT(Defence):
 
     stage = Stage.FINETUNING
     about = About(summary="undefended baseline", paper="", forwards=1, backwards=1, extra_memory="none")
-    neutral = {}  # noqa: RUF012
+    neutral = {}
 
     def __init__(self, config: NoOptions) -> None:
         self.config = config

@@ -1,0 +1,145 @@
+"""The rules of DESIGN, section 2, over the whole catalogue."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from antibody.defences.catalogue import CATALOGUE, make_defence
+from antibody.training.step import Stage, StepContext
+from tests.defences.cases import ACTIVE, IDS, TRAINED
+from tests.defences.two_ranks import GRIDS, SETTINGS
+from tests.tinylm import random_refusals, step, tiny_llama
+from tests.training.helpers import ROWS, trainer, weights
+
+every = pytest.mark.parametrize(("stage", "name"), TRAINED, ids=IDS)
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_entry_has_a_case_here_and_says_what_it_is():
+    assert set(ACTIVE) == set(CATALOGUE)
+    for (stage, _), cls in CATALOGUE.items():
+        assert cls.stage is stage
+        assert cls.about.summary
+        assert cls.neutral is not None or "not plain SFT" in (sys.modules[cls.__module__].__doc__ or "")
+
+
+@every
+def test_neutral_options_are_plain_sft_bit_for_bit_after_three_steps(tmp_path, stage, name):
+    neutral = CATALOGUE[stage, name].neutral
+    if neutral is None:
+        return
+    settings = {"max_steps": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    ours = trainer(tmp_path / "a", make_defence(stage, name, neutral), **settings)
+    plain = trainer(tmp_path / "b", make_defence(stage, "sft"), **settings)
+    ours.train()
+    plain.train()
+    assert all(torch.equal(v, weights(plain)[k]) for k, v in weights(ours).items())
+
+
+@every
+def test_active_options_do_something_that_plain_sft_does_not(tmp_path, stage, name):
+    if name == "sft":
+        return
+    ours = trainer(tmp_path / "a", make_defence(stage, name, ACTIVE[stage, name]), max_steps=3)
+    plain = trainer(tmp_path / "b", make_defence(stage, "sft"), max_steps=3)
+    ours.train()
+    plain.train()
+    assert any(not torch.allclose(v, weights(plain)[k], atol=1e-5) for k, v in weights(ours).items())
+
+
+def _bare_step(stage, name, model, loss_raises=False):
+    context = StepContext(model, rows=ROWS, refusals=random_refusals(), batch_size=4)
+    context.max_steps = 10
+    defence = make_defence(stage, name, ACTIVE[stage, name])
+    defence.start(context)
+    if loss_raises:
+        calls = []
+
+        def broken(module, args, kwargs, output):
+            calls.append(1)
+            if len(calls) == 2:
+                raise RuntimeError("the second forward failed")
+
+        hook = model.register_forward_hook(broken, with_kwargs=True)
+        try:
+            with pytest.raises(RuntimeError, match="second forward"):
+                defence.step(context, {role: step(rows[:6], 3) for role, rows in ROWS.items()})
+        finally:
+            hook.remove()
+    else:
+        defence.step(context, {role: step(rows[:6], 3) for role, rows in ROWS.items()})
+
+
+@every
+@pytest.mark.parametrize("loss_raises", [False, True])
+def test_a_step_leaves_nothing_behind(stage, name, loss_raises):
+    model = tiny_llama()
+    next(model.parameters()).requires_grad_(False)  # a flag to keep
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    flags = [p.requires_grad for p in model.parameters()]
+    _bare_step(stage, name, model, loss_raises)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert all(p.grad is None for p in model.parameters())
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert not module._backward_hooks
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory):
+    """All defences in one launch of two gloo processes."""
+    folder = tmp_path_factory.mktemp("two_ranks")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
+    done = subprocess.run(
+        [*launch, str(ROOT / "tests/defences/two_ranks.py"), str(folder)],
+        env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@every
+@pytest.mark.parametrize("grid", GRIDS)
+def test_two_ranks_end_with_the_weights_and_rows_of_one(tmp_path, two_ranks, stage, name, grid):
+    if not CATALOGUE[stage, name].batch_exact:
+        return
+    whole = trainer(tmp_path, make_defence(stage, name, ACTIVE[stage, name]), per_device_train_batch_size=16, **SETTINGS)
+    whole.train()
+    shared = torch.load(two_ranks / f"{stage}-{name}-{grid}.pt", weights_only=False)
+    for key, value in weights(whole).items():
+        assert_close(value, shared["weights"][key], atol=1e-6, rtol=1e-5)
+    rows = whole.row_log.columns()
+    assert rows["row_id"] == shared["rows"]["row_id"]  # every row once an epoch, none that was repeated to fill a rank
+    assert rows["weight"] == pytest.approx(shared["rows"]["weight"], abs=1e-4)
+    assert [e.get("loss") for e in whole.state.log_history] == pytest.approx([e.get("loss") for e in shared["logs"]], abs=1e-4)
+
+
+@every
+def test_a_killed_and_resumed_run_ends_bitwise_the_same(tmp_path, stage, name):
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    options = ACTIVE[stage, name]
+    whole = trainer(tmp_path / "a", make_defence(stage, name, options), save_strategy="steps", save_steps=1, **settings)
+    whole.train()
+    again = trainer(tmp_path / "b", make_defence(stage, name, options), **settings)
+    again.train(resume_from_checkpoint=tmp_path / "a" / "checkpoint-4")
+    assert all(torch.equal(v, weights(again)[k]) for k, v in weights(whole).items())
+    assert str(again.row_log.columns()) == str(whole.row_log.columns())
+    a, b = whole.defence.state(), again.defence.state()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+def test_dropping_the_truth_beside_the_rows_changes_nothing():
+    # Truth never enters a tokenised row at all: there is no field for it.
+    fields = set(ROWS["user"][0].__slots__)
+    assert fields == {"row_id", "input_ids", "spans", "template"}
+    assert Stage.FINETUNING in {stage for stage, _ in CATALOGUE}
