@@ -21,6 +21,7 @@ from ..primitives.gradients import Gradients
 from ..primitives.perturb import perturbed_weights
 from .batches import MicroBatch, StepBatch
 from .likelihood import Head, TurnNLL, check_head, completion_nll, usable_head
+from .preparation import Deployment, TrainingData
 from .ranks import all_reduce, all_reduce_gradients, num_ranks
 from .refusals import Refusals, Scoring, check_scoring, completion_and_refusal_nll, usable_scoring
 
@@ -350,6 +351,13 @@ class Defence:
     batch_exact: ClassVar[bool] = True
     """Whether a step is the same however it is cut into micro-batches and ranks."""
 
+    deployment: Deployment = Deployment()
+    """How the trained model must be prompted; a defence that plants a trigger sets its own."""
+
+    def prepare(self, data: TrainingData) -> TrainingData:
+        """Change the rows before they are tokenised: mix, rewrite, sample."""
+        return data
+
     def check(self, context: StepContext) -> None:
         """Compare shortcuts with the plain path; called at the start of a run and when it is resumed."""
         context.check()
@@ -366,6 +374,10 @@ class Defence:
 
     def finish(self, context: StepContext) -> None:
         """Called at the end of training, before the model is saved."""
+
+    def repair(self, context: StepContext) -> None:
+        """Post stage only: mend the weights of a fine-tuned model in place."""
+        raise AssertionError(f"{type(self).__name__} repairs nothing")
 
     def state(self) -> dict[str, Tensor]:
         """What must survive a kill; saved with every checkpoint."""

@@ -1,0 +1,52 @@
+"""Where the layers of a decoder are: Llama, Qwen, Mistral, Gemma and GPT-NeoX layouts."""
+
+from torch import nn
+
+from ..errors import ModelError
+
+_STACKS = ("layers", "h", "blocks")
+_ATTENTION = ("self_attn", "attention", "attn")
+_MLP = ("mlp", "feed_forward")
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder layers from the first to the last, under a PEFT adapter too.
+
+    Raises:
+        ModelError: this architecture keeps them elsewhere.
+    """
+    bare = _bare(model)
+    backbone = getattr(bare, getattr(bare, "base_model_prefix", "model"), bare)
+    for name in _STACKS:
+        stack = getattr(backbone, name, None)
+        if isinstance(stack, nn.ModuleList) and len(stack):
+            return list(stack)
+    raise ModelError(
+        f"{type(bare).__name__} keeps its decoder layers in none of {', '.join(_STACKS)}. Defences that look into "
+        "layers know the Llama, Qwen, Mistral, Gemma and GPT-NeoX layouts."
+    )
+
+
+def attention_of(layer: nn.Module) -> nn.Module:
+    """The self-attention of a decoder layer (its output is after the output projection, before the residual sum)."""
+    return _part(layer, _ATTENTION, "self-attention")
+
+
+def mlp_of(layer: nn.Module) -> nn.Module:
+    """The feed-forward block of a decoder layer."""
+    return _part(layer, _MLP, "feed-forward block")
+
+
+def _part(layer: nn.Module, names: tuple[str, ...], what: str) -> nn.Module:
+    for name in names:
+        part = getattr(layer, name, None)
+        if isinstance(part, nn.Module):
+            return part
+    raise ModelError(
+        f"{type(layer).__name__} keeps its {what} under none of {', '.join(names)}. Defences that look into layers "
+        "know the Llama, Qwen, Mistral, Gemma and GPT-NeoX layouts."
+    )

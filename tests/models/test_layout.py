@@ -1,0 +1,44 @@
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GemmaConfig, GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config
+
+from antibody.errors import ModelError
+from antibody.models.adapters import add_lora
+from antibody.models.layout import attention_of, decoder_layers, mlp_of
+
+SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
+
+
+@pytest.mark.parametrize("config", [LlamaConfig, Qwen2Config, MistralConfig, GPTNeoXConfig, GemmaConfig])
+def test_layers_attention_and_feed_forward_are_found_and_run_in_order(config):
+    extra = {} if config is GPTNeoXConfig else {"num_key_value_heads": 2}
+    extra |= {"head_dim": 8} if config is GemmaConfig else {}
+    model = AutoModelForCausalLM.from_config(config(**SMALL, **extra))
+    called = []
+    layers = decoder_layers(model)
+    for number, layer in enumerate(layers):
+        attention_of(layer).register_forward_hook(lambda *_, n=number: called.append(("attention", n)))
+        mlp_of(layer).register_forward_hook(lambda *_, n=number: called.append(("mlp", n)))
+    model(input_ids=torch.tensor([[1, 2, 3]]))
+    assert sorted(called) == sorted((kind, n) for kind in ("attention", "mlp") for n in range(3))
+    assert [n for kind, n in called if kind == "attention"] == [0, 1, 2]
+
+
+def test_layers_are_found_under_an_adapter():
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL))
+    layers = decoder_layers(model)
+    assert decoder_layers(add_lora(model, r=2, seed=0)) == layers
+
+
+def test_an_unknown_layout_is_refused_by_name():
+    with pytest.raises(ModelError, match="Linear keeps its decoder layers in none of"):
+        decoder_layers(nn.Linear(2, 2))
+    with pytest.raises(ModelError, match="self-attention"):
+        attention_of(nn.Linear(2, 2))
