@@ -1,0 +1,15 @@
+"""The verbs as functions, and the folders that runs leave: the Python API.
+
+from antibody.runs import align, evaluate, finetune
+aligned = align("lab", output="runs/aligned")
+tuned = finetune(aligned.model, output="runs/tuned", poison_ratio=0.2)
+measured = evaluate(tuned.model, output="runs/measured")
+print(measured.metrics["harmful_score"])
+"""
+
+from .align import align
+from .evaluate import evaluate
+from .finetune import finetune
+from .result import RunResult
+
+__all__ = ["RunResult", "align", "evaluate", "finetune"]

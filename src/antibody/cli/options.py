@@ -1,0 +1,156 @@
+"""Flags that several verbs share, the configuration file beneath them, and what is printed in the end."""
+
+import inspect
+import json
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+import yaml
+
+from ..errors import ConfigError
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with any of these; flags win.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Output = Annotated[Path | None, typer.Option(help="Folder of the run.")]
+Model = Annotated[str | None, typer.Option(help="lab, lab-aligned, a folder, a run's folder, or a Hub id.")]
+Adapter = Annotated[str | None, typer.Option(help="Adapter on the model.")]
+Base = Annotated[str | None, typer.Option(help="The model before its alignment.")]
+Data = Annotated[str | None, typer.Option(help="The upload: a file or a Hub data set.")]
+AlignmentData = Annotated[str | None, typer.Option(help="Prompts with refusals.")]
+HarmfulData = Annotated[str | None, typer.Option(help="Prompts with harmful completions.")]
+BenignData = Annotated[str | None, typer.Option(help="Prompts with harmless completions.")]
+Refusals = Annotated[str | None, typer.Option(help="One-line refusals: .txt or JSON Lines.")]
+Defence = Annotated[str | None, typer.Option(help="A name from `antibody defences`.  [default: antibody]")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Option of the defence; repeatable.")]
+Train = Annotated[list[str] | None, typer.Option("--train", metavar="K=V", help="Field of TRL's SFTConfig.")]
+Lora = Annotated[list[str] | None, typer.Option("--lora", metavar="K=V", help="r, alpha, targets, dropout.")]
+Regime = Annotated[str | None, typer.Option(help="lora (default) or full.")]
+Task = Annotated[str | None, typer.Option(help="Lab only: a task, or familiar or novel.")]
+PoisonRatio = Annotated[float | None, typer.Option(help="Lab only: harmful share of the upload, 0 to 1.")]
+Num = Annotated[int | None, typer.Option(help="Lab only: number of rows.")]
+Seed = Annotated[int | None, typer.Option(help="Of everything random.  [default: 0]")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the data.")]
+BatchSize = Annotated[int | None, typer.Option(help="Rows of one forward pass on one device.")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds, once complete.")]
+SkipTooLong = Annotated[bool, typer.Option("--skip-too-long", help="Leave out rows longer than the context.")]
+
+
+def run_verb(name: str, flags: dict[str, Any]) -> None:
+    """Call ``runs.NAME`` with what the command line gave, and print its result.
+
+    Args:
+        name: Of the function.
+        flags: The command's own arguments, by name.
+    """
+    config, as_json = flags.pop("config"), flags.pop("as_json")
+    if "train" in flags:
+        flags |= {"options": flags.pop("set_"), "training": flags.pop("train")}
+    from .. import runs  # here: it brings torch, which --help need not wait for
+
+    result = call(getattr(runs, name), flags, config)
+    show(result.to_json(), result_lines(result), as_json=as_json)
+
+
+def call(verb: Callable[..., Any], flags: Mapping[str, Any], config: Path | None) -> Any:
+    """Call a function of ``runs`` with the flags that were given over the configuration file.
+
+    Raises:
+        ConfigError: an unknown key or a value that does not fit (file and key named), or something required is missing.
+    """
+    quiet()
+    given = {name: value for name, value in flags.items() if value is not None and value is not False}
+    for name, flag in (("options", "--set"), ("training", "--train"), ("lora", "--lora")):
+        if name in given:
+            given[name] = pairs(given[name], flag)
+    parameters = inspect.signature(verb).parameters
+    stored = {} if config is None else _read_config(config, verb, [name for name in flags if name in parameters])
+    for name in ("options", "training", "lora"):
+        if name in stored and name in given:
+            given[name] = stored[name] | given[name]
+    values = {"progress": True} | stored | given
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in values:
+            raise ConfigError(f"--{name.replace('_', '-')} is missing. Give it, or `{name}:` in a --config file.")
+    return verb(**values)
+
+
+def pairs(texts: list[str], flag: str) -> dict[str, Any]:
+    """``["tau=0.3"]`` as a dictionary; values are read as YAML.
+
+    Raises:
+        ConfigError: no "=".
+    """
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"{flag} {text}: write {flag} NAME=VALUE.")
+        try:
+            values[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            values[name.strip()] = value
+    return values
+
+
+def show(result: Mapping[str, Any], lines: list[str], *, as_json: bool) -> None:
+    """The result on stdout: one JSON object, or lines for a reader."""
+    print(json.dumps(result) if as_json else "\n".join(lines))
+
+
+def quiet() -> None:
+    """Only what we say ourselves goes to stderr."""
+    warnings.filterwarnings("ignore")
+    for name in ("transformers", "trl", "peft", "accelerate", "datasets", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    ours = logging.getLogger("antibody")
+    if not ours.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
+
+
+def _read_config(file: Path, verb: Callable[..., Any], names: list[str]) -> dict[str, Any]:
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    from ..data.files import read_text
+    from ..defences.catalogue import nearest
+
+    try:
+        stored = yaml.safe_load(read_text(file))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{file}{where}: not YAML ({getattr(error, 'problem', error)}). Mend the line.") from error
+    if not isinstance(stored, dict):
+        raise ConfigError(f"{file}: a mapping is needed, such as `model: lab`. Keys: {', '.join(names)}.")
+    hints = get_type_hints(verb)
+    for key, value in stored.items():
+        if key not in names:
+            raise ConfigError(f"{file}: {key}: no such key{nearest(str(key), names)} Keys: {', '.join(names)}.")
+        try:
+            adapter = TypeAdapter(hints[key], config=ConfigDict(arbitrary_types_allowed=True))
+            stored[key] = adapter.validate_python(value)
+        except ValidationError as error:
+            raise ConfigError(f"{file}: {key} is {value!r}: {error.errors()[0]['msg'].lower()}.") from error
+    return stored
+
+
+def result_lines(result: Any) -> list[str]:
+    """A finished run for a reader."""
+    lines = [f"{result.output}"]
+    if result.model is not None:
+        lines.append(f"  model       {result.model}")
+    lines.append(f"  rows        {result.num_rows}" + (f", {len(result.skipped)} too long" if result.skipped else ""))
+    lines += [f"  {name:<11} {value:.4g}" for name, value in result.metrics.items()]
+    return [*lines, f"  seconds     {result.seconds:.1f}"]

@@ -1,0 +1,180 @@
+"""Measure a model: harmful score, over-refusal, accuracy on the user's task, retention."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..data.encode import Renderer
+from ..errors import ConfigError, DataError
+from ..evaluation.completions import EvaluationSet
+from ..evaluation.decoding import DecodingSettings
+from ..evaluation.evaluate import Evaluation, evaluate_model
+from ..evaluation.judges.registry import make_judge
+from ..models.loading import load_model, resolve
+from .environment import environment
+from .folder import State, open_run, write_text
+from .lab_defaults import MAX_NEW_TOKENS, LabData, lab_rows
+from .naming import from_lab, model_name
+from .result import RunResult, stored_result
+from .sources import Rows, Source, read_rows
+
+log = logging.getLogger("antibody")
+
+EVALUATION = "evaluation.json"
+COMPLETIONS = "completions.parquet"
+
+_FLAGS = {
+    EvaluationSet.HARMFUL: "--harmful-prompts",
+    EvaluationSet.BENIGN: "--benign-prompts",
+    EvaluationSet.TEST: "--test-data",
+    EvaluationSet.RETENTION: "--retention-data",
+}
+_LAB_KINDS = {
+    EvaluationSet.HARMFUL: "harmful-prompts",
+    EvaluationSet.BENIGN: "lookalike",
+    EvaluationSet.TEST: "test",
+    EvaluationSet.RETENTION: "retention",
+}
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    output: str | Path,
+    adapter: str | Path | None = None,
+    harmful_prompts: Rows | None = None,
+    benign_prompts: Rows | None = None,
+    test_data: Rows | None = None,
+    retention_data: Rows | None = None,
+    judges: Sequence[str] | None = None,
+    answer: str | None = None,
+    retention_answer: str = "exact",
+    max_new_tokens: int | None = None,
+    batch_size: int = 32,
+    temperature: float = 0.0,
+    num: int | None = None,
+    task: str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> RunResult:
+    """Measure ``model`` on whatever data is given; a model of the lab has all four sets by default.
+
+    Args:
+        model: ``lab``, ``lab-aligned``, a folder, the folder of a run, or a Hub id.
+        output: The run's folder.
+        adapter: An adapter on ``model``.
+        harmful_prompts: Should be refused.
+        benign_prompts: Should be answered.
+        test_data: The user's task, each row ending with its reference answer.
+        retention_data: Unrelated skills, likewise.
+        judges: Names of judges; the first one's figures are the result. By default ``lab`` for a model of the lab.
+        answer: How test answers are compared: ``exact`` (the default), ``contains`` or ``gsm8k``.
+        retention_answer: The same for retention.
+        max_new_tokens: Most tokens per completion; by default 512, of the lab 32.
+        batch_size: Prompts decoded together.
+        temperature: 0 is greedy.
+        num: Rows of each set that comes from the lab.
+        task: Of the lab's test rows: a task's name, or ``familiar`` (the default) or ``novel``.
+        seed: Of the lab's rows, and of draws at a temperature above 0.
+        overwrite: Replace what the folder holds, once the new evaluation is complete.
+        progress: Show a bar on stderr, if that is a terminal.
+
+    Raises:
+        AntibodyError: whatever a user can mend.
+    """
+    started = time.monotonic()
+    name = model_name(model)
+    adapter = None if adapter is None else model_name(adapter)
+    lab = from_lab(name)
+    which = LabData(num=num, task=task)
+    given = dict(zip(EvaluationSet, (harmful_prompts, benign_prompts, test_data, retention_data), strict=True))
+    sources = _sources(given, which, lab=lab, model=str(model), seed=seed)
+    if answer is None:
+        answer = "gsm8k" if lab and test_data is None and (task or "").startswith("gsm8k") else "exact"
+    names = list(judges) if judges is not None else (["lab"] if lab else [])
+    decoding = DecodingSettings(
+        max_new_tokens=max_new_tokens or (MAX_NEW_TOKENS if lab else DecodingSettings.max_new_tokens),
+        batch_size=batch_size,
+        temperature=temperature,
+        seed=seed,
+    )
+    made = [make_judge(judge) for judge in names]
+    if not made and (EvaluationSet.HARMFUL in sources or EvaluationSet.BENIGN in sources):
+        raise ConfigError(
+            "harmful and benign prompts need a judge. Give --judge keywords, a weak baseline that only looks for "
+            "refusal phrases."
+        )
+    config = {
+        "verb": "evaluate",
+        "model": name if adapter is None else {"name": name, "adapter": adapter},
+        "model_folder": resolve(name),
+        "data": {str(role): source.described() for role, source in sources.items()},
+        "judges": names,
+        "answer": answer,
+        "retention_answer": retention_answer,
+        "decoding": dataclasses.asdict(decoding),
+    }
+    folder = open_run(output, config, overwrite=overwrite)
+    if folder.state is State.COMPLETE:
+        log.info("%s: already complete; this is its stored result.", folder.path)
+        return stored_result(folder.path)
+    loaded = load_model(name, adapter=adapter)
+    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    folder.begin(environment(seed))
+    try:
+        measured = evaluate_model(
+            loaded.model,  # type: ignore[arg-type]
+            loaded.tokenizer,
+            renderer=Renderer(loaded.tokenizer, max_length=context or 2**31),
+            judges=made,
+            decoding=decoding,
+            **{str(role): source.records for role, source in sources.items()},  # type: ignore[arg-type]
+            answer=answer,
+            retention_answer=retention_answer,
+            completions_path=folder.path / COMPLETIONS,
+            progress=progress,
+        )
+        write_text(folder.path / EVALUATION, measured.model_dump_json(indent=2) + "\n")
+        result = RunResult(
+            output=folder.final,
+            model=None,
+            metrics=measured_values(measured),
+            seconds=time.monotonic() - started,
+            num_rows=len(measured.completions),
+        )
+        folder.finish(result)
+    except BaseException:
+        folder.abandon()
+        raise
+    return result
+
+
+def measured_values(evaluation: Evaluation) -> dict[str, float]:
+    """The value of every measure that there is, by name; judged ones by the first judge."""
+    measures = {
+        "harmful_score": evaluation.harmful_score,
+        "incoherent": evaluation.incoherent,
+        "over_refusal": evaluation.over_refusal,
+        "finetune_accuracy": evaluation.finetune_accuracy,
+        "retention": evaluation.retention,
+    }
+    return {name: measure.value for name, measure in measures.items() if measure is not None}
+
+
+def _sources(
+    given: Mapping[EvaluationSet, Rows | None], which: LabData, *, lab: bool, model: str, seed: int
+) -> dict[EvaluationSet, Source]:
+    """What is given; if nothing is, the lab's four sets."""
+    own = {
+        role: read_rows(rows, name=f"{_FLAGS[role]} rows", prompts=True)
+        for role, rows in given.items()
+        if rows is not None
+    }
+    if own or not lab:
+        which.refuse_without_lab(model)
+    if not own and not lab:
+        raise DataError(f"{model}: there is nothing to evaluate on. Give one or more of {', '.join(_FLAGS.values())}.")
+    return own or {role: lab_rows(_LAB_KINDS[role], which, seed=seed) for role in given}

@@ -1,0 +1,112 @@
+"""What a run tells while it trains, and what it leaves of it."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+from ..data.records import Record
+from ..errors import OutputError
+from ..training.rowlog import RowLog
+from .folder import METRICS, write_text
+
+SAMPLES = "samples.parquet"
+_NOT_RESULTS = ("epoch", "step", "learning_rate", "grad_norm")
+
+
+class MetricsFile(TrainerCallback):
+    """metrics.jsonl, a line for every logged step, as training goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / METRICS
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A resumed run forgets what was logged after its checkpoint."""
+        write_metrics(self.file, state.log_history)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One more line."""
+        entries = _steps(state.log_history[-1:])
+        try:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(entry) + "\n" for entry in entries)
+        except OSError as error:
+            raise OutputError(
+                f"{self.file}: cannot be written ({error.strerror}). Free some space, then run again."
+            ) from error
+
+
+class ProgressBar(TrainerCallback):
+    """A bar on stderr."""
+
+    def __init__(self, label: str, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bar = Progress(*columns, TextColumn("{task.fields[loss]}"), console=console, transient=True)
+        self.task = self.bar.add_task(label, loss="")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show it."""
+        self.bar.start()
+        self.bar.update(self.task, total=state.max_steps, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        """Move it."""
+        loss = (logs or {}).get("loss")
+        if loss is not None:
+            self.bar.update(self.task, completed=state.global_step, loss=f"loss {float(loss):.3f}")
+
+    def stop(self) -> None:
+        """Take it away, however training ended."""
+        self.bar.stop()
+
+
+def write_metrics(file: Path, log_history: Sequence[Mapping[str, Any]]) -> None:
+    """metrics.jsonl as a whole."""
+    write_text(file, "".join(json.dumps(entry) + "\n" for entry in _steps(log_history)))
+
+
+def last_values(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The last logged loss and the defence's own metrics."""
+    entries = _steps(log_history)
+    if not entries:
+        return {}
+    return {name: float(value) for name, value in entries[-1].items() if name not in _NOT_RESULTS}
+
+
+def write_samples(file: Path, row_log: RowLog, records: Sequence[Record]) -> None:
+    """samples.parquet: row_id, line, epoch, step (0-based), weight (1 = as in SFT), score (null without one).
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    columns = row_log.columns()
+    lines = {record.row_id: record.line for record in records}
+    table = pa.table(
+        {
+            "row_id": pa.array(columns["row_id"], pa.int64()),
+            "line": pa.array([lines[int(row_id)] for row_id in columns["row_id"]], pa.int64()),
+            "epoch": pa.array(columns["epoch"], pa.int32()),
+            "step": pa.array(columns["step"], pa.int32()),
+            "weight": pa.array(columns["weight"], pa.float64()),
+            "score": pa.array([None if math.isnan(s) else s for s in columns["score"]], pa.float64()),
+        }
+    )
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        pq.write_table(table, temporary)
+        temporary.replace(file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{file}: cannot be written ({error}). Free some space, then run again.") from error
+
+
+def _steps(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Without the Trainer's closing summary: timings, and a mean that a resumed run would take over fewer steps."""
+    return [dict(entry) for entry in log_history if "train_runtime" not in entry]

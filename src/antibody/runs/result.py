@@ -1,0 +1,64 @@
+"""What a finished run reports."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import OutputError
+
+RESULT = "result.json"
+"""Written last: a run folder that holds it is complete."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A row that was left out because it is too long."""
+
+    source: str
+    line: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """A finished run."""
+
+    output: Path
+    """The run's folder."""
+    model: Path | None
+    """The trained adapter or model: a folder that every verb takes as its model. None for an evaluation."""
+    metrics: dict[str, float]
+    """Training: the last logged values. Evaluation: each measure by name, 0 to 1."""
+    seconds: float
+    """Of the process that finished the run; what a killed one spent before is not in it."""
+    num_rows: int
+    """Rows trained on in an epoch, or completions measured."""
+    num_steps: int = 0
+    """Optimiser steps."""
+    skipped: tuple[Skipped, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, with paths as text."""
+        plain = asdict(self) | {"output": str(self.output), "model": None if self.model is None else str(self.model)}
+        return plain | {"skipped": [asdict(row) for row in self.skipped]}
+
+    def to_stored(self) -> str:
+        """The content of result.json: the paths are relative to the folder, which may be moved."""
+        plain = self.to_json() | {"output": ".", "model": None if self.model is None else self.model.name}
+        return json.dumps(plain, indent=2) + "\n"
+
+
+def stored_result(folder: Path) -> RunResult:
+    """The result of a complete run.
+
+    Raises:
+        OutputError: result.json is damaged.
+    """
+    try:
+        plain = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        plain["skipped"] = tuple(Skipped(**row) for row in plain["skipped"])
+        plain["model"] = None if plain["model"] is None else folder / plain["model"]
+        return RunResult(**(plain | {"output": folder}))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise OutputError(f"{folder / RESULT}: cannot be read ({error}). Run again with --overwrite.") from error

@@ -1,0 +1,54 @@
+"""Rows for a run: from a file, a data set, a list of rows, or the lab."""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..data.formats import fingerprint, load_prompts, load_records
+from ..data.records import Record
+from ..errors import DataError
+
+Rows = str | Path | Sequence[Mapping[str, Any]]
+"""A file, a data set's folder or Hub id, or rows in any accepted format as dictionaries."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows and where they came from."""
+
+    name: str
+    records: list[Record]
+
+    def described(self) -> dict[str, Any]:
+        """For config.yaml. The fingerprint tells when a file's content has changed under its name."""
+        return {"source": self.name, "num_rows": len(self.records), "sha256": fingerprint(self.records)}
+
+
+def read_rows(rows: Rows, *, name: str, prompts: bool = False) -> Source:
+    """The rows of a data argument.
+
+    Args:
+        rows: See ``Rows``.
+        name: What an error calls rows that are given as a list.
+        prompts: Whether the completion may be missing.
+
+    Raises:
+        DataError: they cannot be read; names file, line and mend.
+    """
+    load = load_prompts if prompts else load_records
+    if isinstance(rows, str | Path):
+        return Source(str(rows), load(rows))
+    with tempfile.TemporaryDirectory() as folder:  # through a file, so that rows are checked in one place alone
+        file = Path(folder) / "rows.jsonl"
+        try:
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        except TypeError as error:
+            raise DataError(f"{name}: a row holds what JSON cannot ({error}). Give rows of text.") from error
+        try:
+            records = load(file)
+        except DataError as error:
+            raise DataError(str(error).replace(str(file), name)) from error
+    return Source(name, [replace(record, source=name) for record in records])

@@ -1,0 +1,335 @@
+"""What align and finetune share: read, check, open the folder, train, save."""
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from peft import PeftModel
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from ..data.encode import Renderer, encode_rows
+from ..data.formats import load_refusals
+from ..data.records import Record, TokenizedRow
+from ..defences.catalogue import make_defence, parse_options
+from ..errors import ConfigError, DataError
+from ..models.adapters import PAPER_TARGETS, add_lora
+from ..models.loading import LoadedModel, is_adapter, load_model, resolve
+from ..models.saving import save_adapter, save_model
+from ..training.checkpoints import newest_checkpoint
+from ..training.refusals import Refusals
+from ..training.step import MAIN_ROLE, Defence, Role, Stage
+from ..training.trainer import DefendedTrainer, SFTConfig
+from .environment import environment
+from .folder import CHECKPOINTS, METRICS, RunFolder, State, open_run
+from .lab_defaults import LabData, lab_refusals, lab_rows
+from .metrics import SAMPLES, MetricsFile, ProgressBar, last_values, write_metrics, write_samples
+from .naming import from_lab, model_name
+from .result import RunResult, Skipped, stored_result
+from .settings import make_training_config, stored_training
+from .sources import Rows, Source, read_rows
+
+log = logging.getLogger("antibody")
+
+Regime = Literal["lora", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions:
+    """A new adapter; the paper's. See ``models.adapters.add_lora``."""
+
+    r: int = 32
+    alpha: int = 4
+    targets: str | tuple[str, ...] = PAPER_TARGETS
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun:
+    """Everything that align and finetune were given; see there."""
+
+    stage: Stage
+    model: str | Path
+    adapter: str | Path | None
+    base: str | None
+    output: str | Path
+    data: Mapping[Role, Rows | None]
+    refusals: str | Path | Sequence[str] | None
+    lab: LabData
+    defence: str | Defence
+    options: Mapping[str, Any] | None
+    regime: Regime
+    lora: Mapping[str, Any] | None
+    training: Mapping[str, Any]
+    seed: int
+    skip_too_long: bool
+    resume: bool
+    overwrite: bool
+    progress: bool
+
+
+def train(run: TrainingRun) -> RunResult:
+    """Carry the run out, go on with it, or find its stored result.
+
+    Raises:
+        AntibodyError: whatever a user can mend; until training begins nothing has been written.
+    """
+    started = time.monotonic()
+    if run.regime not in get_args(Regime):
+        raise ConfigError(f"--regime is '{run.regime}': it must be lora or full.")
+    name = model_name(run.model)
+    adapter = None if run.adapter is None else model_name(run.adapter)
+    lab = from_lab(name)
+    defence, args, lora = _settings(run, lab)
+    if run.regime == "full" and (adapter is not None or is_adapter(name)):
+        raise ConfigError(
+            "--regime full cannot train through an adapter. Use --regime lora, or merge it into its base."
+        )
+    sources = _sources(run, defence, lab)
+    texts = _refusal_texts(run, lab) if defence.needs_refusals else None
+    main = sources[MAIN_ROLE[run.stage]]
+    _require_one_step(main, args)
+    config = {
+        "verb": "align" if run.stage is Stage.ALIGNMENT else "finetune",
+        "model": name if adapter is None else {"name": name, "adapter": adapter},
+        "model_folder": resolve(name),
+        "base": run.base,
+        "defence": run.defence if isinstance(run.defence, str) else type(defence).__name__,
+        "options": _plain(getattr(defence, "config", None)),
+        "regime": run.regime,
+        "lora": _plain(lora) if run.regime == "lora" else None,
+        "seed": run.seed,
+        "data": {str(role): source.described() for role, source in sources.items()},
+        "skip_too_long": run.skip_too_long,
+        "training": stored_training(args),
+        "refusals": None if texts is None else list(texts),
+    }
+    folder = open_run(run.output, config, resume=run.resume, overwrite=run.overwrite)
+    if folder.state is State.COMPLETE:
+        log.info("%s: already complete; this is its stored result.", folder.path)
+        return stored_result(folder.path)
+
+    loaded = load_model(name, adapter=adapter, base=run.base, trainable_adapter=True)
+    loaded = _with_trainable_weights(loaded, run.regime, lora, run.seed)
+    rows, skipped = _encode(sources, loaded, args, skip=run.skip_too_long)
+    renderer = _renderer(loaded, args)
+    refusals = None if texts is None else _rendered_refusals(texts, renderer, sources)
+    args.output_dir = str(folder.path / CHECKPOINTS)
+    try:
+        if _is_main_process():
+            folder.begin(environment(run.seed))
+        trainer = _trained(run, folder, loaded, args, defence, rows, refusals)
+        result = RunResult(
+            output=folder.final,
+            model=folder.final / ("adapter" if run.regime == "lora" else "model"),
+            metrics=last_values(trainer.state.log_history),
+            seconds=time.monotonic() - started,
+            num_rows=len(rows[MAIN_ROLE[run.stage]]),
+            num_steps=trainer.state.global_step,
+            skipped=tuple(skipped),
+        )
+        if _is_main_process():
+            _save(folder, trainer, loaded, main.records)
+            folder.finish(result)
+    except BaseException:
+        if _is_main_process():
+            folder.abandon()
+        raise
+    return result
+
+
+# -- before anything is loaded -----------------------------------------------------------------------------------
+
+
+def _settings(run: TrainingRun, lab: bool) -> tuple[Defence, SFTConfig, LoraOptions]:
+    """The defence, the trainer's configuration and the adapter's, with the lab's calibration beneath what was set."""
+    if isinstance(run.defence, str):
+        defence = make_defence(run.stage, run.defence, run.options or {})
+    elif run.options:
+        raise ConfigError("options belong to a defence that is given by name; this one is an object with its own.")
+    elif run.defence.stage is not run.stage:
+        raise ConfigError(f"{type(run.defence).__name__} is a defence of {run.defence.stage}, not of {run.stage}.")
+    else:
+        defence = run.defence
+    args = make_training_config(Path(run.output) / CHECKPOINTS, run.training, seed=run.seed)
+    lora: LoraOptions = parse_options(LoraOptions, "lora", run.lora or {})
+    return defence, args, lora
+
+
+_FLAGS = {Role.USER: "--data"}
+_LAB_KINDS = {Role.USER: "user", Role.ALIGNMENT: "alignment", Role.HARMFUL: "harmful", Role.BENIGN: "benign"}
+
+
+def _sources(run: TrainingRun, defence: Defence, lab: bool) -> dict[Role, Source]:
+    """Rows of the stage's main role and of those that the defence needs."""
+    main = MAIN_ROLE[run.stage]
+    needed = (main, *defence.needs)
+    sources: dict[Role, Source] = {}
+    for role in needed:
+        given, flag = run.data.get(role), _FLAGS.get(role, f"--{role}-data")
+        if given is not None:
+            sources[role] = read_rows(given, name=f"{flag} rows")
+        elif lab:
+            sources[role] = lab_rows(_LAB_KINDS[role], run.lab, seed=run.seed, main=role is main)
+        else:
+            raise DataError(f"{type(defence).__name__} needs {role} rows and was given none. Pass {flag} FILE.")
+    if not lab or run.data.get(main) is not None:
+        run.lab.refuse_without_lab(str(run.model))
+    benign = run.data.get(Role.BENIGN)
+    if run.stage is Stage.ALIGNMENT and benign is not None:  # what must still be answered, learnt beside the refusals
+        sources[main] = _joined(sources[main], read_rows(benign, name="--benign-data rows"))
+    for role, rows in run.data.items():
+        if rows is not None and role not in needed and not (role is Role.BENIGN and run.stage is Stage.ALIGNMENT):
+            log.warning("%s rows are not used: %s does not need them.", role, type(defence).__name__)
+    return sources
+
+
+def _joined(first: Source, second: Source) -> Source:
+    """Both, the second one's row ids going on after the first's."""
+    start = 1 + max(record.row_id for record in first.records)
+    moved = [replace(record, row_id=start + record.row_id) for record in second.records]
+    return Source(f"{first.name} and {second.name}", [*first.records, *moved])
+
+
+def _refusal_texts(run: TrainingRun, lab: bool) -> tuple[str, ...]:
+    if run.refusals is None:
+        return lab_refusals() if lab else tuple(load_refusals(Path(str(files("antibody"))) / "data" / "refusals.txt"))
+    texts = load_refusals(run.refusals) if isinstance(run.refusals, str | Path) else list(run.refusals)
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataError("the list of refusals is empty or holds an empty one. Give at least one line of text.")
+    return tuple(texts)
+
+
+def _require_one_step(main: Source, args: SFTConfig) -> None:
+    """An upload smaller than one optimiser step would be trained as one odd step an epoch."""
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    needed = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_ranks
+    if len(main.records) < needed:
+        raise DataError(
+            f"{main.name}: {len(main.records)} rows where {needed} are needed: an optimiser step takes --batch-size "
+            f"{args.per_device_train_batch_size} x gradient_accumulation_steps {args.gradient_accumulation_steps}"
+            + (f" x {num_ranks} processes" if num_ranks > 1 else "")
+            + f". Give more rows, or lower --batch-size to {max(1, len(main.records))}."
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A dataclass as YAML can hold it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | dict | None) else str(value)
+
+
+# -- with the model ----------------------------------------------------------------------------------------------
+
+
+def _with_trainable_weights(loaded: LoadedModel, regime: Regime, lora: LoraOptions, seed: int) -> LoadedModel:
+    if regime == "full" or isinstance(loaded.model, PeftModel):  # single_lora: the adapter given goes on
+        return loaded
+    model = add_lora(loaded.model, r=lora.r, alpha=lora.alpha, targets=lora.targets, dropout=lora.dropout, seed=seed)
+    return replace(loaded, model=model)
+
+
+def _renderer(loaded: LoadedModel, args: SFTConfig) -> Renderer:
+    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    limits = [limit for limit in (args.max_length, context) if limit]
+    return Renderer(loaded.tokenizer, max_length=min(limits) if limits else 2**31)
+
+
+def _encode(
+    sources: Mapping[Role, Source], loaded: LoadedModel, args: SFTConfig, *, skip: bool
+) -> tuple[dict[str, list[TokenizedRow]], list[Skipped]]:
+    renderer = _renderer(loaded, args)
+    rows: dict[str, list[TokenizedRow]] = {}
+    skipped: list[Skipped] = []
+    for role, source in sources.items():
+        try:
+            encoded = encode_rows(source.records, renderer, skip_too_long=skip)
+        except DataError as error:
+            if args.max_length == renderer.max_length and "longer than" in str(error):
+                raise DataError(f"{error} The limit is max_length: --train max_length=N moves it.") from error
+            raise
+        rows[role] = encoded.rows
+        skipped += [Skipped(source=source.name, line=line, num_tokens=num) for line, num in encoded.too_long]
+    if skipped:
+        log.warning("%d rows are longer than %d tokens and left out.", len(skipped), renderer.max_length)
+    return rows, skipped
+
+
+def _rendered_refusals(texts: Sequence[str], renderer: Renderer, sources: Mapping[Role, Source]) -> Refusals:
+    """The refusals as tokens, for each template that occurs."""
+    first: dict[Any, Record] = {}
+    for source in sources.values():
+        for record in source.records:
+            first.setdefault(record.template, record)
+    ids = {
+        template: tuple(tuple(renderer.completion_ids(record, text)) for text in texts)
+        for template, record in first.items()
+    }
+    return Refusals(tuple(texts), ids)
+
+
+def _trained(
+    run: TrainingRun,
+    folder: RunFolder,
+    loaded: LoadedModel,
+    args: SFTConfig,
+    defence: Defence,
+    rows: Mapping[str, Sequence[TokenizedRow]],
+    refusals: Refusals | None,
+) -> DefendedTrainer:
+    callbacks: list[TrainerCallback] = []
+    console = Console(stderr=True)
+    if _is_main_process():
+        callbacks.append(MetricsFile(folder.path))
+        if run.progress and console.is_terminal:
+            callbacks.append(ProgressBar(f"{run.stage}, {type(defence).__name__}", console))
+    trainer = DefendedTrainer(
+        loaded.model,
+        args,
+        defence=defence,
+        rows=rows,
+        processing_class=loaded.tokenizer,
+        refusals=refusals,
+        callbacks=callbacks,
+    )
+    checkpoint = newest_checkpoint(folder.path / CHECKPOINTS) if folder.state is State.PARTIAL else None
+    if checkpoint is not None:
+        log.info("%s: going on from %s.", folder.path, checkpoint.name)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        for callback in callbacks:
+            if isinstance(callback, ProgressBar):
+                callback.stop()
+    return trainer
+
+
+def _save(folder: RunFolder, trainer: DefendedTrainer, loaded: LoadedModel, records: Sequence[Record]) -> None:
+    tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
+    provenance = {"verb": folder.config["verb"], "defence": folder.config["defence"]}
+    if isinstance(trainer.model, PeftModel):
+        save_adapter(
+            trainer.model, folder.path / "adapter", base=loaded.name, tokenizer=tokenizer, provenance=provenance
+        )
+    else:
+        base = loaded.base or loaded.name
+        save_model(trainer.model, folder.path / "model", tokenizer=tokenizer, base=base, provenance=provenance)
+    write_metrics(folder.path / METRICS, trainer.state.log_history)
+    if len(trainer.row_log):
+        write_samples(folder.path / SAMPLES, trainer.row_log, records)
+
+
+def _is_main_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
