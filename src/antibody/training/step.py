@@ -345,6 +345,8 @@ class Defence:
     options: ClassVar[type] = NoOptions
     needs: ClassVar[tuple[Role, ...]] = ()
     """Roles of which a batch is wanted at every step, besides the stage's main role."""
+    prepare_needs: ClassVar[tuple[Role, ...]] = ()
+    """Roles whose records ``prepare`` reads, and of which no batch is wanted at each step."""
     needs_refusals: ClassVar[bool] = False
     neutral: ClassVar[Mapping[str, Any] | None] = None
     """Options at which it is plain SFT, bit for bit; None where there are none (the file says why)."""
@@ -385,3 +387,9 @@ class Defence:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up what ``state`` gave."""
+
+
+def plain_step(context: StepContext, batches: Mapping[str, StepBatch], role: Role) -> StepResult:
+    """One step of plain SFT on the rows of ``role``: the gradient of the token mean, every row's weight 1."""
+    sweep = context.gradient("token_mean_nll", batches[role])
+    return StepResult(sweep.gradients, sweep.loss, rows=RowRecord(torch.ones_like(sweep.weights)))

@@ -7,7 +7,7 @@ The baseline of every alignment-stage paper. One forward, one backward.
 
 from collections.abc import Mapping
 
-from ...training.step import About, Defence, NoOptions, Role, Stage, StepBatch, StepContext, StepResult
+from ...training.step import About, Defence, NoOptions, Role, Stage, StepBatch, StepContext, StepResult, plain_step
 
 
 class AlignmentSFT(Defence):
@@ -22,5 +22,4 @@ class AlignmentSFT(Defence):
 
     def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
         """The gradient of the token mean."""
-        sweep = context.gradient("token_mean_nll", batches[Role.ALIGNMENT])
-        return StepResult(sweep.gradients, sweep.loss)
+        return plain_step(context, batches, Role.ALIGNMENT)

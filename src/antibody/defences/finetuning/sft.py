@@ -7,9 +7,7 @@ The mean over tokens, as in Hugging Face's Trainer. One forward, one backward.
 
 from collections.abc import Mapping
 
-import torch
-
-from ...training.step import About, Defence, NoOptions, Role, RowRecord, Stage, StepBatch, StepContext, StepResult
+from ...training.step import About, Defence, NoOptions, Role, Stage, StepBatch, StepContext, StepResult, plain_step
 
 
 class FinetuningSFT(Defence):
@@ -24,5 +22,4 @@ class FinetuningSFT(Defence):
 
     def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
         """The gradient of the token mean."""
-        sweep = context.gradient("token_mean_nll", batches[Role.USER])
-        return StepResult(sweep.gradients, sweep.loss, rows=RowRecord(torch.ones_like(sweep.weights)))
+        return plain_step(context, batches, Role.USER)
