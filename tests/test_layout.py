@@ -1,0 +1,67 @@
+"""Rooms: arrows point one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import antibody
+
+ROOMS = (
+    "errors", "primitives", "data", "models", "lab", "training", "screening", "attacks", "defences", "evaluation",
+    "runs", "benchmark", "server", "cli",
+)  # fmt: skip
+SOURCE = Path(antibody.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> list[tuple[str, ...]]:
+    """Absolute dotted paths of everything that a file imports, also inside functions."""
+    package = ("antibody", *path.relative_to(SOURCE).parts[:-1])
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [tuple(alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = tuple((node.module or "").split(".")) if node.module else ()
+            base = package[: len(package) - node.level + 1] + module if node.level else module
+            found += [(*base, alias.name) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_a_file_imports_only_rooms_above_its_own(path):
+    room = _room(path)
+    if room == "__init__":
+        return
+    assert room in ROOMS, f"{room} is not a room of DESIGN, section 1"
+    for target in _imports(path):
+        if target[0] == "antibody" and len(target) > 1 and target[1] in ROOMS:
+            assert ROOMS.index(target[1]) <= ROOMS.index(room), f"{path.name} imports {'.'.join(target)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_only_the_training_room_imports_trl_and_only_models_load_and_save(path):
+    roots = {target[0] for target in _imports(path)}
+    assert "trl" not in roots or _room(path) == "training" or path.match("runs/*.py")
+    text = path.read_text(encoding="utf-8")
+    if _room(path) not in ("models", "lab", "errors"):
+        assert "from_pretrained(" not in text
+        assert ".save_pretrained(" not in text
+
+
+def test_defences_never_import_each_other():
+    for path in SOURCE.glob("defences/*/*.py"):
+        for target in _imports(path):
+            if target[:2] == ("antibody", "defences"):
+                assert path.name == "__init__.py", f"{path.name} imports {'.'.join(target)}"
+
+
+def test_trainer_uses_few_names_of_trl_and_they_exist():
+    names = {t[-1] for path in FILES for t in _imports(path) if t[0] == "trl"}
+    assert len(names) <= 8
+    assert names <= {"SFTConfig", "SFTTrainer", "add_fused_lm_head"}
