@@ -15,7 +15,7 @@ TINY = step_cost.SIZES["tiny"]
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
     """Name to step; one step is taken of each."""
-    return step_cost.five_steps(TINY, 1, Scoring.AUTO, tmp_path_factory.mktemp("steps"))
+    return step_cost.six_steps(TINY, 1, Scoring.AUTO, tmp_path_factory.mktemp("steps"))
 
 
 def gradient_of_one_step(step):
@@ -53,6 +53,7 @@ def passes(run):
     ("name", "expected"),
     [
         ("sft", (1, 1)),
+        ("undefended", (1, 1)),
         ("finetune", (2, 1)),  # the second over the refusal's tokens alone
         ("align", (4, 4)),
         ("published_finetune", (3, 1)),
@@ -68,7 +69,7 @@ def test_each_step_makes_the_passes_that_it_is_said_to_make(steps, name, expecte
 
 def test_the_published_schemes_make_the_updates_that_the_defences_make(tmp_path):
     """So that the costs compare two ways to one result."""
-    steps = step_cost.five_steps(TINY, 1, Scoring.AUTO, tmp_path)
+    steps = step_cost.six_steps(TINY, 1, Scoring.AUTO, tmp_path)
     (micro, _), ours = gradient_of_one_step(steps["finetune"])
     published = steps["published_finetune"]
     published.take(micro.rows)
