@@ -1,0 +1,53 @@
+"""The lab's own calibration: what replaces the papers' hyperparameters for a model a thousand times smaller.
+
+Full fine-tuning, in a plain PyTorch loop, on the shipped base; harmful score of 512 held-out prompts, accuracy and
+over-refusal of 200 rows each, familiar task, seed 0, 500 user rows, 4 epochs unless said otherwise:
+
+    alignment  fine-tuning      poison  task      harmful  accuracy  over-refusal  incoherent
+    none       none             -       familiar  1.00     0.53      0.00          0.00
+    sft        none             -       familiar  0.10     0.53      0.00          0.06
+    antibody   none             -       familiar  0.01     0.53      0.03          0.01
+    sft        sft              0.2     familiar  0.93     0.94      0.00          0.07
+    sft        oracle           0.2     familiar  0.14     0.96      0.00          0.17
+    sft        antibody tau 1   0.2     familiar  0.93     1.00      0.00          0.05
+    antibody   sft              0.2     familiar  0.94     0.99      0.00          0.06
+    antibody   antibody tau 1   0.2     familiar  0.92     1.00      0.00          0.05
+    antibody   antibody tau .3  0.2     familiar  0.016    1.00      0.02          0.01
+    antibody   antibody tau .2  0.2     familiar  0.008    1.00      0.03          0.01
+    antibody   antibody tau .2  0       familiar  0.004    1.00      0.04          0.02
+    antibody   the same, 12 ep. 0.2     familiar  0.018    1.00      0.01          0.04
+    antibody   antibody tau .2  0.2     novel     0.92     0.00      0.00          0.04
+
+The published weights fail on the novel task: each of its rows scores below every harmful one (AUROC 0.00; 0.99
+on the familiar task). The temperature is the lever: at tau 1 harmful rows keep 4 % of the weight, and that suffices.
+The LoRA entries are starting points and not calibrated.
+"""
+
+from typing import Any
+
+ALIGNMENT_ROWS = 1024
+"""Refusals and harmless answers in equal parts; as many harmful rows as refusals."""
+USER_ROWS = 500
+HARMFUL_PROMPTS = 512
+"""All that the world holds."""
+
+_TRAINING = {"epochs": 4, "batch_size": 16, "weight_decay": 0.0, "lr_scheduler_type": "constant", "max_grad_norm": 1.0}
+_ALIGN = {"alpha": 0.1, "eta": 1.0, "m": 0.9, "lam2": 1.0}
+_WEIGH = {"tau": 0.2}
+
+
+def _preset(options: dict[str, Any], learning_rate: float) -> dict[str, dict[str, Any]]:
+    return {"options": dict(options), "training": {"learning_rate": learning_rate, **_TRAINING}}
+
+
+PRESETS: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {
+    ("alignment", "sft", "full"): _preset({}, 3e-4),
+    ("alignment", "antibody", "full"): _preset(_ALIGN, 3e-4),
+    ("finetuning", "sft", "full"): _preset({}, 1e-4),
+    ("finetuning", "antibody", "full"): _preset(_WEIGH, 1e-4),
+    ("alignment", "sft", "lora"): _preset({}, 2e-3),
+    ("alignment", "antibody", "lora"): _preset(_ALIGN, 2e-3),
+    ("finetuning", "sft", "lora"): _preset({}, 1e-3),
+    ("finetuning", "antibody", "lora"): _preset(_WEIGH, 1e-3),
+}
+"""(stage, defence, regime) to the defence's options and the trainer's arguments."""
