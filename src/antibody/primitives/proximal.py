@@ -1,0 +1,58 @@
+"""A pull back to where the weights once were.
+
+    R(w) = rho / 2 * sum_j F_j (w_j - a_j)^2,      grad R = rho * F (w - a)
+
+    a   the anchor: a copy of the trainable weights                     rho   strength, >= 0
+    F   importance of each weight, >= 0; left out, it is 1 everywhere (L2-SP, the tether of Lisa)
+
+The closed form is added to a gradient after the backward pass: no graph is built, and at w = a it is exactly 0 (a
+norm, squared, would have no derivative there). All ranks hold the same weights, so nothing is reduced.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .gradients import Gradients
+
+
+def anchor_at(params: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of the weights as they are now, without graph."""
+    return [p.detach().clone() for p in params]
+
+
+def proximal_pull(
+    params: Sequence[Tensor], anchor: Sequence[Tensor], rho: float, importance: Sequence[Tensor] | None = None
+) -> Gradients:
+    """grad R at the current weights: one tensor per parameter, in its dtype."""
+    pull = torch._foreach_sub([p.detach() for p in params], list(anchor))
+    torch._foreach_mul_(pull, rho)
+    if importance is not None:
+        for d, weight in zip(pull, importance, strict=True):
+            d.mul_(weight)
+    return list(pull)
+
+
+def proximal_penalty(
+    params: Sequence[Tensor], anchor: Sequence[Tensor], rho: float, importance: Sequence[Tensor] | None = None
+) -> float:
+    """R at the current weights; each tensor's share is summed in float32, the shares in float64. For the record."""
+    total = torch.zeros((), dtype=torch.float64, device=params[0].device)
+    for i, (p, a) in enumerate(zip(params, anchor, strict=True)):
+        square = (p.detach().float() - a.float()).square()
+        total += (square if importance is None else square * importance[i].float()).sum()
+    return rho / 2 * float(total)
+
+
+def anchor_state(anchor: Sequence[Tensor], name: str = "anchor") -> dict[str, Tensor]:
+    """The anchor as it is saved with a checkpoint: ``name.0``, ``name.1``, ... in the order of the parameters."""
+    return {f"{name}.{i}": a for i, a in enumerate(anchor)}
+
+
+def anchor_from_state(
+    state: Mapping[str, Tensor], like: Sequence[Tensor] | None = None, name: str = "anchor"
+) -> list[Tensor]:
+    """What ``anchor_state`` saved, moved to the devices of ``like`` where that is given."""
+    saved = [state[f"{name}.{i}"] for i in range(sum(key.startswith(f"{name}.") for key in state))]
+    return saved if like is None else [a.to(p.device) for a, p in zip(saved, like, strict=True)]
