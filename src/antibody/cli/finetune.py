@@ -32,5 +32,4 @@ def command(
     as_json: o.Json = False,
 ) -> None:
     """Train on a user's upload, under a defence."""
-    flags = dict(locals())
-    o.run_verb("finetune", flags)
+    o.run_verb("finetune", dict(locals()))

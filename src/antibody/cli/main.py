@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from ..errors import AntibodyError
-from . import finetune
+from . import align, defences, evaluate, finetune, lab
 
 UsageProblem: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException, of whichever click this typer carries: 0.2x has its own."""
@@ -25,8 +25,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.callback()(lambda: None)
+app.command("align")(align.command)
 app.command("finetune")(finetune.command)
+app.command("evaluate")(evaluate.command)
+app.command("defences")(defences.command)
+app.add_typer(lab.app, name="lab")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,7 +47,7 @@ def run(arguments: list[str]) -> int:
         return _refuse(f"{type(error).__name__}: {error}", as_json)
     except UsageProblem as error:
         told: str = error.format_message()  # type: ignore[attr-defined]
-        return _refuse(f"UsageError: {told} See antibody --help.", as_json)
+        return _refuse(f"UsageError: {told.rstrip('.')}. See antibody --help.", as_json)
     except (typer.Abort, KeyboardInterrupt):
         print("stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
         return 130

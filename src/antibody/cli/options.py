@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -114,10 +115,16 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
     ours = logging.getLogger("antibody")
     if not ours.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        ours.addHandler(handler)
+        ours.addHandler(_Stderr())
         ours.setLevel(logging.INFO)
+
+
+class _Stderr(logging.Handler):
+    """To whatever stderr is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """The message alone."""
+        print(self.format(record), file=sys.stderr)
 
 
 def _read_config(file: Path, verb: Callable[..., Any], names: list[str]) -> dict[str, Any]:

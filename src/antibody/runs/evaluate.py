@@ -6,13 +6,17 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from ..data.encode import Renderer
+from ..data.records import Record
 from ..errors import ConfigError, DataError
 from ..evaluation.completions import EvaluationSet
 from ..evaluation.decoding import DecodingSettings
 from ..evaluation.evaluate import Evaluation, evaluate_model
 from ..evaluation.judges.registry import make_judge
-from ..models.loading import load_model, resolve
+from ..models.loading import LoadedModel, load_model, read_provenance, resolve
+from ..training.preparation import Deployment
 from .environment import environment
 from .folder import State, open_run, write_text
 from .lab_defaults import MAX_NEW_TOKENS, LabData, lab_rows
@@ -128,7 +132,7 @@ def evaluate(
         measured = evaluate_model(
             loaded.model,  # type: ignore[arg-type]
             loaded.tokenizer,
-            renderer=Renderer(loaded.tokenizer, max_length=context or 2**31),
+            renderer=_AsDeployed(loaded.tokenizer, max_length=context or 2**31, deployment=_deployment(loaded)),
             judges=made,
             decoding=decoding,
             **{str(role): source.records for role, source in sources.items()},  # type: ignore[arg-type]
@@ -150,6 +154,23 @@ def evaluate(
         folder.abandon()
         raise
     return result
+
+
+class _AsDeployed(Renderer):
+    """Prompts as a server that serves this model would render them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, deployment: Deployment) -> None:
+        super().__init__(tokenizer, max_length=max_length)
+        self.deployment = deployment
+
+    def encode_prompt(self, record: Record) -> list[int]:
+        """With the system prompt that the model's defence asks for."""
+        return super().encode_prompt(self.deployment.prompt(record))
+
+
+def _deployment(loaded: LoadedModel) -> Deployment:
+    """As the model's folder says; nothing special where it says nothing."""
+    return Deployment(**read_provenance(resolve(loaded.adapter or loaded.name)).get("deployment", {}))
 
 
 def measured_values(evaluation: Evaluation) -> dict[str, float]:

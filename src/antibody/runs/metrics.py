@@ -83,6 +83,8 @@ def last_values(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def write_samples(file: Path, row_log: RowLog, records: Sequence[Record]) -> None:
     """samples.parquet: row_id, line, epoch, step (0-based), weight (1 = as in SFT), score (null without one).
 
+    A row that a defence mixed in has a negative row_id and no line.
+
     Raises:
         OutputError: it cannot be written.
     """
@@ -91,7 +93,7 @@ def write_samples(file: Path, row_log: RowLog, records: Sequence[Record]) -> Non
     table = pa.table(
         {
             "row_id": pa.array(columns["row_id"], pa.int64()),
-            "line": pa.array([lines[int(row_id)] for row_id in columns["row_id"]], pa.int64()),
+            "line": pa.array([lines.get(int(row_id)) for row_id in columns["row_id"]], pa.int64()),
             "epoch": pa.array(columns["epoch"], pa.int32()),
             "step": pa.array(columns["step"], pa.int32()),
             "weight": pa.array(columns["weight"], pa.float64()),

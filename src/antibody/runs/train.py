@@ -9,21 +9,22 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from peft import PeftModel
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.encode import Renderer, encode_rows
 from ..data.formats import load_refusals
-from ..data.records import Record, TokenizedRow
+from ..data.records import Record, Template, TokenizedRow
 from ..defences.catalogue import make_defence, parse_options
 from ..errors import ConfigError, DataError
 from ..models.adapters import PAPER_TARGETS, add_lora
 from ..models.loading import LoadedModel, is_adapter, load_model, resolve
 from ..models.saving import save_adapter, save_model
 from ..training.checkpoints import newest_checkpoint
+from ..training.preparation import TrainingData
 from ..training.refusals import Refusals
 from ..training.step import MAIN_ROLE, Defence, Role, Stage
 from ..training.trainer import DefendedTrainer, SFTConfig
@@ -95,7 +96,7 @@ def train(run: TrainingRun) -> RunResult:
     sources = _sources(run, defence, lab)
     texts = _refusal_texts(run, lab) if defence.needs_refusals else None
     main = sources[MAIN_ROLE[run.stage]]
-    _require_one_step(main, args)
+    _require_one_step(main.name, len(main.records), args)
     config = {
         "verb": "align" if run.stage is Stage.ALIGNMENT else "finetune",
         "model": name if adapter is None else {"name": name, "adapter": adapter},
@@ -118,9 +119,12 @@ def train(run: TrainingRun) -> RunResult:
 
     loaded = load_model(name, adapter=adapter, base=run.base, trainable_adapter=True)
     loaded = _with_trainable_weights(loaded, run.regime, lora, run.seed)
-    rows, skipped = _encode(sources, loaded, args, skip=run.skip_too_long)
+    given = TrainingData({role: source.records for role, source in sources.items()}, loaded.tokenizer, run.seed)
+    records = defence.prepare(given).records
     renderer = _renderer(loaded, args)
-    refusals = None if texts is None else _rendered_refusals(texts, renderer, sources)
+    rows, skipped = _encode(records, renderer, args, skip=run.skip_too_long)
+    _require_one_step(main.name, len(rows[MAIN_ROLE[run.stage]]), args)
+    refusals = None if texts is None else _rendered_refusals(texts, renderer, records)
     args.output_dir = str(folder.path / CHECKPOINTS)
     try:
         if _is_main_process():
@@ -136,7 +140,7 @@ def train(run: TrainingRun) -> RunResult:
             skipped=tuple(skipped),
         )
         if _is_main_process():
-            _save(folder, trainer, loaded, main.records)
+            _save(folder, trainer, loaded, defence, main.records)
             folder.finish(result)
     except BaseException:
         if _is_main_process():
@@ -207,16 +211,18 @@ def _refusal_texts(run: TrainingRun, lab: bool) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _require_one_step(main: Source, args: SFTConfig) -> None:
+def _require_one_step(source: str, num_rows: int, args: SFTConfig) -> None:
     """An upload smaller than one optimiser step would be trained as one odd step an epoch."""
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    needed = args.per_device_train_batch_size * args.gradient_accumulation_steps * num_ranks
-    if len(main.records) < needed:
+    size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    needed = size * accumulation * num_ranks
+    if num_rows < needed:
+        factors = f"--batch-size {size}"
+        factors += f" x gradient_accumulation_steps {accumulation}" if accumulation > 1 else ""
+        factors += f" x {num_ranks} processes" if num_ranks > 1 else ""
         raise DataError(
-            f"{main.name}: {len(main.records)} rows where {needed} are needed: an optimiser step takes --batch-size "
-            f"{args.per_device_train_batch_size} x gradient_accumulation_steps {args.gradient_accumulation_steps}"
-            + (f" x {num_ranks} processes" if num_ranks > 1 else "")
-            + f". Give more rows, or lower --batch-size to {max(1, len(main.records))}."
+            f"{source}: {num_rows} rows where {needed} are needed: an optimiser step takes {factors}. Give more rows, "
+            "or make the step smaller."
         )
 
 
@@ -248,30 +254,34 @@ def _renderer(loaded: LoadedModel, args: SFTConfig) -> Renderer:
 
 
 def _encode(
-    sources: Mapping[Role, Source], loaded: LoadedModel, args: SFTConfig, *, skip: bool
+    records: Mapping[str, Sequence[Record]], renderer: Renderer, args: SFTConfig, *, skip: bool
 ) -> tuple[dict[str, list[TokenizedRow]], list[Skipped]]:
-    renderer = _renderer(loaded, args)
+    """Rows of each role as tokens, file by file, so that an error names the right one."""
     rows: dict[str, list[TokenizedRow]] = {}
     skipped: list[Skipped] = []
-    for role, source in sources.items():
-        try:
-            encoded = encode_rows(source.records, renderer, skip_too_long=skip)
-        except DataError as error:
-            if args.max_length == renderer.max_length and "longer than" in str(error):
-                raise DataError(f"{error} The limit is max_length: --train max_length=N moves it.") from error
-            raise
-        rows[role] = encoded.rows
-        skipped += [Skipped(source=source.name, line=line, num_tokens=num) for line, num in encoded.too_long]
+    for role, of_role in records.items():
+        rows[role] = []
+        for source in dict.fromkeys(record.source for record in of_role):
+            some = [record for record in of_role if record.source == source]
+            try:
+                encoded = encode_rows(some, renderer, skip_too_long=skip)
+            except DataError as error:
+                if args.max_length == renderer.max_length and "longer than" in str(error):
+                    raise DataError(f"{error} The limit is max_length; --train max_length=N moves it.") from error
+                raise
+            rows[role] += encoded.rows
+            skipped += [Skipped(source=source, line=line, num_tokens=num) for line, num in encoded.too_long]
     if skipped:
-        log.warning("%d rows are longer than %d tokens and left out.", len(skipped), renderer.max_length)
+        shown = ", ".join(f"{row.source}, line {row.line}" for row in skipped[:5])
+        log.warning("%d rows are longer than %d tokens and left out: %s.", len(skipped), renderer.max_length, shown)
     return rows, skipped
 
 
-def _rendered_refusals(texts: Sequence[str], renderer: Renderer, sources: Mapping[Role, Source]) -> Refusals:
+def _rendered_refusals(texts: Sequence[str], renderer: Renderer, records: Mapping[str, Sequence[Record]]) -> Refusals:
     """The refusals as tokens, for each template that occurs."""
-    first: dict[Any, Record] = {}
-    for source in sources.values():
-        for record in source.records:
+    first: dict[Template, Record] = {}
+    for of_role in records.values():
+        for record in of_role:
             first.setdefault(record.template, record)
     ids = {
         template: tuple(tuple(renderer.completion_ids(record, text)) for text in texts)
@@ -316,16 +326,22 @@ def _trained(
     return trainer
 
 
-def _save(folder: RunFolder, trainer: DefendedTrainer, loaded: LoadedModel, records: Sequence[Record]) -> None:
-    tokenizer: PreTrainedTokenizerBase = loaded.tokenizer
-    provenance = {"verb": folder.config["verb"], "defence": folder.config["defence"]}
-    if isinstance(trainer.model, PeftModel):
-        save_adapter(
-            trainer.model, folder.path / "adapter", base=loaded.name, tokenizer=tokenizer, provenance=provenance
-        )
+def _save(
+    folder: RunFolder, trainer: DefendedTrainer, loaded: LoadedModel, defence: Defence, records: Sequence[Record]
+) -> None:
+    model, tokenizer = trainer.context.model, loaded.tokenizer
+    provenance = {
+        "verb": folder.config["verb"],
+        "defence": folder.config["defence"],
+        "deployment": dataclasses.asdict(defence.deployment),
+    }
+    if isinstance(model, PeftModel):
+        save_adapter(model, folder.path / "adapter", base=loaded.name, tokenizer=tokenizer, provenance=provenance)
     else:
         base = loaded.base or loaded.name
-        save_model(trainer.model, folder.path / "model", tokenizer=tokenizer, base=base, provenance=provenance)
+        save_model(
+            cast(PreTrainedModel, model), folder.path / "model", tokenizer=tokenizer, base=base, provenance=provenance
+        )
     write_metrics(folder.path / METRICS, trainer.state.log_history)
     if len(trainer.row_log):
         write_samples(folder.path / SAMPLES, trainer.row_log, records)

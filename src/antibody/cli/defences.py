@@ -1,0 +1,34 @@
+"""``antibody defences``: what there is, and what each costs."""
+
+from typing import Any
+
+from . import options as o
+
+
+def command(as_json: o.Json = False) -> None:
+    """List the defences: stage, paper, what each needs and costs."""
+    from ..defences.catalogue import CATALOGUE
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "stage": str(stage),
+            "paper": defence.about.paper,
+            "needs": [str(role) for role in defence.needs] + (["refusals"] if defence.needs_refusals else []),
+            "forwards": defence.about.forwards,
+            "backwards": defence.about.backwards,
+            "extra_memory": defence.about.extra_memory,
+            "status": defence.about.status,
+            "summary": defence.about.summary,
+        }
+        for (stage, name), defence in CATALOGUE.items()
+    ]
+    lines = []
+    for row in rows:
+        if not lines or row["stage"] != rows[rows.index(row) - 1]["stage"]:
+            lines.append(f"{row['stage']}")
+        lines.append(f"  {row['name']:<12} {row['summary']}")
+        cost = f"{row['forwards']:g} forwards, {row['backwards']:g} backwards, extra memory: {row['extra_memory']}"
+        needs = f"needs {', '.join(row['needs'])}; " if row["needs"] else ""
+        lines.append(f"  {'':<12} {needs}{cost}; {row['status']}" + (f"; {row['paper']}" if row["paper"] else ""))
+    o.show({"defences": rows}, lines, as_json=as_json)

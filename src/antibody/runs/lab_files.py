@@ -1,0 +1,73 @@
+"""The lab on disk: rows as files, models built from nothing."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from ..errors import OutputError
+from ..lab.build import SCALES, build_base
+from ..lab.rows import build_rows
+from .folder import write_text
+from .lab_defaults import NUM_ROWS
+
+
+def write_lab_data(
+    kind: str,
+    output: str | Path,
+    *,
+    num: int | None = None,
+    task: str | None = None,
+    poison_ratio: float = 0.0,
+    seed: int = 0,
+    truth: str | Path | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Rows of a kind as chat JSONL, a row a line; returns how many. See ``lab.rows.build_rows``.
+
+    Args:
+        kind: ``user``, ``alignment``, ``harmful``, ...
+        output: The .jsonl file.
+        num: By default as many as the verbs take.
+        task: Of user and test rows.
+        poison_ratio: Of user rows.
+        seed: Chooses rows and order.
+        truth: A second file, line by line, with what no trainer may see.
+        overwrite: Replace files that exist.
+
+    Raises:
+        OutputError: a file exists, or cannot be written.
+        DataError: no such rows.
+    """
+    files = [Path(path).expanduser() for path in (output, truth) if path is not None]
+    for file in files:
+        if file.is_dir():
+            raise OutputError(f"{file}: a folder. Name a file, such as {file / 'rows.jsonl'}.")
+        if file.exists() and not overwrite:
+            raise OutputError(f"{file}: exists already. Name another file, or give --overwrite.")
+        if not file.parent.is_dir():
+            raise OutputError(f"{file}: there is no folder {file.parent}. Make it first.")
+    made = build_rows(
+        kind, NUM_ROWS.get(kind, 1000) if num is None else num, seed=seed, task=task, poison_ratio=poison_ratio
+    )
+    for file, rows in zip(files, (made.rows, made.truth), strict=False):
+        write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+    return len(made.rows)
+
+
+def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, progress: bool = False) -> Path:
+    """The lab's base model, made from nothing; see ``lab.build.build_base``.
+
+    Args:
+        output: Folder to make; new or empty.
+        scale: A name in ``lab.build.SCALES``.
+        seed: Of weights, rows and order.
+        progress: Show a bar on stderr, if that is a terminal.
+    """
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not (progress and console.is_terminal), transient=True) as bar:
+        task = bar.add_task("pre-training", total=SCALES[scale].steps if scale in SCALES else None)
+        return build_base(
+            Path(output), seed=seed, scale=scale, progress=lambda step, loss: bar.update(task, completed=step)
+        )

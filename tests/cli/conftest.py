@@ -1,0 +1,25 @@
+from dataclasses import dataclass
+
+import pytest
+
+from antibody.cli.main import run
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def antibody(capsys):
+    """The command line, in this process: antibody("finetune", "--model", folder) -> exit code and what was printed."""
+
+    def call(*arguments) -> Ended:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        told = capsys.readouterr()
+        return Ended(code, told.out, told.err)
+
+    return call
