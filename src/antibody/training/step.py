@@ -144,6 +144,8 @@ class StepContext:
         """The optimiser step that is being taken, 0-based."""
         self.max_steps = 0
         """Optimiser steps of the whole run."""
+        self.learning_rate = 0.0
+        """Of this optimiser step, after warm-up and schedule."""
         self._refusals = refusals
         self._autocast = autocast
         self._batch_size = batch_size

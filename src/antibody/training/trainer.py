@@ -138,6 +138,7 @@ class DefendedTrainer(SFTTrainer):
             return torch.zeros((), device=self.args.device)
         self.context.model.train()
         self.context.step, self.context.max_steps = self.state.global_step, self.state.max_steps
+        self.context.learning_rate = self._get_learning_rate()
         batches = self._batches_of_step()
         result = self.defence.step(self.context, batches)
         self._refuse_nan(result)
