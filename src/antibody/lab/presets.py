@@ -20,6 +20,7 @@ over-refusal of 200 rows each, familiar task, seed 0, 500 user rows, 4 epochs un
 
 Seed 1, aligned at learning rate 5e-4: sft + sft 0.89 at accuracy 1.00 (novel task 0.87 at 0.63), antibody + antibody
 0.006 at tau 0.2 and 0.008 at tau 0.3, accuracy 1.00, over-refusal 0.02, incoherent 0.008 and 0.014.
+Seed 2, as in the table: antibody + antibody tau 0.2 0.010, accuracy 1.00, over-refusal 0.00, incoherent 0.018.
 
 The published weights fail on the novel task: each of its rows scores below every harmful one (AUROC 0.00; 0.99
 on the familiar task). The temperature is the lever: at tau 1 harmful rows keep 4 % of the weight, and that suffices.
