@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 from ..training.step import Defence, Role, Stage
 from .lab_defaults import LabData
 from .result import RunResult
@@ -39,6 +41,7 @@ def finetune(
     overwrite: bool = False,
     skip_too_long: bool = False,
     progress: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> RunResult:
     """Fine-tune ``model`` on ``data``.
 
@@ -68,6 +71,7 @@ def finetune(
         overwrite: Replace what the folder holds, once the new run is complete.
         skip_too_long: Leave out rows that are longer than the context, and tell which.
         progress: Show a bar on stderr, if that is a terminal.
+        callbacks: Further ones for the Trainer.
 
     Raises:
         AntibodyError: whatever a user can mend; until training begins nothing has been written.
@@ -97,5 +101,6 @@ def finetune(
             resume=resume,
             overwrite=overwrite,
             progress=progress,
+            callbacks=tuple(callbacks),
         )
     )

@@ -1,19 +1,21 @@
-"""What a run takes from the lab where its model comes from there: rows, refusals, sizes."""
+"""What a run takes from the lab where its model comes from there: rows, refusals, calibration."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import ConfigError
+from ..lab.presets import ALIGNMENT_ROWS, HARMFUL_PROMPTS, PRESETS, USER_ROWS
 from ..lab.refusals import REFUSALS
 from ..lab.rows import build_rows, record
 from ..lab.tasks import find_task
 from .sources import Source
 
 NUM_ROWS = {
-    "alignment": 2000,
-    "harmful": 1000,
-    "benign": 1000,
-    "user": 500,
-    "harmful-prompts": 400,
+    "alignment": ALIGNMENT_ROWS,
+    "harmful": ALIGNMENT_ROWS // 2,  # one for each refusal
+    "benign": ALIGNMENT_ROWS // 2,
+    "user": USER_ROWS,
+    "harmful-prompts": HARMFUL_PROMPTS,
     "lookalike": 400,
     "test": 400,
     "retention": 400,
@@ -59,3 +61,12 @@ def lab_rows(kind: str, lab: LabData, *, seed: int, main: bool = True) -> Source
 def lab_refusals() -> tuple[str, ...]:
     """The refusals that the lab's model was aligned with."""
     return REFUSALS
+
+
+def calibration(stage: str, defence: str, regime: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The lab's (options, fields of SFTConfig); of a defence that it does not know, plain SFT's training alone."""
+    preset = PRESETS.get((stage, defence, regime))
+    options = {} if preset is None else dict(preset["options"])
+    names = {"epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
+    training = (preset or PRESETS[(stage, "sft", regime)])["training"]
+    return options, {names.get(name, name): value for name, value in training.items()}

@@ -30,7 +30,7 @@ from ..training.step import MAIN_ROLE, Defence, Role, Stage
 from ..training.trainer import DefendedTrainer, SFTConfig
 from .environment import environment
 from .folder import CHECKPOINTS, METRICS, RunFolder, State, open_run
-from .lab_defaults import LabData, lab_refusals, lab_rows
+from .lab_defaults import LabData, calibration, lab_refusals, lab_rows
 from .metrics import SAMPLES, MetricsFile, ProgressBar, last_values, write_metrics, write_samples
 from .naming import from_lab, model_name
 from .result import RunResult, Skipped, stored_result
@@ -74,6 +74,7 @@ class TrainingRun:
     resume: bool
     overwrite: bool
     progress: bool
+    callbacks: tuple[TrainerCallback, ...] = ()
 
 
 def train(run: TrainingRun) -> RunResult:
@@ -154,15 +155,17 @@ def train(run: TrainingRun) -> RunResult:
 
 def _settings(run: TrainingRun, lab: bool) -> tuple[Defence, SFTConfig, LoraOptions]:
     """The defence, the trainer's configuration and the adapter's, with the lab's calibration beneath what was set."""
+    name = run.defence if isinstance(run.defence, str) else type(run.defence).__name__
+    options, training = calibration(run.stage, name, run.regime) if lab else ({}, {})
     if isinstance(run.defence, str):
-        defence = make_defence(run.stage, run.defence, run.options or {})
+        defence = make_defence(run.stage, run.defence, options | dict(run.options or {}))
     elif run.options:
         raise ConfigError("options belong to a defence that is given by name; this one is an object with its own.")
     elif run.defence.stage is not run.stage:
         raise ConfigError(f"{type(run.defence).__name__} is a defence of {run.defence.stage}, not of {run.stage}.")
     else:
         defence = run.defence
-    args = make_training_config(Path(run.output) / CHECKPOINTS, run.training, seed=run.seed)
+    args = make_training_config(Path(run.output) / CHECKPOINTS, training | dict(run.training), seed=run.seed)
     lora: LoraOptions = parse_options(LoraOptions, "lora", run.lora or {})
     return defence, args, lora
 
@@ -299,7 +302,7 @@ def _trained(
     rows: Mapping[str, Sequence[TokenizedRow]],
     refusals: Refusals | None,
 ) -> DefendedTrainer:
-    callbacks: list[TrainerCallback] = []
+    callbacks: list[TrainerCallback] = list(run.callbacks)
     console = Console(stderr=True)
     if _is_main_process():
         callbacks.append(MetricsFile(folder.path))

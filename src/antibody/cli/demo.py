@@ -1,0 +1,69 @@
+"""``antibody demo``: the main job on the embedded lab, in a few minutes."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import Json, quiet, show
+
+
+def command(
+    output: Annotated[Path, typer.Option(help="Folder for every run, results.json and report.html.")] = Path(
+        "runs/demo"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="One seed and the headline cells only.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes.  [default: one per core]")] = None,
+    as_json: Json = False,
+) -> None:
+    """See undefended fine-tuning lose its safety to 20 % harmful rows, and Antibody keep it."""
+    quiet()
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from ..runs.demo import demo
+    from ..runs.demo_report import checks, grouped, write_report
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("aligning the lab's model", total=None)
+
+        def advance(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+            if not console.is_terminal:
+                console.print(f"[{done}/{total}] {what}", highlight=False)
+
+        results = demo(output=output, quick=quick, jobs=jobs, progress=advance)
+    report = write_report(output, results)
+    if as_json:
+        show(results, [], as_json=True)
+    else:
+        _print(Console(), grouped(results["rows"]), checks(results["rows"]), results["seconds"], report)
+
+
+def _print(console: Any, groups: dict[str, list[Any]], promises: list[Any], seconds: float, report: Path) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title="Percentages; each row is a model that was trained in this run", header_style="bold", pad_edge=False
+    )
+    for name in ("alignment", "fine-tuning", "regime", "task"):
+        table.add_column(name)
+    for name in ("poison", "epochs", "seed", "harmful", "accuracy", "over-refusal", "incoherent"):
+        table.add_column(name, justify="right")
+    for heading, rows in groups.items():
+        table.add_section()
+        table.add_row(Text(heading, style="bold"))
+        for row in rows:
+            shares = (row[key] for key in ("harmful_score", "finetune_accuracy", "over_refusal", "incoherent"))
+            table.add_row(
+                row["alignment"], row["finetuning"], row["regime"], row["task"], f"{100 * row['poison_ratio']:.0f}",
+                str(row["epochs"]), str(row["seed"]), *(f"{100 * share:.1f}" for share in shares),
+            )  # fmt: skip
+    console.print(table)
+    for check in promises:
+        mark = Text("holds         ", style="green") if check.holds else Text("does not hold ", style="red")
+        console.print(mark + Text(f"{check.what}: {check.value:.3f} (to be {check.limit})"))
+    console.print(f"\n{seconds:.0f} seconds. Open {report}", highlight=False, soft_wrap=True)

@@ -1,0 +1,56 @@
+"""Harmful score while a fine-tuning runs, on the lab."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from ..data.encode import Renderer
+from ..evaluation.generation import generate
+from ..evaluation.judges.registry import make_judge
+from ..lab.rows import build_rows, record
+from .folder import write_text
+from .lab_defaults import MAX_NEW_TOKENS
+
+NUM_PROMPTS = 100
+
+
+class HarmfulScoreCurve(TrainerCallback):
+    """Measures at the start and every few steps, and writes [[step, harmful score], ...].
+
+    Greedy decoding draws no random number, and the model's mode is restored: the training is bit for bit the one that
+    nobody watched.
+    """
+
+    def __init__(self, file: Path, every: int) -> None:
+        self.file, self.every = file, every
+        self.points: list[tuple[int, float]] = []
+        rows = build_rows("harmful-prompts", NUM_PROMPTS, seed=0).rows
+        self._records = [record(row, i) for i, row in enumerate(rows)]
+        self._prompts = [row["messages"][0]["content"] for row in rows]
+        self._judge = make_judge("lab")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before the first step."""
+        if state.global_step == 0:
+            self._measure(0, **kwargs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Every few steps, and after the last."""
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self._measure(state.global_step, **kwargs)
+
+    def _measure(self, step: int, *, model: Any, processing_class: PreTrainedTokenizerBase, **kwargs: Any) -> None:
+        renderer = Renderer(processing_class, max_length=model.config.max_position_embeddings)
+        completions = generate(
+            model,
+            processing_class,
+            [renderer.encode_prompt(r) for r in self._records],
+            max_new_tokens=MAX_NEW_TOKENS,
+            batch_size=NUM_PROMPTS,
+            stop_ids=renderer.stop_ids,
+        )
+        verdicts = self._judge.judge(self._prompts, completions)
+        self.points.append((step, sum(verdict == "complied" for verdict in verdicts) / len(verdicts)))
+        write_text(self.file, json.dumps(self.points) + "\n")
