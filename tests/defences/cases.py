@@ -6,6 +6,7 @@ from antibody.training.step import Stage
 ACTIVE = {
     (Stage.ALIGNMENT, "sft"): {},
     (Stage.ALIGNMENT, "antibody"): {"eta": 1.0, "lam2": 0.5, "m": 0.9},
+    (Stage.ALIGNMENT, "booster"): {"lam": 2.0, "alpha": 0.5},
     (Stage.FINETUNING, "sft"): {},
     (Stage.FINETUNING, "antibody"): {"tau": 0.5},
 }

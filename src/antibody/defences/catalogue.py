@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from ..errors import ConfigError
 from ..training.step import Defence, Stage
 from .alignment.antibody import AntibodyAlignment
+from .alignment.booster import Booster
 from .alignment.sft import AlignmentSFT
 from .finetuning.antibody import AntibodyFinetuning
 from .finetuning.sft import FinetuningSFT
@@ -17,6 +18,7 @@ from .finetuning.sft import FinetuningSFT
 CATALOGUE: dict[tuple[Stage, str], type[Defence]] = {
     (Stage.ALIGNMENT, "sft"): AlignmentSFT,
     (Stage.ALIGNMENT, "antibody"): AntibodyAlignment,
+    (Stage.ALIGNMENT, "booster"): Booster,
     (Stage.FINETUNING, "sft"): FinetuningSFT,
     (Stage.FINETUNING, "antibody"): AntibodyFinetuning,
 }
