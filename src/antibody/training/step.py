@@ -104,6 +104,8 @@ class StepResult:
     loss: float
     metrics: dict[str, float] = field(default_factory=dict)
     rows: RowRecord | None = None
+    frozen: frozenset[int] = frozenset()
+    """Indices of parameters that the optimiser must pass over: neither momentum nor decay moves them either."""
 
 
 class StepContext:

@@ -142,8 +142,8 @@ class DefendedTrainer(SFTTrainer):
         batches = self._batches_of_step()
         result = self.defence.step(self.context, batches)
         self._refuse_nan(result)
-        for p, gradient in zip(self.context.parameters, result.gradients, strict=True):
-            p.grad = gradient
+        for index, (p, gradient) in enumerate(zip(self.context.parameters, result.gradients, strict=True)):
+            p.grad = None if index in result.frozen else gradient
         self._record(batches[self.main_role], result)
         return torch.tensor(result.loss, device=self.args.device)
 
