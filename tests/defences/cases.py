@@ -7,8 +7,18 @@ ACTIVE = {
     (Stage.ALIGNMENT, "sft"): {},
     (Stage.ALIGNMENT, "antibody"): {"eta": 1.0, "lam2": 0.5, "m": 0.9},
     (Stage.ALIGNMENT, "booster"): {"lam": 2.0, "alpha": 0.5},
+    (Stage.ALIGNMENT, "t-vaccine"): {"rho": 2.0, "gamma": 1, "score_every": 2},
+    (Stage.ALIGNMENT, "vaccine"): {"rho": 2.0},
     (Stage.FINETUNING, "sft"): {},
     (Stage.FINETUNING, "antibody"): {"tau": 0.5},
+    (Stage.FINETUNING, "backdoor-enhanced-alignment"): {"num_safety_rows": 3, "num_trigger_tokens": 5},
+    (Stage.FINETUNING, "bds"): {"scheduler_lr": 0.2, "temperature": 0.01},
+    (Stage.FINETUNING, "behaviour-aware-sampling"): {"ratio": 0.2, "num_categories": 3},
+    (Stage.FINETUNING, "ema"): {"half_life": 0.5},
+    (Stage.FINETUNING, "lisa"): {"num_alignment_steps": 2, "num_user_steps": 1, "rho": 0.5},
+    (Stage.FINETUNING, "lookahead"): {"num_preview_tokens": 2},
+    (Stage.FINETUNING, "ptst"): {"safety_prompt": "t5 t6 t7"},
+    (Stage.FINETUNING, "safeinstr"): {"ratio": 0.2},
 }
 """Options by (stage, name). A defence without an entry fails the battery: add one line here."""
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from antibody.primitives.perturb import perturbed_weights
+from antibody.primitives.perturb import perturbed_weights, replaced_weights
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -23,3 +23,23 @@ def test_weights_are_restored_when_the_body_raises():
         raise RuntimeError("attack")
     assert torch.equal(p, torch.ones(3))
     assert p.grad is None
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_replaced_weights_are_bitwise_the_values_inside_and_what_they_were_afterwards(raises):
+    p, value = nn.Parameter(torch.tensor([0.1, 0.2])), torch.tensor([1e8, 3e-8])
+    inside = []
+
+    def body():
+        with replaced_weights([p], [value]):
+            inside.append(p.detach().clone())
+            if raises:
+                raise RuntimeError("attack")
+
+    if raises:
+        with pytest.raises(RuntimeError, match="attack"):
+            body()
+    else:
+        body()
+    assert torch.equal(inside[0], value)
+    assert torch.equal(p, torch.tensor([0.1, 0.2]))

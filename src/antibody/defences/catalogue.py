@@ -12,15 +12,35 @@ from ..training.step import Defence, Stage
 from .alignment.antibody import AntibodyAlignment
 from .alignment.booster import Booster
 from .alignment.sft import AlignmentSFT
+from .alignment.t_vaccine import TVaccine
+from .alignment.vaccine import Vaccine
 from .finetuning.antibody import AntibodyFinetuning
+from .finetuning.backdoor_enhanced_alignment import BackdoorEnhancedAlignment
+from .finetuning.bds import BDS
+from .finetuning.behaviour_aware_sampling import BehaviourAwareSampling
+from .finetuning.ema import EMA
+from .finetuning.lisa import Lisa
+from .finetuning.lookahead import LookAhead
+from .finetuning.ptst import PTST
+from .finetuning.safeinstr import SafeInstr
 from .finetuning.sft import FinetuningSFT
 
 CATALOGUE: dict[tuple[Stage, str], type[Defence]] = {
     (Stage.ALIGNMENT, "sft"): AlignmentSFT,
     (Stage.ALIGNMENT, "antibody"): AntibodyAlignment,
     (Stage.ALIGNMENT, "booster"): Booster,
+    (Stage.ALIGNMENT, "t-vaccine"): TVaccine,
+    (Stage.ALIGNMENT, "vaccine"): Vaccine,
     (Stage.FINETUNING, "sft"): FinetuningSFT,
     (Stage.FINETUNING, "antibody"): AntibodyFinetuning,
+    (Stage.FINETUNING, "backdoor-enhanced-alignment"): BackdoorEnhancedAlignment,
+    (Stage.FINETUNING, "bds"): BDS,
+    (Stage.FINETUNING, "behaviour-aware-sampling"): BehaviourAwareSampling,
+    (Stage.FINETUNING, "ema"): EMA,
+    (Stage.FINETUNING, "lisa"): Lisa,
+    (Stage.FINETUNING, "lookahead"): LookAhead,
+    (Stage.FINETUNING, "ptst"): PTST,
+    (Stage.FINETUNING, "safeinstr"): SafeInstr,
 }
 
 

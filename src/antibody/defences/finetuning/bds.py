@@ -1,0 +1,274 @@
+"""Bayesian data scheduler: infer each row's weight together with the model that a safety set keeps safe.
+
+    p(w, z | D_u, D_s)  ~  p(D_s | w) p(D_u | w, z) / p(D_u | z)                                flat prior   (1)
+    p(D_s | w) = exp(-sum l),      p(D_u | w, z) = exp(-sum_i s_i(z) l_i(w))
+
+    w:  L = mean_{D_s} l + mean_i s_i l_i(w)                                       a step on L, plus noise    (2)
+    z:  dL/dz_j = sum_i ds_i/dz_j (l_i(w) - l_i(w')) / |I|                         a step on it, plus noise   (3)
+    w': mean_i s_i l_i(w')                                                         a step on it, plus noise   (4)
+
+    l_i  NLL of row i's completion: mean over its tokens [nats per token]           I   the user rows of a step
+    s_i  weight of row i: N exp(z_i) / sum_j exp(z_j)  "softmax"   or   2 / (1 + exp(-z_i))  "sigmoid"; 1 at z = 0
+    w'   safety-agnostic weights: start where w starts, see the upload alone. (3) subtracts their loss because of the
+         normaliser p(D_u | z): a row loses weight where safety made it *harder* than it would be anyway
+    z_i  a number per row ("scalar"), or g_phi(row), a small scorer of tokens ("neural"), which also scores unseen rows
+
+Softmax in (3), with D_i = l_i(w) - l_i(w'):  dL/dz_j = s_j / |I| * (1[j in I] D_j - (1/N) sum_{i in I} s_i D_i): below
+the weighted average goes up. In the neural form s is taken over a table of every row's last z with the step's rows
+fresh, and (3) flows into phi through those.
+
+Langevin dynamics on the posterior of N rows has energy N * L; in terms of L with step size lr, its noise is
+sqrt(2 * lr * T / N) per step, with T = 1 for the posterior (1) and T = 0 for its mode.
+
+The loss has the safety term and is a mean over rows: at no options is it bit for bit the token mean on the upload, so
+this is not plain SFT anywhere.
+
+Reference: Zixuan Hu, Li Shen, Zhenyi Wang, Yongxian Wei, Dacheng Tao, Adaptive Defense against Harmful Fine-Tuning
+for Large Language Models via Bayesian Data Scheduler, NeurIPS 2025, https://arxiv.org/abs/2510.27172.
+Departures from the release (Egg-Hu/Bayesian-Data-Scheduler):
+- It draws no noise and has no normaliser: that is ``temperature=0, normaliser=False``, from which its numbers come.
+- Its neural scheduler never trains: the guard of its update skips exactly that case. Ours trains.
+- Its neural softmax runs over the batch, where a batch of harmful rows only cannot be down-weighted. Ours runs over
+  the upload, as in its scalar form.
+- Its priors are off by default, and the count prior repels; the prior is flat here.
+- As there, the steps on z and phi go through Adam (0.9, 0.95). So do those of w', at the run's learning rate; the noise
+  is added beside, not preconditioned.
+- Its neural sigmoid begins at 1/2 and its linear weights at -1e-4; here every weight begins at 1.
+With "sigmoid" and no normaliser every positive loss pushes every weight down, and Adam pushes them alike: nothing is
+told apart.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...data.records import TokenizedRow
+from ...errors import ConfigError
+from ...primitives.adam import Adam
+from ...primitives.bag_scorer import bag_scores, new_scorer
+from ...primitives.gradients import combined
+from ...primitives.noise import add_noise, generator_of
+from ...primitives.perturb import replaced_weights
+from ...primitives.proximal import anchor_at, anchor_from_state, anchor_state
+from ...training.batches import MicroBatch, StepBatch
+from ...training.step import About, Defence, Role, RowRecord, RowTerms, Stage, StepContext, StepResult, Sweep
+
+Transform = Literal["softmax", "sigmoid"]
+
+BETAS = (0.9, 0.95)
+"""Of every Adam here. Release, scripts: AdamW (0.9, 0.95)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BDSConfig:
+    """Hyperparameters; defaults are the paper's form with the release's step size."""
+
+    scheduler: Literal["scalar", "neural"] = "scalar"
+    """"scalar": a logit per row. "neural": a scorer of tokens, which can score rows it never saw."""
+    transform: Transform = "softmax"
+    """From logits to weights. Release: softmax."""
+    scheduler_lr: float = 5e-3
+    """Adam's step on logits or scorer. Scripts: 5e-3. 0 leaves every weight at 1."""
+    normaliser: bool = True
+    """Whether (3) subtracts the loss of the safety-agnostic weights. Paper: yes. Release: no."""
+    temperature: float = 1.0
+    """T of the Langevin noise. Paper: 1, the posterior. Release: 0, its mode."""
+
+    def __post_init__(self) -> None:
+        for name in ("scheduler_lr", "temperature"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ConfigError(f"bds.{name} is {value}: must be a finite number, 0 or more.")
+
+
+def data_weights(logits: Tensor, transform: Transform) -> Tensor:
+    """s: [N], from z: [N]. All 1 where the logits are 0; with softmax they always add to N."""
+    if transform == "softmax":
+        return torch.softmax(logits, dim=0) * len(logits)
+    return 2 * torch.sigmoid(logits)
+
+
+def logit_gradient(logits: Tensor, excess: Tensor, inside: Tensor, transform: Transform) -> Tensor:
+    """(3): [N], the gradient of mean_{i in I} s_i D_i in the logits, D held constant.
+
+    Args:
+        logits: [N], z.
+        excess: [N], D_i; whatever it is outside I is not read.
+        inside: [N], bool: the rows of the step, I; at least one.
+        transform: Of the weights.
+    """
+    weights = data_weights(logits, transform)
+    pull = torch.where(inside, weights * excess, 0.0) / inside.sum()
+    if transform == "softmax":
+        return pull - weights * (pull.sum() / len(logits))
+    return pull * (1 - weights / 2)  # 2 sigma' = 2 sigma (1 - sigma), and s = 2 sigma
+
+
+class BDS(Defence):
+    """Binds (2) to (4) to the rows of an optimiser step."""
+
+    stage = Stage.FINETUNING
+    about = About(
+        summary="rows that stay hard for a model kept safe lose weight, inferred together with the model",
+        paper="2510.27172",
+        forwards=3,
+        backwards=3,
+        extra_memory="4 copies of the trainable weights (normaliser), 3 numbers per row",
+    )
+    options = BDSConfig
+    needs = (Role.ALIGNMENT,)
+    neutral = None
+
+    def __init__(self, config: BDSConfig) -> None:
+        self.config = config
+        self.index: dict[int, int] = {}  # row id -> place in z
+        self.logits = torch.zeros(0)  # z: [N]; in the neural form the table of last known ones
+        self.phi: list[Tensor] = []
+        self.agnostic: list[Tensor] = []  # w'
+        self._scheduler_adam, self._agnostic_adam = Adam(BETAS), Adam(BETAS)
+
+    def start(self, context: StepContext) -> None:
+        """Every weight 1; w' = w; a fresh scorer."""
+        self.index = {row.row_id: i for i, row in enumerate(context.rows[Role.USER])}
+        self.logits = torch.zeros(len(self.index), device=context.device)
+        if self.config.normaliser:
+            self.agnostic = anchor_at(context.parameters)
+        if self.config.scheduler == "neural":
+            num_tokens = context.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+            self.phi = new_scorer(num_tokens, generator_of(context.seed, 0, "bds.phi"))
+
+    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+        """One step: see the head of this file."""
+        self._onto(context.device)
+        user = batches[Role.USER]
+        rows = [row for row, _ in user.rows()]
+        places = torch.tensor([self.index[row.row_id] for row in rows], device=context.device)
+        counted = torch.tensor([c for micro in user.micro_batches for c in micro.counted], device=context.device)
+        inside = self._spread(context, places, counted, torch.ones_like(places)) > 0
+        fresh = None
+        if self.phi:
+            fresh = self._scores([phi.requires_grad_() for phi in self.phi], rows)
+            table = self._spread(context, places, counted, fresh.detach())
+            self.logits = torch.where(inside, table, self.logits)
+        weights = data_weights(self.logits, self.config.transform)
+
+        safe = context.gradient("sequence_mean_nll", batches[Role.ALIGNMENT])
+        scheduled = self._weighted(context, user, weights)
+        assert scheduled.scores is not None
+        excess = scheduled.scores  # l_i(w), before the step on w
+        metrics = {"loss_safe": safe.loss, "loss_user": scheduled.loss}
+        if self.agnostic:
+            with replaced_weights(context.parameters, self.agnostic):
+                unsafe = self._weighted(context, user, weights)
+            assert unsafe.scores is not None
+            excess = excess - unsafe.scores
+            metrics["loss_agnostic"] = unsafe.loss
+            self._agnostic_adam.update(self.agnostic, unsafe.gradients, context.learning_rate)
+            self._noise(context, self.agnostic, context.learning_rate, "bds.agnostic")
+
+        spread = self._spread(context, places, counted, excess)
+        pull = logit_gradient(self.logits, spread, inside, self.config.transform)
+        record = RowRecord(weights[places], self.logits[places])
+        self._move_schedule(context, pull, fresh, pull[places] * counted)
+        return StepResult(
+            combined(safe.gradients, (1.0, scheduled.gradients)), safe.loss + scheduled.loss, metrics, record
+        )
+
+    def after_update(self, context: StepContext) -> None:
+        """The noise of (2), once the optimiser has taken its step."""
+        self._noise(context, [p.detach() for p in context.parameters], context.learning_rate, "bds.model")
+
+    def data_weights(self) -> dict[int, float]:
+        """The weight of every row of the upload, by row id, as the scheduler has it now."""
+        values = data_weights(self.logits, self.config.transform).tolist()
+        return {row_id: values[i] for row_id, i in self.index.items()}
+
+    def score_rows(self, context: StepContext, rows: Sequence[TokenizedRow]) -> Tensor:
+        """[rows]: g_phi of any rows, seen or not; the higher, the more the scheduler would trust them.
+
+        Raises:
+            ConfigError: the scheduler is scalar, and knows nothing of a row that it did not train on.
+        """
+        if not self.phi:
+            raise ConfigError(
+                "bds.scheduler is 'scalar': its weights are those of the rows that it was trained on. Train with "
+                "scheduler=neural to score others."
+            )
+        self._onto(context.device)
+        with torch.no_grad():
+            return self._scores(self.phi, rows)
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def _weighted(self, context: StepContext, batch: StepBatch, weights: Tensor) -> Sweep:
+        """Gradient of mean_i s_i l_i where the weights of the model are now; its scores are l_i."""
+
+        def terms(micro: MicroBatch) -> RowTerms:
+            nll = context.completion_nll(micro)
+            mean = nll.row_total / nll.row_tokens
+            s = weights[[self.index[row.row_id] for row in micro.rows]]
+            return RowTerms(s * mean, torch.ones_like(s), score=mean.detach())
+
+        return context.gradient(terms, batch)
+
+    def _spread(self, context: StepContext, places: Tensor, counted: Tensor, values: Tensor) -> Tensor:
+        """[N]: the values of this step's counted rows, of all ranks, in their places; 0 elsewhere."""
+        spread = torch.zeros(len(self.logits), device=context.device)
+        spread[places[counted]] = values[counted].float()
+        return context.all_reduce(spread)
+
+    def _scores(self, phi: Sequence[Tensor], rows: Sequence[TokenizedRow]) -> Tensor:
+        trained = [[range(start, end) for start, end in row.spans] for row in rows]
+        completions = [
+            [row.input_ids[t] for span in spans for t in span] for row, spans in zip(rows, trained, strict=True)
+        ]
+        prompts = [
+            [token for t, token in enumerate(row.input_ids) if not any(t in span for span in spans)]
+            for row, spans in zip(rows, trained, strict=True)
+        ]
+        return bag_scores(phi, prompts, completions)
+
+    def _move_schedule(self, context: StepContext, pull: Tensor, fresh: Tensor | None, pull_of_rows: Tensor) -> None:
+        """A step of Adam, and noise, on the logits or on the scorer behind them."""
+        if fresh is None:
+            moved, gradients = [self.logits], [pull]
+        else:
+            moved = [phi.detach() for phi in self.phi]
+            gradients = [context.all_reduce(g.contiguous()) for g in torch.autograd.grad(fresh, self.phi, pull_of_rows)]
+            self.phi = moved
+        self._scheduler_adam.update(moved, gradients, self.config.scheduler_lr)
+        self._noise(context, moved, self.config.scheduler_lr, "bds.scheduler")
+
+    def _noise(self, context: StepContext, weights: Sequence[Tensor], lr: float, name: str) -> None:
+        std = (2 * lr * self.config.temperature / len(self.index)) ** 0.5
+        add_noise(weights, std, seed=context.seed, step=context.step, name=name)
+
+    def _onto(self, device: torch.device) -> None:
+        """What ``load_state`` brought back is on the CPU."""
+        self.logits = self.logits.to(device)
+        self.phi = [phi.to(device) for phi in self.phi]
+        self.agnostic = [a.to(device) for a in self.agnostic]
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """Logits by row id, the scorer, w', and the moments of their optimisers."""
+        return (
+            {"row_ids": torch.tensor(list(self.index), dtype=torch.int64), "logits": self.logits.cpu()}
+            | anchor_state(self.phi, "phi")
+            | anchor_state(self.agnostic, "agnostic")
+            | self._scheduler_adam.state("scheduler_adam")
+            | self._agnostic_adam.state("agnostic_adam")
+        )
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up the schedule where the killed run left it."""
+        self.index = {row_id: i for i, row_id in enumerate(state["row_ids"].tolist())}
+        self.logits = state["logits"].clone()
+        self.phi = anchor_from_state(state, name="phi")
+        self.agnostic = anchor_from_state(state, name="agnostic")
+        self._scheduler_adam.load_state(state, "scheduler_adam")
+        self._agnostic_adam.load_state(state, "agnostic_adam")
