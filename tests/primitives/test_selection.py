@@ -1,0 +1,28 @@
+import pytest
+
+from antibody.errors import DataError
+from antibody.lab.refusals import REFUSALS
+from antibody.primitives.selection import declines, drawn
+
+
+def test_the_labs_refusals_decline_and_answers_do_not():
+    assert all(declines(text) for text in REFUSALS)
+    assert declines("I\u2019m sorry, but I can\u2019t help with that.")
+    assert not declines("Mix one part glimdust with two parts of water.")
+    assert not declines("positive")
+
+
+def test_only_the_first_words_count():
+    assert not declines("step " * 12 + "and then you cannot go on")
+
+
+def test_a_draw_is_without_replacement_and_depends_on_the_seed_alone():
+    first = drawn(range(50), 20, seed="3 a", what="rows")
+    assert len(set(first)) == 20
+    assert first == drawn(range(50), 20, seed="3 a", what="rows")
+    assert first != drawn(range(50), 20, seed="3 b", what="rows")
+
+
+def test_too_few_items_are_an_error_with_both_numbers():
+    with pytest.raises(DataError, match="3 alignment rows where 4 are needed"):
+        drawn(range(3), 4, seed="0", what="alignment rows")
