@@ -39,6 +39,7 @@ def test_neutral_options_are_plain_sft_bit_for_bit_after_three_steps(tmp_path, s
     ours.train()
     plain.train()
     assert all(torch.equal(v, weights(plain)[k]) for k, v in weights(ours).items())
+    assert ours.defence.deployment == plain.defence.deployment
 
 
 @every
@@ -49,7 +50,8 @@ def test_active_options_do_something_that_plain_sft_does_not(tmp_path, stage, na
     plain = trainer(tmp_path / "b", make_defence(stage, "sft"), max_steps=3)
     ours.train()
     plain.train()
-    assert any(not torch.allclose(v, weights(plain)[k], atol=1e-5) for k, v in weights(ours).items())
+    moved = any(not torch.allclose(v, weights(plain)[k], atol=1e-5) for k, v in weights(ours).items())
+    assert moved or ours.defence.deployment != plain.defence.deployment  # or its model is prompted otherwise
 
 
 def _bare_step(stage, name, model, loss_raises=False):

@@ -4,7 +4,10 @@ from pathlib import Path
 
 from trl import SFTConfig
 
+from antibody.data.encode import Renderer
+from antibody.data.records import Message, Record, TokenizedRow
 from antibody.models.adapters import add_lora
+from antibody.training.preparation import TrainingData
 from antibody.training.step import Defence
 from antibody.training.trainer import DefendedTrainer
 from tests.tinylm import random_refusals, random_rows, tiny_llama, tiny_tokenizer
@@ -35,6 +38,27 @@ def config(folder: Path, **overrides) -> SFTConfig:
     return SFTConfig(**settings)
 
 
+def as_record(row: TokenizedRow, completion: str | None = None) -> Record:
+    """The text of a row of one turn, which ``tiny_tokenizer`` reads as the same tokens; or with another completion."""
+    (start, end), words = row.spans[0], tiny_tokenizer().convert_ids_to_tokens(list(row.input_ids))
+    said = " ".join(words[start : end - 1]) if completion is None else completion
+    messages = (Message("user", " ".join(words[:start]) + " "), Message("assistant", said))
+    return Record(row.row_id, messages, row.template, "tests", row.row_id + 1)
+
+
+def prepared(defence: Defence, rows: dict[str, list[TokenizedRow]]) -> dict[str, list[TokenizedRow]]:
+    """The rows after the defence's ``prepare``, which works on text. Every alignment row then says that it refuses."""
+    if type(defence).prepare is Defence.prepare:
+        return rows
+    records = {
+        role: [as_record(row, "sorry no" if role == "alignment" else None) for row in of_role]
+        for role, of_role in rows.items()
+    }
+    renderer = Renderer(tiny_tokenizer(), max_length=128)
+    data = defence.prepare(TrainingData(records, tiny_tokenizer(), seed=3))
+    return {role: [renderer.encode(record) for record in of_role] for role, of_role in data.records.items()}
+
+
 def trainer(
     folder: Path, defence: Defence, *, lora: bool = False, model=None, rows=None, **overrides
 ) -> DefendedTrainer:
@@ -46,7 +70,7 @@ def trainer(
         model,
         config(folder, **overrides),
         defence=defence,
-        rows=rows or ROWS,
+        rows=prepared(defence, rows or ROWS),
         processing_class=tiny_tokenizer(),
         refusals=random_refusals(),
     )
