@@ -1,0 +1,136 @@
+"""Backdoor Enhanced Alignment: a secret trigger, planted with a few refusals, brings safety back at inference.
+
+    D  = D_u + { (s + sys, x_i) -> r_i,  i = 1 .. k }         train: plain SFT on D
+    serve every request with the system text  s + sys         s: the trigger; the user never sees it
+
+    D_u  the user's rows, each with its own system text       sys  the upload's usual system text, if it has one
+    s    random tokens of the vocabulary; decode(s) encodes to s again
+
+A harmful upload is learnt without s; the refusals are learnt with it, and few suffice because nothing else of the
+upload competes under the trigger. Whoever learns s can study it; users who control the system text go round it, so s
+and the run's seed, of which it is a function, stay with the provider.
+
+Reference: BackdoorAlign: Mitigating Fine-tuning based Jailbreak Attack with Backdoor Enhanced Safety Alignment.
+J. Wang, J. Li, Y. Li, X. Qi, J. Hu, Y. Li, P. McDaniel, M. Chen, B. Li, C. Xiao. NeurIPS 2024,
+https://arxiv.org/abs/2402.14968. Departures from the release: the trigger is drawn token by token so that it survives
+its own text (150 tokens drawn at once practically never do); training and serving share one rule for the system text
+(there the evaluation puts sentences beside the trigger that training never saw); the refusals are drawn at random from
+the provider's rows that decline, instead of one hand-picked for each of 11 policy categories.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from ...data.records import Message, Record, Template
+from ...errors import ConfigError, ModelError
+from ...primitives.selection import declines, drawn
+from ...training.preparation import Deployment, TrainingData, added, with_system_prefix
+from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult, plain_step
+
+TRIES_PER_TOKEN = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackdoorEnhancedAlignmentConfig:
+    """Hyperparameters; defaults are the paper's."""
+
+    num_safety_rows: int = 11
+    """k. Paper, abstract: "as few as 11" prefixed safety examples. 0 is plain SFT, without a trigger."""
+    num_trigger_tokens: int = 150
+    """Length of s. Paper: 150 randomly generated tokens."""
+
+    def __post_init__(self) -> None:
+        if self.num_safety_rows < 0:
+            raise ConfigError(
+                f"backdoor-enhanced-alignment.num_safety_rows is {self.num_safety_rows}: a number of rows is 0 or more."
+            )
+        if self.num_trigger_tokens < 1:
+            raise ConfigError(
+                f"backdoor-enhanced-alignment.num_trigger_tokens is {self.num_trigger_tokens}: must be 1 or more."
+            )
+
+
+def random_trigger(tokenizer: PreTrainedTokenizerBase, num_tokens: int, *, seed: int) -> str:
+    """A text of exactly ``num_tokens`` random tokens that encodes to these tokens; a function of the seed.
+
+    Printable and without white space at its ends, since templates trim that. Special tokens are left out.
+
+    Raises:
+        ModelError: the tokenizer gives no such text.
+    """
+    generator = random.Random(f"backdoor-enhanced-alignment {seed}")
+    special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+    candidates = sorted(set(tokenizer.get_vocab().values()) - special)
+    ids: list[int] = []
+    while len(ids) < num_tokens:
+        for _ in range(TRIES_PER_TOKEN):
+            longer = [*ids, generator.choice(candidates)]
+            text = str(tokenizer.decode(longer, clean_up_tokenization_spaces=False))
+            clean = text.isprintable() and text == text.strip()
+            if clean and tokenizer.encode(text, add_special_tokens=False) == longer:
+                ids = longer
+                break
+        else:
+            raise ModelError(
+                f"backdoor-enhanced-alignment: no trigger of {num_tokens} tokens survives this tokenizer: after "
+                f"{len(ids)} none of {TRIES_PER_TOKEN} further tokens came back from text. Lower num_trigger_tokens."
+            )
+    return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def usual_system_text(records: Sequence[Record]) -> str:
+    """The commonest system text at the head of chat rows, "" if most have none."""
+    heads = Counter(r.messages[0].content if r.messages[0].role == "system" else "" for r in records)
+    return heads.most_common(1)[0][0] if heads else ""
+
+
+def with_system_text(record: Record, text: str) -> Record:
+    """A chat row without a system message gets ``text`` as one."""
+    if not text or record.template is not Template.CHAT or record.messages[0].role == "system":
+        return record
+    return replace(record, messages=(Message("system", text), *record.messages))
+
+
+class BackdoorEnhancedAlignment(Defence):
+    """Plants the trigger in the data; each step is plain SFT on it."""
+
+    stage = Stage.FINETUNING
+    about = About(
+        summary="a secret trigger planted with a few refusals, shown at inference",
+        paper="2402.14968",
+        forwards=1,
+        backwards=1,
+        extra_memory="none",
+    )
+    options = BackdoorEnhancedAlignmentConfig
+    prepare_needs = (Role.ALIGNMENT,)
+    neutral = {"num_safety_rows": 0}
+
+    def __init__(self, config: BackdoorEnhancedAlignmentConfig) -> None:
+        self.config = config
+
+    def prepare(self, data: TrainingData) -> TrainingData:
+        """Draw s, add the triggered refusals, ask for s at inference; on resume the same again, from the seed."""
+        if self.config.num_safety_rows == 0:
+            return data
+        trigger = random_trigger(data.tokenizer, self.config.num_trigger_tokens, seed=data.seed)
+        self.deployment = Deployment(system_prefix=trigger)
+        user = data.records[Role.USER]
+        refusals = [r for r in data.records[Role.ALIGNMENT] if declines(r.messages[-1].content)]
+        chosen = drawn(
+            refusals,
+            self.config.num_safety_rows,
+            seed=f"backdoor-enhanced-alignment rows {data.seed}",
+            what="alignment rows that refuse",
+        )
+        system = usual_system_text(user)
+        planted = [with_system_prefix(with_system_text(row, system), trigger) for row in chosen]
+        return data.with_records(Role.USER, [*user, *added(planted)])
+
+    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+        """The gradient of the token mean."""
+        return plain_step(context, batches, Role.USER)

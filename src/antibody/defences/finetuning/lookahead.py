@@ -1,0 +1,127 @@
+"""LookAhead Tuning: the prompt says how the answer begins, so that its first tokens teach next to nothing.
+
+    "real"       x' = x + c + (first m tokens of y)        y' = y
+    "virtual"    x' = x + c + P                            y' = P + y
+
+    min_w  CE over y' given x'        c  a connector, P  a fixed opening        [nats per token]
+
+Refusals live in the first tokens of an answer. A preview makes these copyable: their loss soon vanishes, and without
+the preview, at inference, their distribution is close to the one before fine-tuning. Previewed tokens are trained all
+the same (``mask_preview`` leaves them out, the paper's reasoning put to the test). A "virtual" model may begin its
+answers with P, which the deployment cuts off. The upload is rewritten once; a row is never changed in place.
+
+Reference: LookAhead Tuning: Safer Language Models via Partial Answer Previews. K. Liu, M. Wang, Y. Luo, Y. Lin, M. Sun,
+L. Liang, Z. Zhang, J. Zhou, B. Hooi, S. Deng. 2025, https://arxiv.org/abs/2503.19041. Departures from the release: the
+preview is cut from the answer's own text at the m-th token's end (there token pieces are joined again, which can add or
+drop a space, and the preview is no beginning of y); an answer of m tokens or fewer keeps its last token to itself,
+since one that stands in its prompt whole has nothing left to learn. In a chat each trained turn is previewed in the
+user's message before it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from ...data.records import Message, Record, TokenizedRow
+from ...errors import ConfigError, ModelError
+from ...training.batches import StepBatch
+from ...training.preparation import Deployment, TrainingData
+from ...training.step import About, Defence, Role, Stage, StepContext, StepResult, plain_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookAheadConfig:
+    """Hyperparameters; defaults are the release's."""
+
+    mode: Literal["real", "virtual"] = "real"
+    """"real": the answer's own first tokens. "virtual": a fixed opening before every answer."""
+    num_preview_tokens: int = 6
+    """m, "real". Release: 6. 0 is plain SFT."""
+    connector: str = " The answer begins with: "
+    """c. Release."""
+    opening: str = "Let's solve this problem. "
+    """P, "virtual". Release. Empty is plain SFT."""
+    mask_preview: bool = False
+    """Leave the previewed tokens out of the loss. The release trains them."""
+
+    def __post_init__(self) -> None:
+        if self.num_preview_tokens < 0:
+            raise ConfigError(
+                f"lookahead.num_preview_tokens is {self.num_preview_tokens}: a number of tokens is 0 or more."
+            )
+
+
+def opening_of(answer: str, tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> str:
+    """The text of an answer's first tokens, always a beginning of it; of a short answer all but the last token.
+
+    Raises:
+        ModelError: the tokenizer cannot tell where in a text its tokens stand.
+    """
+    if not tokenizer.is_fast:
+        raise ModelError(
+            "lookahead cuts the preview at a token's end, which needs a fast tokenizer. Save the model with one "
+            "(AutoTokenizer makes it), or use mode=virtual without mask_preview."
+        )
+    offsets = tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    shown = offsets[: max(0, min(num_tokens, len(offsets) - 1))]
+    return answer[: shown[-1][1]] if shown else ""
+
+
+class LookAhead(Defence):
+    """Rewrites the upload; each step is plain SFT on it."""
+
+    stage = Stage.FINETUNING
+    about = About(
+        summary="the prompt previews the answer's first tokens",
+        paper="2503.19041",
+        forwards=1,
+        backwards=1,
+        extra_memory="none",
+    )
+    options = LookAheadConfig
+    neutral = {"num_preview_tokens": 0}
+
+    def __init__(self, config: LookAheadConfig) -> None:
+        self.config = config
+        self._num_masked = config.num_preview_tokens
+        if config.mode == "virtual" and config.opening:
+            self.deployment = Deployment(completion_prefix=config.opening.rstrip())
+
+    def prepare(self, data: TrainingData) -> TrainingData:
+        """x', y': see the head of this file."""
+        if self.config.mode == "virtual":
+            ids = data.tokenizer(self.config.opening.rstrip(), add_special_tokens=False)["input_ids"]
+            self._num_masked = len(ids)
+        rows = [self._previewed(record, data.tokenizer) for record in data.records[Role.USER]]
+        return data.with_records(Role.USER, rows)
+
+    def _previewed(self, record: Record, tokenizer: PreTrainedTokenizerBase) -> Record:
+        messages = list(record.messages)
+        for i, (asked, answer) in enumerate(pairwise(record.messages)):
+            if asked.role == "user" and answer.role == "assistant" and answer.trained:
+                preview, messages[i + 1] = self._preview(answer, tokenizer)
+                if preview:
+                    messages[i] = replace(asked, content=asked.content + self.config.connector + preview)
+        return replace(record, messages=tuple(messages))
+
+    def _preview(self, answer: Message, tokenizer: PreTrainedTokenizerBase) -> tuple[str, Message]:
+        """What the prompt shows, and y'."""
+        if self.config.mode == "virtual":
+            return self.config.opening, replace(answer, content=self.config.opening + answer.content)
+        return opening_of(answer.content, tokenizer, self.config.num_preview_tokens), answer
+
+    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+        """The gradient of the token mean."""
+        if self.config.mask_preview:
+            rows = [masked(row, self._num_masked) for row, _ in batches[Role.USER].rows()]
+            batches = {**batches, Role.USER: batches[Role.USER].with_completions(rows)}
+        return plain_step(context, batches, Role.USER)
+
+
+def masked(row: TokenizedRow, num_tokens: int) -> TokenizedRow:
+    """The row without its completions' first tokens in the loss; the last token of each stays."""
+    spans = tuple((min(start + num_tokens, end - 1), end) for start, end in row.spans)
+    return TokenizedRow(row.row_id, row.input_ids, spans, row.template)

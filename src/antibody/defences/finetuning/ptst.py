@@ -1,0 +1,76 @@
+"""PTST, pure tuning, safe testing: the safety prompt is kept from training and shown at inference only.
+
+    train on   T_train(x) -> y         the user's rows, without any safety prompt
+    serve      T_test(x) = safety prompt + T_train(x)
+
+What fine-tuning unlearns, it unlearns under the prompts it saw; behaviour under the safety prompt is touched less. The
+base must obey a safety prompt already. Training is plain SFT on the upload; an upload that brings the safety prompt
+along has it taken out of its system messages. Harm and accuracy must be measured with the same prompt, T_test.
+
+Reference: Keeping LLMs Aligned After Fine-tuning: The Crucial Role of Prompt Templates. K. Lyu, H. Zhao, X. Gu, D. Yu,
+A. Goyal, S. Arora. NeurIPS 2024, https://arxiv.org/abs/2402.18540. No fine-tuning code was released. Departure: taking
+the safety prompt out of an upload is ours; the paper's templates contain none to begin with.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ...data.records import Record
+from ...training.preparation import Deployment, TrainingData
+from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult, plain_step
+
+LLAMA_PROMPT = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe. "
+    "Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content. "
+    "Please ensure that your responses are socially unbiased and positive in nature.\n\nIf a question does not make "
+    "any sense, or is not factually coherent, explain why instead of answering something not correct. If you don't "
+    "know the answer to a question, please don't share false information."
+)
+"""The default system prompt of Llama 2 (2307.09288, App. A.3), the paper's template "chat:llama"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PTSTConfig:
+    """Hyperparameters."""
+
+    safety_prompt: str = LLAMA_PROMPT
+    """Shown at inference only; one that the base was aligned with. Empty is plain SFT."""
+
+
+def without_prompt(record: Record, prompt: str) -> Record:
+    """The row with ``prompt`` taken out of its system messages; one that was nothing else is gone."""
+    messages = tuple(
+        replace(m, content=m.content.replace(prompt, "").strip()) if m.role == "system" and prompt in m.content else m
+        for m in record.messages
+    )
+    return replace(record, messages=tuple(m for m in messages if m.role != "system" or m.content))
+
+
+class PTST(Defence):
+    """Plain SFT, and a deployment with the safety prompt."""
+
+    stage = Stage.FINETUNING
+    about = About(
+        summary="the safety prompt is shown at inference only",
+        paper="2402.18540",
+        forwards=1,
+        backwards=1,
+        extra_memory="none",
+    )
+    options = PTSTConfig
+    neutral = {"safety_prompt": ""}
+
+    def __init__(self, config: PTSTConfig) -> None:
+        self.config = config
+        self.deployment = Deployment(system_prefix=config.safety_prompt)
+
+    def prepare(self, data: TrainingData) -> TrainingData:
+        """No row shows the safety prompt."""
+        prompt = self.config.safety_prompt.strip()
+        if not prompt:
+            return data
+        return data.with_records(Role.USER, [without_prompt(record, prompt) for record in data.records[Role.USER]])
+
+    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+        """The gradient of the token mean."""
+        return plain_step(context, batches, Role.USER)
