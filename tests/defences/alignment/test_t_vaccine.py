@@ -1,0 +1,90 @@
+import collections
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from antibody.defences.alignment.t_vaccine import TVaccine, TVaccineConfig, drawn_layers, layer_probabilities
+from antibody.defences.alignment.vaccine import Vaccine, VaccineConfig
+from antibody.errors import ConfigError
+from antibody.models.layout import decoder_layers
+from antibody.training.step import StepContext
+from tests.defences.plain import flat
+from tests.tinylm import random_rows, step, tiny_llama
+from tests.training.helpers import trainer
+
+BATCHES = {"alignment": step(random_rows(6, seed=1), 4), "harmful": step(random_rows(5, seed=2), 4)}
+
+
+def test_probabilities_are_the_shares_of_the_scores():
+    assert_close(layer_probabilities(torch.tensor([1.0, 3.0, 4.0])), torch.tensor([0.125, 0.375, 0.5]))
+
+
+def test_inclusion_frequencies_are_those_of_sequential_draws_without_replacement():
+    p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    counts = collections.Counter(layer for draw in range(2000) for layer in drawn_layers(p, 2, seed=1, draw=draw))
+    # In S = not drawn last. Layer 0 is left out with .3 * .2 / .7 + .2 * .3 / .8 = .1607, layer 1 with
+    # .5 * .2 / .5 + .2 * .5 / .8 = .325.
+    assert counts[0] / 2000 == pytest.approx(1 - 0.1607, abs=0.035)
+    assert counts[1] / 2000 == pytest.approx(1 - 0.325, abs=0.035)
+
+
+def test_all_layers_drawn_is_vaccine_bit_for_bit():
+    model = tiny_llama()
+    ours = TVaccine(TVaccineConfig(rho=2.0, gamma=2)).step(StepContext(model), BATCHES)
+    vaccine = Vaccine(VaccineConfig(rho=2.0)).step(StepContext(model), BATCHES)
+    assert torch.equal(flat(ours.gradients), flat(vaccine.gradients))
+    assert not ours.frozen
+
+
+@pytest.mark.parametrize("freeze", ["layers", "attention"])
+def test_the_weights_of_resting_layers_are_frozen_and_no_others(freeze):
+    model = tiny_llama()
+    context = StepContext(model)
+    defence = TVaccine(TVaccineConfig(rho=2.0, gamma=1, freeze=freeze))
+    result = defence.step(context, BATCHES)
+    asleep = decoder_layers(model)[1 - defence.drawn[0]]
+    expected = {id(p) for p in (asleep if freeze == "layers" else asleep.self_attn).parameters()}
+    assert {id(context.parameters[i]) for i in result.frozen} == expected
+    for i, g in enumerate(result.gradients):
+        assert bool((g == 0).all()) == (i in result.frozen)
+
+
+def test_a_resting_layer_is_bitwise_unmoved_and_without_optimiser_state(tmp_path):
+    run = trainer(tmp_path, TVaccine(TVaccineConfig(gamma=1)), max_steps=1, weight_decay=0.1)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    run.train()
+    asleep = f"layers.{1 - run.defence.drawn[0]}."
+    assert any(asleep in name for name in before)
+    for name, p in run.model.named_parameters():
+        assert torch.equal(p, before[name]) == (asleep in name)
+        assert (p not in run.optimizer.optimizer.state) == (asleep in name)
+
+
+def test_layers_are_drawn_every_j_steps_and_scored_every_k():
+    context, defence = (
+        StepContext(tiny_llama(num_hidden_layers=4)),
+        TVaccine(TVaccineConfig(gamma=2, every=3, score_every=2)),
+    )
+    drawn, scored = [], []
+    for number in range(12):
+        context.step = number
+        batches = BATCHES | {"harmful": step(random_rows(5, seed=number))}
+        defence.step(context, batches)
+        drawn.append(tuple(defence.drawn))
+        scored.append(tuple(defence.probabilities.tolist()))
+    assert all(drawn[i] == drawn[i - i % 3] for i in range(12))
+    assert len(set(drawn)) > 1
+    assert all((scored[i] == scored[i - 1]) == (i % 2 == 1) for i in range(1, 12))
+
+
+def test_more_layers_than_there_are_is_refused():
+    with pytest.raises(ConfigError, match="t-vaccine.gamma is 8, and the model has 2"):
+        TVaccine(TVaccineConfig()).check(StepContext(tiny_llama(), rows={"alignment": random_rows(4)}))
+
+
+@pytest.mark.parametrize("bad", [{"rho": math.nan}, {"gamma": 0}, {"score_every": 0}, {"every": 0}])
+def test_absurd_hyperparameters_are_refused_by_name(bad):
+    with pytest.raises(ConfigError, match=f"t-vaccine.{next(iter(bad))}"):
+        TVaccineConfig(**bad)
