@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -193,3 +194,13 @@ def test_a_full_disk_at_the_end_leaves_a_run_that_the_same_command_completes(tmp
     assert result.num_steps == 2
     assert (result.output / "samples.parquet").is_file()
     assert not (result.output / "checkpoints").exists()
+
+
+def test_a_model_folder_with_other_weights_in_it_is_another_configuration(tmp_path, tiny_llama_folder):
+    model = shutil.copytree(tiny_llama_folder, tmp_path / "model")
+    finetune(model, data=rows(), output=tmp_path / "run", **QUICK)
+    loaded = load_model(str(model))
+    loaded.model.model.norm.weight.data.mul_(2)
+    loaded.model.save_pretrained(model)
+    with pytest.raises(OutputError, match="model.weights"):
+        finetune(model, data=rows(), output=tmp_path / "run", **QUICK)

@@ -23,7 +23,7 @@ def command(as_json: o.Json = False) -> None:
         }
         for (stage, name), defence in CATALOGUE.items()
     ]
-    lines = []
+    lines: list[str] = []
     for row in rows:
         if not lines or row["stage"] != rows[rows.index(row) - 1]["stage"]:
             lines.append(f"{row['stage']}")

@@ -45,7 +45,7 @@ def build(
     seed: Annotated[int, typer.Option(help="Of weights, rows and order.")] = 0,
     as_json: o.Json = False,
 ) -> None:
-    """Make the lab's base model from nothing."""
+    """Make the lab's models from nothing: OUTPUT/lab, the base, and OUTPUT/lab-aligned."""
     o.quiet()
     from ..runs.lab_files import build_lab
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -55,7 +56,8 @@ def run_verb(name: str, flags: dict[str, Any]) -> None:
     from .. import runs  # here: it brings torch, which --help need not wait for
 
     result = call(getattr(runs, name), flags, config)
-    show(result.to_json(), result_lines(result), as_json=as_json)
+    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks
+        show(result.to_json(), result_lines(result), as_json=as_json)
 
 
 def call(verb: Callable[..., Any], flags: Mapping[str, Any], config: Path | None) -> Any:

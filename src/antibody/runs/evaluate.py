@@ -20,7 +20,7 @@ from ..training.preparation import Deployment
 from .environment import environment
 from .folder import State, open_run, write_text
 from .lab_defaults import MAX_NEW_TOKENS, LabData, lab_rows
-from .naming import from_lab, model_name
+from .naming import described_model, from_lab, model_name
 from .result import RunResult, stored_result
 from .sources import Rows, Source, read_rows
 
@@ -113,8 +113,8 @@ def evaluate(
         )
     config = {
         "verb": "evaluate",
-        "model": name if adapter is None else {"name": name, "adapter": adapter},
-        "model_folder": resolve(name),
+        "model": described_model(name),
+        "adapter": None if adapter is None else described_model(adapter),
         "data": {str(role): source.described() for role, source in sources.items()},
         "judges": names,
         "answer": answer,

@@ -72,9 +72,9 @@ class RunFolder:
     def abandon(self) -> None:
         """Remove what a run that failed before its first checkpoint has left, so that a mended command can follow."""
         checkpoints = self.path / CHECKPOINTS
-        if (self.path / RESULT).exists():
-            return
-        if self.state is not State.NEW or (checkpoints.is_dir() and any(checkpoints.iterdir())):
+        ours = {CONFIG, ENVIRONMENT, METRICS, CHECKPOINTS}
+        made = {entry.name for entry in self.path.iterdir()} if self.path.is_dir() else set()
+        if self.state is not State.NEW or made - ours or (checkpoints.is_dir() and any(checkpoints.iterdir())):
             return
         for name in (CONFIG, ENVIRONMENT, METRICS):
             (self.path / name).unlink(missing_ok=True)

@@ -16,11 +16,14 @@ NUM_ROWS = {
     "benign": ALIGNMENT_ROWS // 2,
     "user": USER_ROWS,
     "harmful-prompts": HARMFUL_PROMPTS,
-    "lookalike": 400,
+    "lookalike": 336,
     "test": 400,
     "retention": 400,
 }
 """Rows of each kind unless asked for otherwise."""
+
+FINITE = ("harmful-prompts", "lookalike")
+"""Kinds of which the world holds no more than that."""
 
 MAX_NEW_TOKENS = 32
 """No answer of the lab's world is longer."""
@@ -52,6 +55,8 @@ def lab_rows(kind: str, lab: LabData, *, seed: int, main: bool = True) -> Source
     task = find_task(lab.task or "familiar").name if kind in ("user", "test") else None
     ratio = (lab.poison_ratio or 0.0) if kind == "user" else 0.0
     num = lab.num if main and lab.num is not None else NUM_ROWS[kind]
+    if kind in FINITE:
+        num = min(num, NUM_ROWS[kind])
     rows = build_rows(kind, num, seed=seed, task=task, poison_ratio=ratio).rows
     extra = (f", task={task}" if task else "") + (f", poison_ratio={ratio}" if kind == "user" else "")
     name = f"lab {kind} rows (num={num}, seed={seed}{extra})"

@@ -1,16 +1,23 @@
 """The lab on disk: rows as files, models built from nothing."""
 
 import json
+import tempfile
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 from rich.progress import Progress
+from transformers import PreTrainedModel
 
 from ..errors import OutputError
-from ..lab.build import SCALES, build_base
+from ..lab.build import FILES, SCALES, build_base
 from ..lab.rows import build_rows
+from ..models.loading import load_model
+from ..models.saving import save_model
+from ..training.step import Stage
+from .align import align
 from .folder import write_text
-from .lab_defaults import NUM_ROWS
+from .lab_defaults import NUM_ROWS, calibration, lab_refusals
 
 
 def write_lab_data(
@@ -57,17 +64,43 @@ def write_lab_data(
 
 
 def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, progress: bool = False) -> Path:
-    """The lab's base model, made from nothing; see ``lab.build.build_base``.
+    """Both models of the lab, made from nothing: ``output/lab``, and ``output/lab-aligned`` by a run of ``align``.
 
     Args:
-        output: Folder to make; new or empty.
+        output: Folder to make them in; neither may be there yet.
         scale: A name in ``lab.build.SCALES``.
         seed: Of weights, rows and order.
-        progress: Show a bar on stderr, if that is a terminal.
+        progress: Show bars on stderr, if that is a terminal.
+
+    Raises:
+        OutputError: one of the two folders holds something.
+        ConfigError: an unknown scale.
     """
+    output = Path(output).expanduser().absolute()
+    base, aligned = output / "lab", output / "lab-aligned"
+    if aligned.exists() and any(aligned.iterdir()):
+        raise OutputError(f"{aligned}: is not empty. Name another --output, or remove it.")
     console = Console(stderr=True)
     with Progress(console=console, disable=not (progress and console.is_terminal), transient=True) as bar:
         task = bar.add_task("pre-training", total=SCALES[scale].steps if scale in SCALES else None)
-        return build_base(
-            Path(output), seed=seed, scale=scale, progress=lambda step, loss: bar.update(task, completed=step)
+        build_base(base, seed=seed, scale=scale, progress=lambda step, loss: bar.update(task, completed=step))
+    options, training = calibration(Stage.ALIGNMENT, "antibody", "full")
+    with tempfile.TemporaryDirectory(dir=output) as scratch:
+        run = align(
+            base,
+            output=Path(scratch) / "align",
+            alignment_data=build_rows("alignment", NUM_ROWS["alignment"], seed=seed).rows,
+            harmful_data=build_rows("harmful", NUM_ROWS["harmful"], seed=seed).rows,
+            refusals=lab_refusals(),
+            options=options,
+            training=training,
+            regime="full",
+            seed=seed,
+            progress=progress,
         )
+        loaded = load_model(str(run.model))
+        named = "lab" if output == FILES else str(base)  # the package may be moved, its base stays "lab"
+        save_model(
+            cast(PreTrainedModel, loaded.model), aligned, tokenizer=loaded.tokenizer, base=named, dtype="bfloat16"
+        )
+    return output

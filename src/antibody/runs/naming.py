@@ -1,8 +1,9 @@
 """Which model a name means, besides what models/loading.py knows: the folder of a run stands for what it made."""
 
+from hashlib import sha256
 from pathlib import Path
 
-from ..models.loading import PACKAGED, adapter_base, is_adapter, read_provenance, resolve
+from ..models.loading import PACKAGED, WEIGHT_SUFFIXES, adapter_base, is_adapter, read_provenance, resolve
 
 
 def model_name(model: str | Path) -> str:
@@ -24,3 +25,26 @@ def from_lab(name: str) -> bool:
             return True
         name = adapter_base(name) if is_adapter(name) else str(read_provenance(place).get("base") or name)
     return False
+
+
+def described_model(name: str) -> dict[str, str | None]:
+    """For config.yaml: the name, where it was, and which weights were there."""
+    return {"name": name, "place": resolve(name), "weights": _weights_fingerprint(name)}
+
+
+def _weights_fingerprint(name: str) -> str | None:
+    """Tells when a folder holds other weights than it did: of each file its name, size and last MiB (SHA-256, hex).
+
+    None for a Hub id, whose weights are not here yet. Whole files of a large model would take minutes to read.
+    """
+    folder = Path(resolve(name))
+    if not folder.is_dir():
+        return None
+    digest = sha256()
+    for file in sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHT_SUFFIXES)):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}\n".encode())
+        with file.open("rb") as opened:
+            opened.seek(max(0, size - 2**20))
+            digest.update(opened.read())
+    return digest.hexdigest()

@@ -21,7 +21,7 @@ from ..data.records import Record, Template, TokenizedRow
 from ..defences.catalogue import make_defence, parse_options
 from ..errors import ConfigError, DataError
 from ..models.adapters import PAPER_TARGETS, add_lora
-from ..models.loading import LoadedModel, is_adapter, load_model, resolve
+from ..models.loading import LoadedModel, is_adapter, load_model
 from ..models.saving import save_adapter, save_model
 from ..training.checkpoints import newest_checkpoint
 from ..training.preparation import TrainingData
@@ -32,7 +32,7 @@ from .environment import environment
 from .folder import CHECKPOINTS, METRICS, RunFolder, State, open_run
 from .lab_defaults import LabData, calibration, lab_refusals, lab_rows
 from .metrics import SAMPLES, MetricsFile, ProgressBar, last_values, write_metrics, write_samples
-from .naming import from_lab, model_name
+from .naming import described_model, from_lab, model_name
 from .result import RunResult, Skipped, stored_result
 from .settings import make_training_config, stored_training
 from .sources import Rows, Source, read_rows
@@ -100,8 +100,8 @@ def train(run: TrainingRun) -> RunResult:
     _require_one_step(main.name, len(main.records), args)
     config = {
         "verb": "align" if run.stage is Stage.ALIGNMENT else "finetune",
-        "model": name if adapter is None else {"name": name, "adapter": adapter},
-        "model_folder": resolve(name),
+        "model": described_model(name),
+        "adapter": None if adapter is None else described_model(adapter),
         "base": run.base,
         "defence": run.defence if isinstance(run.defence, str) else type(defence).__name__,
         "options": _plain(getattr(defence, "config", None)),

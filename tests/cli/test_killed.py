@@ -1,0 +1,64 @@
+"""A real SIGKILL, at a random step of a real process; the same command then ends as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from tests.gsm8k import write_chat
+
+TIMINGS = ("runtime", "per_second", "flos")
+
+
+def contents(run: Path) -> dict:
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "adapter": (run / "adapter" / "adapter_model.safetensors").read_bytes(),
+        "samples": (run / "samples.parquet").read_bytes(),
+        "config": (run / "config.yaml").read_bytes(),
+        "metrics": [{k: v for k, v in entry.items() if not any(t in k for t in TIMINGS)} for entry in metrics],
+        "files": sorted(p.name for p in run.iterdir()),
+    }
+
+
+def num_logged(run: Path) -> int:
+    file = run / "metrics.jsonl"
+    return file.read_text().count("\n") if file.exists() else 0
+
+
+def test_a_killed_run_ends_bitwise_like_an_undisturbed_one_after_the_same_command(
+    antibody, tmp_path, tiny_llama_folder
+):
+    flags = ["--model", tiny_llama_folder, "--data", write_chat(tmp_path / "user.jsonl"), "--epochs", "3"]
+    flags += ["--learning-rate", "1e-2", "--train", "save_steps=3", "--batch-size", "4"]
+    flags += ["--train", "gradient_accumulation_steps=2", "--seed", "5"]
+    command = [str(word) for word in ("finetune", *flags, "--output")]
+    assert antibody(*command, tmp_path / "whole").code == 0
+
+    stop_at = random.randrange(4, 17)  # of 21 steps
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "antibody.cli.main", *command, str(killed)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while num_logged(killed) < stop_at and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert not (killed / "result.json").exists()
+    assert not (killed / "adapter").exists()
+
+    ended = antibody(*command, killed)
+    assert ended.code == 0, f"killed after step {stop_at}: {ended.stderr}"
+    assert "going on from checkpoint-" in ended.stderr
+    assert contents(killed) == contents(tmp_path / "whole"), f"killed after step {stop_at}"

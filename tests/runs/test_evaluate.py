@@ -1,0 +1,69 @@
+import importlib
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from antibody.errors import ConfigError, DataError
+from antibody.lab.rows import build_rows
+from antibody.runs import evaluate
+from tests.gsm8k import gsm8k_rows
+
+
+@pytest.fixture
+def sets():
+    prompts = [{"prompt": f"{row['question'][:40]} "} for row in gsm8k_rows()[:6]]
+    return {"harmful_prompts": prompts, "benign_prompts": prompts[:4]}
+
+
+def test_an_evaluation_stores_measures_and_completions(tmp_path, tiny_llama_folder, sets):
+    test = [{"prompt": "1 + 1 = ", "completion": "#### 2"}]
+    result = evaluate(
+        tiny_llama_folder,
+        output=tmp_path / "run",
+        judges=["keywords"],
+        test_data=test,
+        answer="gsm8k",
+        max_new_tokens=4,
+        **sets,
+    )
+    assert set(result.metrics) == {"harmful_score", "over_refusal", "finetune_accuracy"}
+    assert result.num_rows == 11
+    stored = json.loads((result.output / "evaluation.json").read_text())
+    assert stored["judged"][0]["judge"] == "keywords_weak_baseline"
+    assert stored["judged"][0]["harmful_score"]["n"] == 6
+    assert pq.read_table(result.output / "completions.parquet").num_rows == 11
+
+
+def test_a_complete_evaluation_is_told_again_and_not_made_again(tmp_path, tiny_llama_folder, sets, monkeypatch):
+    flags = {"judges": ["keywords"], "max_new_tokens": 2, **sets}
+    first = evaluate(tiny_llama_folder, output=tmp_path / "run", **flags)
+    monkeypatch.setattr(importlib.import_module("antibody.runs.evaluate"), "load_model", None)
+    assert evaluate(tiny_llama_folder, output=tmp_path / "run", **flags) == first
+
+
+def test_prompts_without_a_judge_are_refused_and_the_weak_one_offered_as_weak(tmp_path, tiny_llama_folder, sets):
+    with pytest.raises(ConfigError, match="--judge keywords, a weak baseline"):
+        evaluate(tiny_llama_folder, output=tmp_path / "run", **sets)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_to_evaluate_on_is_refused_with_the_flags(tmp_path, tiny_llama_folder):
+    with pytest.raises(DataError, match=r"--harmful-prompts.*--retention-data"):
+        evaluate(tiny_llama_folder, output=tmp_path / "run")
+
+
+def test_the_lab_brings_its_own_rows_and_judge(tmp_path):
+    result = evaluate("lab", output=tmp_path / "run", num=8)
+    assert set(result.metrics) == {"harmful_score", "incoherent", "over_refusal", "finetune_accuracy", "retention"}
+    assert result.num_rows == 32
+    assert result.metrics["harmful_score"] == 1.0  # the base complies with everything
+
+
+def test_the_lab_gives_as_many_prompts_as_it_holds_where_more_are_asked_for():
+    defaults = importlib.import_module("antibody.runs.lab_defaults")
+    for kind in defaults.FINITE:
+        held = len(defaults.lab_rows(kind, defaults.LabData(num=10_000), seed=0).records)
+        assert held == defaults.NUM_ROWS[kind]
+        with pytest.raises(DataError, match=f"the world holds {held}"):
+            build_rows(kind, held + 1, seed=0)
