@@ -57,9 +57,14 @@ def decay(half_life: float, num_steps: int) -> float:
 
 @torch.no_grad()
 def average_into(target: Sequence[Tensor], old: Sequence[Tensor], new: Sequence[Tensor], eta: float) -> None:
-    """``target <- eta old + (1 - eta) new``, formed in float32, in target's dtype."""
+    """``target <- eta old + (1 - eta) new``, formed in float32 or better, in target's dtype."""
     for t, a, b in zip(target, old, new, strict=True):
-        t.copy_(eta * a.float() + (1.0 - eta) * b.float())
+        t.copy_(eta * widened(a) + (1.0 - eta) * widened(b))
+
+
+def widened(x: Tensor) -> Tensor:
+    """In float32, or as it is where that is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class EMA(Defence):
@@ -85,7 +90,7 @@ class EMA(Defence):
         """v_0 = w_0."""
         self._kept = anchor_at(context.parameters)
         if self.config.variant == "shadow":
-            self._kept = [kept.float() for kept in self._kept]
+            self._kept = [widened(kept) for kept in self._kept]
 
     def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
         """The gradient of the token mean."""
