@@ -177,7 +177,7 @@ _LAB_KINDS = {Role.USER: "user", Role.ALIGNMENT: "alignment", Role.HARMFUL: "har
 def _sources(run: TrainingRun, defence: Defence, lab: bool) -> dict[Role, Source]:
     """Rows of the stage's main role and of those that the defence needs."""
     main = MAIN_ROLE[run.stage]
-    needed = (main, *defence.needs)
+    needed = (main, *defence.needs, *defence.prepare_needs)
     sources: dict[Role, Source] = {}
     for role in needed:
         given, flag = run.data.get(role), _FLAGS.get(role, f"--{role}-data")
