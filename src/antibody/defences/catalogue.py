@@ -11,6 +11,7 @@ from ..errors import ConfigError
 from ..training.step import Defence, Stage
 from .alignment.antibody import AntibodyAlignment
 from .alignment.booster import Booster
+from .alignment.seam import Seam
 from .alignment.sft import AlignmentSFT
 from .alignment.t_vaccine import TVaccine
 from .alignment.vaccine import Vaccine
@@ -19,6 +20,7 @@ from .finetuning.backdoor_enhanced_alignment import BackdoorEnhancedAlignment
 from .finetuning.bds import BDS
 from .finetuning.behaviour_aware_sampling import BehaviourAwareSampling
 from .finetuning.ema import EMA
+from .finetuning.ewc import EWC
 from .finetuning.lisa import Lisa
 from .finetuning.lookahead import LookAhead
 from .finetuning.ptst import PTST
@@ -29,6 +31,7 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence]] = {
     (Stage.ALIGNMENT, "sft"): AlignmentSFT,
     (Stage.ALIGNMENT, "antibody"): AntibodyAlignment,
     (Stage.ALIGNMENT, "booster"): Booster,
+    (Stage.ALIGNMENT, "seam"): Seam,
     (Stage.ALIGNMENT, "t-vaccine"): TVaccine,
     (Stage.ALIGNMENT, "vaccine"): Vaccine,
     (Stage.FINETUNING, "sft"): FinetuningSFT,
@@ -37,6 +40,7 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence]] = {
     (Stage.FINETUNING, "bds"): BDS,
     (Stage.FINETUNING, "behaviour-aware-sampling"): BehaviourAwareSampling,
     (Stage.FINETUNING, "ema"): EMA,
+    (Stage.FINETUNING, "ewc"): EWC,
     (Stage.FINETUNING, "lisa"): Lisa,
     (Stage.FINETUNING, "lookahead"): LookAhead,
     (Stage.FINETUNING, "ptst"): PTST,

@@ -1,0 +1,121 @@
+"""Elastic weight consolidation: a quadratic pull back to the aligned weights, strongest where refusing depends on them.
+
+    L = CE + lam * sum_j F_j (w_j - a_j)^2,        g = grad CE + 2 lam F (w - a)
+
+    CE  token-mean NLL of the upload                                    a   the weights when fine-tuning starts
+    F   Fisher diagonal on the provider's safety rows: F_j = mean_i (dl_i / dw_j)^2, each row's gradient squared by
+        itself; l_i is the mean NLL of row i's refusal over its tokens          or 1 everywhere: L2-SP  "uniform"
+
+F is taken once, at a. The pull has a closed form and is 0 on the first step. Under LoRA it acts on the factors.
+
+L2-SP with strength rho, rho / 2 |w - a|^2, is "uniform" with lam = rho / 2. Lisa's paper (2405.18641) describes that as
+the EWC of its tables.
+
+Reference: James Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks, PNAS 114 (2017),
+https://arxiv.org/abs/1612.00796, Eq. 3; its lambda / 2 is our lam. L2-SP: Xuhong Li, Yves Grandvalet, Franck Davoine,
+Explicit Inductive Bias for Transfer Learning with Convolutional Networks, ICML 2018, https://arxiv.org/abs/1802.01483.
+Departures from the copy in git-disl/Booster: there F comes from 99 *harmful* rows, and so holds fast what matters for
+harm; it squares the gradient of a batch, which is not the Fisher, and sums instead of averaging, so that lam depends
+on the number of batches; and the last of these gradients leaks into the first training step.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ...data.records import TokenizedRow
+from ...errors import ConfigError
+from ...primitives.gradients import Gradients, combined
+from ...primitives.proximal import anchor_at, anchor_from_state, anchor_state, proximal_penalty, proximal_pull
+from ...training.batches import MicroBatch, StepBatch
+from ...training.step import About, Defence, Role, Stage, StepContext, StepResult, plain_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class EWCConfig:
+    """Hyperparameters."""
+
+    lam: float = 1e-3
+    """Strength. Booster's copy: 1e-3. 0 is plain SFT."""
+    importance: Literal["fisher", "uniform"] = "fisher"
+    """"fisher": F from the safety rows. "uniform": F = 1, L2-SP."""
+    num_fisher_rows: int = 100
+    """Safety rows that F is taken from, drawn with the run's seed; all of them if there are fewer. Booster's copy: 100
+    (of which it drops one)."""
+
+    def __post_init__(self) -> None:
+        if not (self.lam >= 0 and isfinite(self.lam)):
+            raise ConfigError(f"ewc.lam is {self.lam}: must be a finite number, 0 or more.")
+        if self.num_fisher_rows < 1:
+            raise ConfigError(f"ewc.num_fisher_rows is {self.num_fisher_rows}: a mean needs at least one row.")
+
+
+def fisher_diagonal(context: StepContext, rows: Sequence[TokenizedRow]) -> Gradients:
+    """F: the mean over rows of each row's own squared gradient. A backward pass per row; every rank takes them all."""
+    total: Gradients = [torch.zeros_like(p) for p in context.parameters]
+    for row in rows:
+        alone = StepBatch((MicroBatch((row,), (True,), (0,)),), 1)
+        gradients = context.gradient("sequence_mean_nll", alone).gradients
+        for f, g in zip(total, gradients, strict=True):
+            f.addcmul_(g, g)
+    torch._foreach_div_(total, len(rows))
+    return total
+
+
+class EWC(Defence):
+    """Adds the pull to a plain step."""
+
+    stage = Stage.FINETUNING
+    about = About(
+        summary="a quadratic pull back to the aligned weights, by their importance for refusing",
+        paper="1612.00796",
+        forwards=1,
+        backwards=1,
+        extra_memory="2 copies of the trainable weights",
+    )
+    options = EWCConfig
+    needs: ClassVar[tuple[Role, ...]] = (Role.ALIGNMENT,)  # not for L2-SP, which asks nothing of the provider
+    neutral = {"lam": 0.0}
+
+    def __init__(self, config: EWCConfig) -> None:
+        self.config = config
+        self.anchor: list[Tensor] = []
+        self.fisher: list[Tensor] | None = None
+        if config.importance == "uniform":
+            self.needs = ()  # type: ignore[misc]
+
+    def start(self, context: StepContext) -> None:
+        """The anchor, and F there."""
+        if self.config.lam == 0:
+            return
+        self.anchor = anchor_at(context.parameters)
+        if self.config.importance == "fisher":
+            rows = context.rows[Role.ALIGNMENT]
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(context.seed)).tolist()
+            self.fisher = fisher_diagonal(context, [rows[i] for i in order[: self.config.num_fisher_rows]])
+
+    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+        """grad CE + 2 lam F (w - a)."""
+        plain = plain_step(context, batches, Role.USER)
+        if self.config.lam == 0:
+            return plain
+        params, rho = context.parameters, 2 * self.config.lam
+        self.anchor = [a.to(p.device) for a, p in zip(self.anchor, params, strict=True)]
+        if self.fisher is not None:
+            self.fisher = [f.to(p.device) for f, p in zip(self.fisher, params, strict=True)]
+        pull = proximal_pull(params, self.anchor, rho, self.fisher)
+        metrics = {"proximal": proximal_penalty(params, self.anchor, rho, self.fisher)}
+        return StepResult(combined(plain.gradients, (1.0, pull)), plain.loss, metrics, plain.rows)
+
+    def state(self) -> dict[str, Tensor]:
+        """Anchor and F."""
+        return anchor_state(self.anchor) | anchor_state(self.fisher or [], "fisher")
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take them up."""
+        self.anchor = anchor_from_state(state)
+        self.fisher = anchor_from_state(state, name="fisher") or None
