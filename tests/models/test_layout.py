@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM, GemmaConfig, GPTNeoXConfig, Llama
 
 from antibody.errors import ModelError
 from antibody.models.adapters import add_lora
-from antibody.models.layout import attention_of, decoder_layers, mlp_of
+from antibody.models.layout import attention_of, decoder_layers, final_norm, mlp_of
 
 SMALL = {
     "vocab_size": 50,
@@ -26,7 +26,9 @@ def test_layers_attention_and_feed_forward_are_found_and_run_in_order(config):
     for number, layer in enumerate(layers):
         attention_of(layer).register_forward_hook(lambda *_, n=number: called.append(("attention", n)))
         mlp_of(layer).register_forward_hook(lambda *_, n=number: called.append(("mlp", n)))
+    final_norm(model).register_forward_hook(lambda *_: called.append(("norm", 3)))
     model(input_ids=torch.tensor([[1, 2, 3]]))
+    assert called.pop() == ("norm", 3)
     assert sorted(called) == sorted((kind, n) for kind in ("attention", "mlp") for n in range(3))
     assert [n for kind, n in called if kind == "attention"] == [0, 1, 2]
 

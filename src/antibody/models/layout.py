@@ -7,10 +7,16 @@ from ..errors import ModelError
 _STACKS = ("layers", "h", "blocks")
 _ATTENTION = ("self_attn", "attention", "attn")
 _MLP = ("mlp", "feed_forward")
+_NORM = ("norm", "final_layer_norm", "ln_f")
 
 
 def _bare(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    bare = _bare(model)
+    return getattr(bare, getattr(bare, "base_model_prefix", "model"), bare)
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -19,8 +25,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     Raises:
         ModelError: this architecture keeps them elsewhere.
     """
-    bare = _bare(model)
-    backbone = getattr(bare, getattr(bare, "base_model_prefix", "model"), bare)
+    bare, backbone = _bare(model), _backbone(model)
     for name in _STACKS:
         stack = getattr(backbone, name, None)
         if isinstance(stack, nn.ModuleList) and len(stack):
@@ -29,6 +34,11 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
         f"{type(bare).__name__} keeps its decoder layers in none of {', '.join(_STACKS)}. Defences that look into "
         "layers know the Llama, Qwen, Mistral, Gemma and GPT-NeoX layouts."
     )
+
+
+def final_norm(model: nn.Module) -> nn.Module:
+    """The norm between the last decoder layer and the unembedding, under a PEFT adapter too."""
+    return _part(_backbone(model), _NORM, "final norm")
 
 
 def attention_of(layer: nn.Module) -> nn.Module:
