@@ -17,6 +17,7 @@ ACTIVE = {
     (Stage.FINETUNING, "behaviour-aware-sampling"): {"ratio": 0.2, "num_categories": 3},
     (Stage.FINETUNING, "ema"): {"half_life": 0.5},
     (Stage.FINETUNING, "ewc"): {"lam": 20.0},
+    (Stage.FINETUNING, "ldifs"): {"rho": 0.5},
     (Stage.FINETUNING, "lisa"): {"num_alignment_steps": 2, "num_user_steps": 1, "rho": 0.5},
     (Stage.FINETUNING, "lookahead"): {"num_preview_tokens": 2},
     (Stage.FINETUNING, "ptst"): {"safety_prompt": "t5 t6 t7"},

@@ -21,6 +21,7 @@ from .finetuning.bds import BDS
 from .finetuning.behaviour_aware_sampling import BehaviourAwareSampling
 from .finetuning.ema import EMA
 from .finetuning.ewc import EWC
+from .finetuning.ldifs import LDIFS
 from .finetuning.lisa import Lisa
 from .finetuning.lookahead import LookAhead
 from .finetuning.ptst import PTST
@@ -41,6 +42,7 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence]] = {
     (Stage.FINETUNING, "behaviour-aware-sampling"): BehaviourAwareSampling,
     (Stage.FINETUNING, "ema"): EMA,
     (Stage.FINETUNING, "ewc"): EWC,
+    (Stage.FINETUNING, "ldifs"): LDIFS,
     (Stage.FINETUNING, "lisa"): Lisa,
     (Stage.FINETUNING, "lookahead"): LookAhead,
     (Stage.FINETUNING, "ptst"): PTST,
