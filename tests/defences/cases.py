@@ -6,6 +6,7 @@ from antibody.training.step import Stage
 ACTIVE = {
     (Stage.ALIGNMENT, "sft"): {},
     (Stage.ALIGNMENT, "antibody"): {"eta": 1.0, "lam2": 0.5, "m": 0.9},
+    (Stage.ALIGNMENT, "adversarial-loss"): {"lam": 0.5},
     (Stage.ALIGNMENT, "booster"): {"lam": 2.0, "alpha": 0.5},
     (Stage.ALIGNMENT, "seam"): {"alpha": 1.0, "beta": 0.1, "epsilon": 0.02},
     (Stage.ALIGNMENT, "t-vaccine"): {"rho": 2.0, "gamma": 1, "score_every": 2},

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..errors import ConfigError
 from ..training.step import Defence, Stage
+from .alignment.adversarial_loss import AdversarialLoss
 from .alignment.antibody import AntibodyAlignment
 from .alignment.booster import Booster
 from .alignment.seam import Seam
@@ -31,6 +32,7 @@ from .finetuning.sft import FinetuningSFT
 CATALOGUE: dict[tuple[Stage, str], type[Defence]] = {
     (Stage.ALIGNMENT, "sft"): AlignmentSFT,
     (Stage.ALIGNMENT, "antibody"): AntibodyAlignment,
+    (Stage.ALIGNMENT, "adversarial-loss"): AdversarialLoss,
     (Stage.ALIGNMENT, "booster"): Booster,
     (Stage.ALIGNMENT, "seam"): Seam,
     (Stage.ALIGNMENT, "t-vaccine"): TVaccine,

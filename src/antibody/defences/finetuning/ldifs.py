@@ -1,0 +1,139 @@
+"""LDIFS: what each layer computes stays near what the aligned model computed on the same rows.
+
+    L = CE + rho/2 * E_i sum_l |a_l(x_i; w) - a_l(x_i; w_0)|^2
+
+    CE   token-mean NLL of the upload                                                       [nats per token]
+    a_l  output of decoder layer l's feed-forward block at every token of row i, prompt included, padding not
+    w_0  trainable weights when fine-tuning starts; |.|^2 is summed over tokens and features, E is the mean over rows
+
+The features of w_0 come from a forward without gradient in which the trainable weights are those of the start: one copy
+of the adapter under LoRA, whatever it began from. Two forwards and one backward.
+
+Reference: Jishnu Mukhoti, Yarin Gal, Philip H. S. Torr, Puneet K. Dokania, Fine-tuning can cripple your foundation
+model; preserving features may be the solution, TMLR 2024, https://arxiv.org/abs/2308.13320; its l2 distance in feature
+space, here on the layers that the safety literature's copy (git-disl) takes. Departures from that copy: a layer whose
+term reaches 0.1 is *dropped* there, so that the layers that drift most go free; it counts padding; its reference is a
+second model that runs with autograd on and in training mode; it clips at 5 before the Trainer clips at 1; its path to
+the layers silently matches nothing outside the Llama layout.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError
+from ...models.layout import decoder_layers, mlp_of
+from ...primitives.perturb import replaced_weights
+from ...primitives.proximal import anchor_at, anchor_from_state, anchor_state
+from ...primitives.taps import captured
+from ...training.batches import MicroBatch, StepBatch
+from ...training.step import (
+    About,
+    Defence,
+    Role,
+    RowRecord,
+    RowTerms,
+    Stage,
+    StepContext,
+    StepResult,
+    plain_step,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LDIFSConfig:
+    """Hyperparameters."""
+
+    rho: float = 5e-4
+    """Strength, per squared unit of feature. git-disl's copy: 1e-4 on the sum over its batch of 5 rows, which is 5e-4
+    on the mean over rows. 0 is plain SFT."""
+
+    def __post_init__(self) -> None:
+        if not (self.rho >= 0 and isfinite(self.rho)):
+            raise ConfigError(f"ldifs.rho is {self.rho}: must be a finite number, 0 or more.")
+
+
+def feature_drift(now: Sequence[Tensor], before: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
+    """sum_l |a_l - a_l^0|^2 of each row: [B], float32.
+
+    Args:
+        now: One [B, T, d] per layer.
+        before: Likewise, at w_0.
+        lengths: Tokens of each row; what stands behind them is padding.
+    """
+    mask = torch.arange(now[0].shape[1])[None, :] < torch.tensor(lengths)[:, None]  # [B, T]
+    total = torch.zeros(len(lengths), device=now[0].device)
+    for a, b in zip(now, before, strict=True):
+        square = (a.float() - b.float()).square().sum(dim=2)
+        total = total + torch.where(mask.to(square.device), square, 0.0).sum(dim=1).to(total.device)
+    return total
+
+
+class LDIFS(Defence):
+    """Adds the drift of the features to a plain step."""
+
+    stage = Stage.FINETUNING
+    about = About(
+        summary="the features of every layer are held near the aligned model's",
+        paper="2308.13320",
+        forwards=2,
+        backwards=1,
+        extra_memory="2 copies of the trainable weights and 1 activation per layer",
+    )
+    options = LDIFSConfig
+    neutral = {"rho": 0.0}
+
+    def __init__(self, config: LDIFSConfig) -> None:
+        self.config = config
+        self.anchor: list[Tensor] = []  # w_0
+
+    def start(self, context: StepContext) -> None:
+        """Keep w_0."""
+        if self.config.rho:
+            self.anchor = anchor_at(context.parameters)
+
+    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+        """The gradient of L: see the head of this file."""
+        if self.config.rho == 0:
+            return plain_step(context, batches, Role.USER)
+        self.anchor = [a.to(p.device) for a, p in zip(self.anchor, context.parameters, strict=True)]
+        modules = [mlp_of(layer) for layer in decoder_layers(context.model)]
+        batch = batches[Role.USER]
+        tokens = sum(
+            end - start
+            for micro in batch.micro_batches
+            for row, counted in zip(micro.rows, micro.counted, strict=True)
+            for start, end in row.spans
+            if counted
+        )
+        num_tokens = float(context.all_reduce(torch.tensor(float(tokens), device=context.device)))
+        # One backward pass for two means: that over rows is brought to the tokens' denominator.
+        share = self.config.rho / 2 * num_tokens / batch.num_rows
+
+        def terms(micro: MicroBatch) -> RowTerms:
+            with replaced_weights(context.parameters, self.anchor), torch.no_grad(), captured(modules) as outputs:
+                context.completion_nll(micro)
+                before = list(outputs)
+            with captured(modules) as outputs:
+                nll = context.completion_nll(micro)
+                now = list(outputs)
+            drift = feature_drift(now, before, [len(row.input_ids) for row in micro.rows])
+            return RowTerms(nll.row_total + share * drift, nll.row_tokens, score=drift.detach())
+
+        sweep = context.gradient(terms, batch)
+        assert sweep.scores is not None
+        counted = torch.tensor([c for micro in batch.micro_batches for c in micro.counted], device=context.device)
+        drift = float(context.all_reduce((sweep.scores * counted).sum())) / batch.num_rows
+        rows = RowRecord(torch.ones_like(sweep.weights))
+        return StepResult(sweep.gradients, sweep.loss, {"feature_drift": drift}, rows)
+
+    def state(self) -> dict[str, Tensor]:
+        """w_0."""
+        return anchor_state(self.anchor)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take it up."""
+        self.anchor = anchor_from_state(state)
