@@ -121,7 +121,8 @@ def train(run: TrainingRun) -> RunResult:
     loaded = load_model(name, adapter=adapter, base=run.base, trainable_adapter=True)
     loaded = _with_trainable_weights(loaded, run.regime, lora, run.seed)
     given = TrainingData({role: source.records for role, source in sources.items()}, loaded.tokenizer, run.seed)
-    records = defence.prepare(given).records
+    prepared = defence.prepare(given).records
+    records = {str(role): prepared[role] for role in dict.fromkeys((MAIN_ROLE[run.stage], *defence.needs))}
     renderer = _renderer(loaded, args)
     rows, skipped = _encode(records, renderer, args, skip=run.skip_too_long)
     _require_one_step(main.name, len(rows[MAIN_ROLE[run.stage]]), args)
@@ -175,7 +176,7 @@ _LAB_KINDS = {Role.USER: "user", Role.ALIGNMENT: "alignment", Role.HARMFUL: "har
 
 
 def _sources(run: TrainingRun, defence: Defence, lab: bool) -> dict[Role, Source]:
-    """Rows of the stage's main role and of those that the defence needs."""
+    """Rows of the stage's main role and of those that the defence needs, to train or to prepare."""
     main = MAIN_ROLE[run.stage]
     needed = (main, *defence.needs, *defence.prepare_needs)
     sources: dict[Role, Source] = {}
