@@ -21,8 +21,10 @@ ACTIVE = {
     (Stage.FINETUNING, "ldifs"): {"rho": 0.5},
     (Stage.FINETUNING, "lisa"): {"num_alignment_steps": 2, "num_user_steps": 1, "rho": 0.5},
     (Stage.FINETUNING, "lookahead"): {"num_preview_tokens": 2},
+    (Stage.FINETUNING, "panacea"): {"rho": 0.3, "lam": 0.5},
     (Stage.FINETUNING, "ptst"): {"safety_prompt": "t5 t6 t7"},
     (Stage.FINETUNING, "safeinstr"): {"ratio": 0.2},
+    (Stage.POST, "antidote"): {"alpha": 0.25},
 }
 """Options by (stage, name). A defence without an entry fails the battery: add one line here."""
 

@@ -25,9 +25,11 @@ from .finetuning.ewc import EWC
 from .finetuning.ldifs import LDIFS
 from .finetuning.lisa import Lisa
 from .finetuning.lookahead import LookAhead
+from .finetuning.panacea import Panacea
 from .finetuning.ptst import PTST
 from .finetuning.safeinstr import SafeInstr
 from .finetuning.sft import FinetuningSFT
+from .post.antidote import Antidote
 
 CATALOGUE: dict[tuple[Stage, str], type[Defence]] = {
     (Stage.ALIGNMENT, "sft"): AlignmentSFT,
@@ -47,8 +49,10 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence]] = {
     (Stage.FINETUNING, "ldifs"): LDIFS,
     (Stage.FINETUNING, "lisa"): Lisa,
     (Stage.FINETUNING, "lookahead"): LookAhead,
+    (Stage.FINETUNING, "panacea"): Panacea,
     (Stage.FINETUNING, "ptst"): PTST,
     (Stage.FINETUNING, "safeinstr"): SafeInstr,
+    (Stage.POST, "antidote"): Antidote,
 }
 
 
