@@ -1,0 +1,1 @@
+"""Repairs after the user's fine-tuning."""

@@ -1,0 +1,201 @@
+"""Antidote: after the user's fine-tuning, remove the weights that harmful completions lean on most.
+
+    score_ij = |W_ij| * sqrt(s_j),    s_j = mean over harmful rows of sum over tokens of x_j^2            (Wanda)
+    mask     = the share alpha of largest scores, in each output row of W
+    W       <- W * (1 - mask), all masks computed before any weight is removed
+
+    W   each LoRA factor, A and B, of the adapter; without an adapter the query, key and value projections
+    x   what goes into W on harmful prompts with harmful completions, prompt tokens included, padding not
+
+One forward pass over the harmful rows, no gradient; it does not matter how the user trained. With an adapter that
+carries the alignment too (``finetune`` goes on with the given one) its share of the alignment is at stake as well: the
+paper merges the aligned adapter first.
+
+Reference: T. Huang, G. Bhattacharya, P. Joshi, J. Kimball, L. Liu, "Antidote: Post-fine-tuning Safety Alignment for
+Large Language Models against Harmful Fine-tuning", ICML 2025, https://arxiv.org/abs/2408.09600. The release has no
+licence; this follows its description. Departures: the share is rounded to the nearest count (there up, so that a small
+alpha still takes one weight of each row: ``rounding``); one ordinary forward of any batch size, padding masked (there
+each layer runs twice on one row at a time). ``alpha`` = 0 changes nothing; it trains nothing.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from ...errors import ConfigError, DataError, ModelError
+from ...models.adapters import PAPER_TARGETS
+from ...training.batches import MicroBatch
+from ...training.step import About, Defence, Role, Stage, StepContext
+
+Scope = Literal["row", "matrix", "global"]
+Rounding = Literal["nearest", "up"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AntidoteConfig:
+    """Hyperparameters."""
+
+    alpha: float = 0.1
+    """Share of weights removed, 0 to 1. Release ("dense_ratio"): 0.1 for SST2, 0.05 for GSM8K and AGNEWS."""
+    score: Literal["wanda", "magnitude", "random"] = "wanda"
+    """"wanda": the paper. "magnitude" (|W|) and "random" need no data; the paper's ablation."""
+    scope: Scope = "row"
+    """Where the largest scores are sought: each output row (release), each matrix, or all of them together."""
+    rounding: Rounding = "nearest"
+    """How a share becomes a count. "up": the release, at least one weight of each row at any alpha above 0."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ConfigError(f"antidote.alpha is {self.alpha}: a share lies between 0 and 1. 0 removes nothing.")
+
+
+def count(size: int, alpha: float, rounding: Rounding) -> int:
+    """How many of ``size`` weights the share ``alpha`` is."""
+    return size - math.floor(size * (1 - alpha)) if rounding == "up" else math.floor(size * alpha + 0.5)
+
+
+def masks_of(scores: Sequence[Tensor], *, alpha: float, scope: Scope, rounding: Rounding) -> list[Tensor]:
+    """True at the weights to remove.
+
+    Args:
+        scores: One [rows, columns] for each matrix.
+        alpha: The share.
+        scope: Where to rank.
+        rounding: See ``count``.
+    """
+    if scope == "global":
+        together = masks_of(
+            [torch.cat([s.flatten() for s in scores])[None]], alpha=alpha, scope="row", rounding=rounding
+        )
+        parts = together[0][0].split([s.numel() for s in scores])
+        return [part.view_as(score) for part, score in zip(parts, scores, strict=True)]
+    masks = []
+    for score in scores:
+        ranked = score if scope == "row" else score.reshape(1, -1)
+        top = ranked.topk(count(ranked.shape[1], alpha, rounding), dim=1).indices
+        mask = torch.zeros_like(ranked, dtype=torch.bool).scatter_(1, top, True)
+        masks.append(mask.view_as(score))
+    return masks
+
+
+def prunable(model: nn.Module) -> dict[str, nn.Linear]:
+    """The layers whose weights are candidates: the active adapter's factors, else query, key and value projections.
+
+    Raises:
+        ModelError: there are none.
+    """
+    if isinstance(model, PeftModel):
+        adapter = model.active_adapter
+        names = {f"lora_A.{adapter}", f"lora_B.{adapter}"}
+        found = {n: m for n, m in model.named_modules() if ".".join(n.split(".")[-2:]) in names}
+    else:
+        targets = {*PAPER_TARGETS, "query_key_value", "qkv_proj"}
+        found = {n: m for n, m in model.named_modules() if n.rpartition(".")[2] in targets}
+    linear = {name: module for name, module in found.items() if isinstance(module, nn.Linear)}
+    if not linear:
+        raise ModelError(
+            f"antidote finds nothing to remove in {type(model).__name__}: no LoRA factors, no linear layers called "
+            f"{', '.join(PAPER_TARGETS)}, query_key_value or qkv_proj. Give it the fine-tuned adapter with --adapter."
+        )
+    return linear
+
+
+class InputSquares:
+    """Sum over rows and real tokens of each layer's squared input; it keeps one [columns] vector a layer."""
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        self.layers = layers
+        self.sums = [torch.zeros(m.in_features, dtype=torch.float32, device=m.weight.device) for m in layers]
+        self.lengths: Sequence[int] = ()
+        """Real tokens of each row of the coming forward; what comes after is padding."""
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Inside, every forward is added to the sums."""
+        handles = []
+
+        def hook(index: int) -> Any:
+            def add(module: nn.Module, args: tuple[Any, ...]) -> None:
+                x = args[0].float()  # [B, T, columns]
+                lengths = torch.tensor(self.lengths, device=x.device)
+                real = torch.arange(x.shape[1], device=x.device)[None] < lengths[:, None]
+                self.sums[index] += (x.square() * real[..., None]).sum(dim=(0, 1))
+
+            return add
+
+        try:
+            for index, layer in enumerate(self.layers):
+                handles.append(layer.register_forward_pre_hook(hook(index)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class Antidote(Defence):
+    """Binds scores, masks and removal to a fine-tuned model."""
+
+    stage = Stage.POST
+    about = About(
+        summary="remove the weights that harm leans on",
+        paper="2408.09600",
+        forwards=1,  # of every harmful row, once
+        backwards=0,
+        extra_memory="1 number per input column, 1 bit per candidate weight",
+    )
+    options = AntidoteConfig
+    needs = (Role.HARMFUL,)
+    neutral = {"alpha": 0.0}
+
+    def __init__(self, config: AntidoteConfig) -> None:
+        self.config = config
+
+    def repair(self, context: StepContext) -> None:
+        """Remove the weights, in place."""
+        config, layers = self.config, list(prunable(context.model).values())
+        scores = self._scores(context, layers)
+        masks = masks_of(scores, alpha=config.alpha, scope=config.scope, rounding=config.rounding)
+        with torch.no_grad():
+            for layer, mask in zip(layers, masks, strict=True):
+                layer.weight.masked_fill_(mask, 0.0)
+
+    def _scores(self, context: StepContext, layers: Sequence[nn.Linear]) -> list[Tensor]:
+        weights = [layer.weight.detach().float() for layer in layers]
+        if self.config.score == "magnitude":
+            return [w.abs() for w in weights]
+        if self.config.score == "random":
+            generator = torch.Generator().manual_seed(context.seed)
+            return [torch.rand(w.shape, generator=generator).to(w.device) for w in weights]
+        squares = input_squares(context, layers)
+        return [w.abs() * s.sqrt() for w, s in zip(weights, squares, strict=True)]
+
+
+def input_squares(context: StepContext, layers: Sequence[nn.Linear]) -> list[Tensor]:
+    """s_j of each layer, [columns], from one pass over the harmful rows in evaluation mode.
+
+    Raises:
+        DataError: there are no harmful rows.
+    """
+    num_rows = len(context.rows.get(Role.HARMFUL, ()))
+    if not num_rows:
+        raise DataError("antidote scores weights on harmful rows and was given none. Pass --harmful-data FILE.")
+    squares = InputSquares(layers)
+
+    def watch(micro: MicroBatch) -> Tensor:
+        squares.lengths = [len(row.input_ids) for row in micro.rows]
+        return context.completion_nll(micro).row_total
+
+    was_training = context.model.training
+    context.model.eval()
+    try:
+        with squares.watching():
+            context.over_rows(Role.HARMFUL, watch)
+    finally:
+        context.model.train(was_training)
+    return [context.all_reduce(total) / num_rows for total in squares.sums]
