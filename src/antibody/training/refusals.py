@@ -75,6 +75,10 @@ def plain_causal_attention(model: nn.Module) -> bool:
     return not windowed and not hasattr(config, "layers_block_type") and not getattr(config, "is_recurrent", False)
 
 
+def _checkpointed(model: nn.Module) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
 def usable_scoring(model: nn.Module, wanted: Scoring, head: Head) -> Scoring:
     """The form to use; ``auto`` is ``cached`` wherever that is exact.
 
@@ -84,7 +88,7 @@ def usable_scoring(model: nn.Module, wanted: Scoring, head: Head) -> Scoring:
     base = bare(model)
     obstacles = {
         "its attention is not plain causal attention in every layer": not plain_causal_attention(base),
-        "gradient checkpointing keeps no keys and values": bool(getattr(base, "is_gradient_checkpointing", False)),
+        "gradient checkpointing keeps no keys and values": _checkpointed(base),
         "the fused head keeps no keys and values": head is Head.FUSED,
         "its base is quantised": bool(getattr(base, "is_quantized", False)),
     }
@@ -145,7 +149,8 @@ def _cached_refusal_totals(
 ) -> Tensor:
     """[pairs], nats. Feeds [x_P, r_1 .. r_{R-1}] onto the keys and values of x_1 .. x_{P-1}."""
     device = next(model.parameters()).device
-    width, past = max(len(r) for r in ids), cache.get_seq_length()
+    width = max(len(r) for r in ids)
+    past = max(1, *(micro.rows[i].spans[k][0] - 1 for i, k in pairs))  # what comes later is masked for everybody
     inputs = torch.zeros(len(pairs), width, dtype=torch.long)
     targets = torch.full((len(pairs), width), IGNORED)
     mask = torch.zeros(len(pairs), past + width, dtype=torch.long)
@@ -161,7 +166,7 @@ def _cached_refusal_totals(
     shared = DynamicCache()
     layers: list[Any] = cache.layers  # plain attention keeps keys and values in every one
     for number, layer in enumerate(layers):
-        keys, values = layer.keys.detach(), layer.values.detach()
+        keys, values = layer.keys[:, :, :past].detach(), layer.values[:, :, :past].detach()
         if not all_rows:
             keys, values = keys[rows], values[rows]
         shared.update(keys, values, number)

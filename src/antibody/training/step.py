@@ -199,15 +199,17 @@ class StepContext:
             parts = [self.completion_nll(micro) for micro in batch.micro_batches]
         return torch.cat([p.row_total for p in parts]), torch.cat([p.row_tokens for p in parts])
 
-    def over_rows(self, role: str, values: Callable[[MicroBatch], Tensor]) -> Tensor:
+    def over_rows(self, role: str, values: Callable[[MicroBatch], Tensor], width: int | None = None) -> Tensor:
         """One number for every row of a role, without gradient: [rows], float32, the same on every rank.
+
+        With a ``width``, that many numbers: [rows, width].
 
         The rows are sorted by length, so that little is padded, and shared out over the ranks. The model's mode
         (training or not) is left alone.
         """
         rows = self.rows[role]
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i))[self.rank :: num_ranks()]
-        result = torch.zeros(len(rows), device=self.device)
+        result = torch.zeros(len(rows) if width is None else (len(rows), width), device=self.device)
         with torch.no_grad():
             for start in range(0, len(order), self._batch_size):
                 some = order[start : start + self._batch_size]

@@ -1,0 +1,1 @@
+"""What the model itself says of a row: evidence, before any training."""
