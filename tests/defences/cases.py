@@ -8,6 +8,7 @@ ACTIVE = {
     (Stage.ALIGNMENT, "antibody"): {"eta": 1.0, "lam2": 0.5, "m": 0.9},
     (Stage.ALIGNMENT, "adversarial-loss"): {"lam": 0.5},
     (Stage.ALIGNMENT, "booster"): {"lam": 2.0, "alpha": 0.5},
+    (Stage.ALIGNMENT, "repnoise"): {"alpha": 0.5, "beta": 0.5},
     (Stage.ALIGNMENT, "seam"): {"alpha": 1.0, "beta": 0.1, "epsilon": 0.02},
     (Stage.ALIGNMENT, "t-vaccine"): {"rho": 2.0, "gamma": 1, "score_every": 2},
     (Stage.ALIGNMENT, "vaccine"): {"rho": 2.0},
@@ -23,6 +24,7 @@ ACTIVE = {
     (Stage.FINETUNING, "lookahead"): {"num_preview_tokens": 2},
     (Stage.FINETUNING, "panacea"): {"rho": 0.3, "lam": 0.5},
     (Stage.FINETUNING, "ptst"): {"safety_prompt": "t5 t6 t7"},
+    (Stage.FINETUNING, "safe-region"): {"radius": 0.5, "tau": 0.8, "check_every": 2},
     (Stage.FINETUNING, "safeinstr"): {"ratio": 0.2},
     (Stage.POST, "antidote"): {"alpha": 0.25},
 }

@@ -12,6 +12,7 @@ from ..training.step import Defence, Stage
 from .alignment.adversarial_loss import AdversarialLoss
 from .alignment.antibody import AntibodyAlignment
 from .alignment.booster import Booster
+from .alignment.repnoise import RepNoise
 from .alignment.seam import Seam
 from .alignment.sft import AlignmentSFT
 from .alignment.t_vaccine import TVaccine
@@ -27,6 +28,7 @@ from .finetuning.lisa import Lisa
 from .finetuning.lookahead import LookAhead
 from .finetuning.panacea import Panacea
 from .finetuning.ptst import PTST
+from .finetuning.safe_region import SafeRegion
 from .finetuning.safeinstr import SafeInstr
 from .finetuning.sft import FinetuningSFT
 from .post.antidote import Antidote
@@ -36,6 +38,7 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence]] = {
     (Stage.ALIGNMENT, "antibody"): AntibodyAlignment,
     (Stage.ALIGNMENT, "adversarial-loss"): AdversarialLoss,
     (Stage.ALIGNMENT, "booster"): Booster,
+    (Stage.ALIGNMENT, "repnoise"): RepNoise,
     (Stage.ALIGNMENT, "seam"): Seam,
     (Stage.ALIGNMENT, "t-vaccine"): TVaccine,
     (Stage.ALIGNMENT, "vaccine"): Vaccine,
@@ -51,6 +54,7 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence]] = {
     (Stage.FINETUNING, "lookahead"): LookAhead,
     (Stage.FINETUNING, "panacea"): Panacea,
     (Stage.FINETUNING, "ptst"): PTST,
+    (Stage.FINETUNING, "safe-region"): SafeRegion,
     (Stage.FINETUNING, "safeinstr"): SafeInstr,
     (Stage.POST, "antidote"): Antidote,
 }

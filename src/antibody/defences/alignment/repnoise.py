@@ -1,0 +1,129 @@
+"""RepNoise: harmful knowledge replaced by noise at every depth, refusals kept.
+
+    min_w  f(w) + beta * noise(w) - alpha * log(1 + A(w))
+
+    noise = 1/L sum_l MMD^2( a_l . m, z . m ),    z ~ N(0, I)
+    MMD^2 = mean(k_xx) + mean(k_yy) - 2 mean(k_xy),   k = sum_{i=0..4} exp(-D / (s * 2^i))
+    s     = mean of D over pairs of different rows / 4, held constant;   D squared distances of rows, [2B, 2B]
+
+    f     alignment loss: prompts with their own completion (refusals, and benign rows)    [nats per token]
+    A     harmful loss read at every depth, see training/lens.py                           [nats per token]
+    a_l   output of the feed-forward block of layer l on harmful rows, [B, T, d]; m its completion tokens; a row's
+          T * d numbers count as one vector
+
+Three forward and three backward passes (the harmful rows once for A and once for the noise), L unembeddings of the
+completion tokens, L small matrices.
+
+Reference: D. Rosati, J. Wehner, K. Williams, L. Bartoszcze, D. Atanasov, R. Gonzales, S. Majumdar, C. Maple, H. Sajjad,
+F. Rudzicz, "Representation Noising: A Defence Mechanism Against Harmful Finetuning", NeurIPS 2024,
+https://arxiv.org/abs/2405.14577. Departures from the release: the mask is the completion (there the positions at which
+harmful and refusing ids differ, which drops the first token that differs, counts padding, and needs a refusal of the
+same length); the alignment loss is over every refusal token and over whatever benign rows the provider has; D by inner
+products (there all differences, [2B, 2B, T d] a layer); hooks on L modules for one pass (there on every module, for
+good). MMD compares the rows of one forward pass, so that a step cut otherwise is another step.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...data.collate import IGNORED, pad
+from ...errors import ConfigError
+from ...models.layout import decoder_layers, mlp_of
+from ...primitives.gradients import combined
+from ...primitives.taps import captured
+from ...training.batches import MicroBatch
+from ...training.lens import lens_mean_nll
+from ...training.step import About, Defence, Role, RowTerms, Stage, StepBatch, StepContext, StepResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepNoiseConfig:
+    """Hyperparameters. Both 0 is plain SFT."""
+
+    alpha: float = 1.0
+    """Weight of the ascent at every depth. Release: 1; 0.1 in Booster's comparison."""
+    beta: float = 0.001
+    """Weight of the noise. Release: "beta = 0.001"."""
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ConfigError(f"repnoise.{name} is {value}: must be a finite number, 0 or more.")
+
+
+def mmd(x: Tensor, y: Tensor) -> Tensor:
+    """MMD^2 between the rows of ``x`` and ``y``, biased estimator, with its graph; a float32 scalar, 0 for x = y.
+
+    Args:
+        x: [B, D], any float type.
+        y: [B, D].
+    """
+    rows = torch.cat([x.float(), y.float()])  # [2B, D]
+    squares = rows.square().sum(dim=1)
+    distances = (squares[:, None] + squares[None] - 2 * rows @ rows.T).clamp(min=0)
+    num = len(rows)
+    distances = distances * (1 - torch.eye(num, device=rows.device))  # exactly 0 of a row from itself
+    width = (distances.detach().sum() / (num * num - num) / 4).clamp(min=1e-12)
+    kernel = torch.stack([torch.exp(-distances / (width * 2**i)) for i in range(5)]).sum(dim=0)
+    size = len(x)
+    return kernel[:size, :size].mean() + kernel[size:, size:].mean() - 2 * kernel[:size, size:].mean()
+
+
+def noise_terms(context: StepContext, micro: MicroBatch) -> RowTerms:
+    """The noise loss of one forward pass, counted once for each of its rows."""
+    layers = decoder_layers(context.model)
+    with captured([mlp_of(layer) for layer in layers]) as activations:
+        context.completion_nll(micro)
+    labels = pad(micro.rows, context.pad_id, device=context.device)["labels"]
+    mask = (labels != IGNORED)[..., None]  # [B, T, 1]
+    total = torch.zeros((), device=context.device)
+    for number, activation in enumerate(activations):
+        z = normal(tuple(activation.shape), context.seed, context.step, micro.positions[0], number).to(context.device)
+        total = total + mmd((activation * mask).flatten(1), (z * mask).flatten(1))
+    size = len(micro.rows)
+    return RowTerms((total / len(layers)).expand(size), torch.ones(size, device=context.device))
+
+
+def normal(shape: tuple[int, ...], *key: int) -> Tensor:
+    """Standard normal numbers that depend on ``key`` alone; float32, on the CPU."""
+    seed = 0
+    for part in key:
+        seed = (seed * 1_000_003 + part) % 2**63
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class RepNoise(Defence):
+    """Binds the three terms to the batches of an optimiser step."""
+
+    stage = Stage.ALIGNMENT
+    about = About(
+        summary="harmful representations turned to noise",
+        paper="2405.14577",
+        forwards=3,
+        backwards=3,
+        extra_memory="3 gradients; logits of the completion tokens at every depth",
+    )
+    options = RepNoiseConfig
+    needs = (Role.HARMFUL,)
+    neutral = {"alpha": 0.0, "beta": 0.0}
+    batch_exact = False  # MMD is a statistic of the rows of one forward pass; it does not add up over passes
+
+    def __init__(self, config: RepNoiseConfig) -> None:
+        self.config = config
+
+    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+        """One step: see the head of this file."""
+        harmful = batches[Role.HARMFUL]
+        alignment = context.gradient("token_mean_nll", batches[Role.ALIGNMENT])
+        ascent = context.gradient(lambda micro: lens_mean_nll(context, micro), harmful)
+        noise = context.gradient(lambda micro: noise_terms(context, micro), harmful)
+        update = combined(
+            alignment.gradients,
+            (self.config.beta, noise.gradients),
+            (-self.config.alpha / (1 + ascent.loss), ascent.gradients),  # of -alpha log(1 + A)
+        )
+        return StepResult(update, alignment.loss, {"loss_lens": ascent.loss, "noise": noise.loss})

@@ -1,0 +1,101 @@
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from antibody.defences.alignment.repnoise import RepNoise, RepNoiseConfig, mmd, noise_terms, normal
+from antibody.errors import ConfigError
+from antibody.training.step import StepContext
+from tests.defences.plain import flat, gradient
+from tests.tinylm import micro, random_rows, step, tiny_llama
+from tests.training.test_lens import plain_lens
+
+ALIGNMENT, HARMFUL = random_rows(5, seed=1), random_rows(4, seed=2)
+BATCHES = {"alignment": step(ALIGNMENT), "harmful": step(HARMFUL)}
+
+
+def test_mmd_by_hand_on_one_row_each():
+    # x = (0), y = (2): D = 4 off the diagonal, s = 4 / 4 = 1. k_xx = k_yy = 5, k_xy = sum_i exp(-4 / 2^i).
+    expected = 10 - 2 * sum(math.exp(-4 / 2**i) for i in range(5))
+    assert float(mmd(torch.tensor([[0.0]]), torch.tensor([[2.0]]))) == pytest.approx(expected, rel=1e-6)
+
+
+def broadcast_mmd(x, y):
+    """As released: all differences, one kernel after the other."""
+    rows = torch.cat([x, y])
+    distances = (rows[None] - rows[:, None]).square().sum(dim=2)
+    n, b = len(rows), len(x)
+    width = distances.detach().sum() / (n * n - n) / 4
+    k = sum(torch.exp(-distances / (width * 2**i)) for i in range(5))
+    return (k[:b, :b] + k[b:, b:] - k[:b, b:] - k[b:, :b]).mean()
+
+
+def test_mmd_by_inner_products_is_mmd_by_differences_with_its_gradient():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 30, generator=generator, requires_grad=True)
+    y = torch.randn(4, 30, generator=generator) + 0.5
+    assert_close(mmd(x, y), broadcast_mmd(x, y), atol=1e-5, rtol=1e-5)
+    ours, plain = (torch.autograd.grad(f(x, y), x)[0] for f in (mmd, broadcast_mmd))
+    assert_close(ours, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_mmd_is_zero_between_equal_rows_in_any_order_and_finite_between_equal_points():
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    assert float(mmd(x, x[[3, 1, 4, 0, 2]])) == pytest.approx(0.0, abs=1e-6)
+    assert float(mmd(torch.ones(2, 3), torch.ones(2, 3))) == pytest.approx(0.0, abs=1e-6)
+
+
+def plain_noise(model, rows, context):
+    """The noise term from activations taken row by row and laid out by hand."""
+    longest = max(len(row.input_ids) for row in rows)
+    flat_a, flat_z = [], []
+    for number, layer in enumerate(model.model.layers):
+        z = normal((len(rows), longest, model.config.hidden_size), context.seed, context.step, 0, number)
+        padded_a, padded_z = torch.zeros_like(z), torch.zeros_like(z)
+        kept = []
+        for i, row in enumerate(rows):
+            seen = []
+            handle = layer.mlp.register_forward_hook(lambda m, a, output, seen=seen: seen.append(output[0]))
+            model(input_ids=torch.tensor([row.input_ids]))
+            handle.remove()
+            start, end = row.spans[0]
+            padded_z[i, start:end] = z[i, start:end]
+            kept.append(torch.cat([padded_a[i, :start], seen[0][start:end], padded_a[i, end:]]))
+        flat_a.append(torch.stack(kept).flatten(1))
+        flat_z.append(padded_z.flatten(1))
+    return sum(broadcast_mmd(a, z) for a, z in zip(flat_a, flat_z, strict=True)) / len(flat_a)
+
+
+def test_a_step_is_the_gradient_of_the_whole_objective():
+    model = tiny_llama()
+    context = StepContext(model, seed=5)
+    context.step = 3
+    result = RepNoise(RepNoiseConfig(alpha=0.7, beta=0.5)).step(context, BATCHES)
+    noise, a = plain_noise(model, HARMFUL, context), plain_lens(model, HARMFUL)
+    rest = 0.5 * noise - 0.7 * torch.log(1 + a)
+    parts = torch.autograd.grad(rest, list(model.parameters()))
+    assert_close(flat(result.gradients), gradient(model, ALIGNMENT) + flat(parts), atol=2e-5, rtol=0)
+    assert result.metrics["noise"] == pytest.approx(float(noise.detach()), rel=1e-4)
+
+
+def test_noise_is_another_at_every_step_and_the_same_at_the_same_step():
+    context = StepContext(tiny_llama())
+    values = []
+    for number in (0, 1, 0):
+        context.step = number
+        values.append(float(noise_terms(context, micro(HARMFUL)).numerator[0].detach()))
+    assert values[0] == values[2] != values[1]
+
+
+def test_without_both_weights_it_is_plain_sft_bit_for_bit():
+    model = tiny_llama()
+    result = RepNoise(RepNoiseConfig(alpha=0.0, beta=0.0)).step(StepContext(model), BATCHES)
+    plain = StepContext(model).gradient("token_mean_nll", BATCHES["alignment"])
+    assert torch.equal(flat(result.gradients), flat(plain.gradients))
+
+
+@pytest.mark.parametrize("bad", [{"alpha": -1.0}, {"beta": math.inf}])
+def test_absurd_hyperparameters_are_refused_by_name(bad):
+    with pytest.raises(ConfigError, match=f"repnoise.{next(iter(bad))}"):
+        RepNoiseConfig(**bad)
