@@ -16,6 +16,7 @@ from .alignment.repnoise import RepNoise
 from .alignment.seam import Seam
 from .alignment.sft import AlignmentSFT
 from .alignment.t_vaccine import TVaccine
+from .alignment.tar import TAR
 from .alignment.vaccine import Vaccine
 from .finetuning.antibody import AntibodyFinetuning
 from .finetuning.backdoor_enhanced_alignment import BackdoorEnhancedAlignment
@@ -41,6 +42,7 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence]] = {
     (Stage.ALIGNMENT, "repnoise"): RepNoise,
     (Stage.ALIGNMENT, "seam"): Seam,
     (Stage.ALIGNMENT, "t-vaccine"): TVaccine,
+    (Stage.ALIGNMENT, "tar"): TAR,
     (Stage.ALIGNMENT, "vaccine"): Vaccine,
     (Stage.FINETUNING, "sft"): FinetuningSFT,
     (Stage.FINETUNING, "antibody"): AntibodyFinetuning,

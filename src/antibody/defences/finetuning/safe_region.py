@@ -1,0 +1,163 @@
+"""Safe region: after every update, back into a region around the aligned weights that has been seen to be safe.
+
+    w <- P_r(w)      the nearest point of  { v : |v - w_0| <= r }              after every step
+    r <- max { r' <= r : safe(P_r'(w)) }   by bisection, where safe(w) fails   every ``check_every`` steps, and last
+
+    safe(w)   q(w) >= tau * q(w_0)
+    q(w)      mean over held-out safety rows of exp(-l_i): likelihood per token of the provider's completion, 0 to 1
+    w_0       the weights when fine-tuning starts;  |.| as ``region`` says (primitives/projection.py)
+
+A penalty (EWC, LDIFS, Lisa) pulls back a little and can be outweighed; this is a bound, whatever the upload says. The
+radius only ever shrinks. The run ends with a check, so that the weights that are saved have passed one.
+
+An *empirical* safe region, not a certificate: it was checked on some rows, at the points that training visited.
+
+Reference: Leo Elmecker-Plakolm, Pierre Fasterling, Philip Sosnin, Calvin Tsay, Matthew Wicker, Provably Safe Model
+Updates, SaTML 2026, https://arxiv.org/abs/2512.01899: project each update onto a locally invariant domain. Departure:
+there the domain (a box or zonotope) is certified by bound propagation over the parameters, which is out of reach for a
+language model; here its radius is found by measuring. The projection is theirs, the guarantee is not.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError
+from ...primitives.projection import Region, extent, projected
+from ...primitives.proximal import anchor_at, anchor_from_state, anchor_state
+from ...training.batches import MicroBatch, StepBatch
+from ...training.step import About, Defence, Role, Stage, StepContext, StepResult, plain_step
+
+NUM_HALVINGS = 6
+"""Of the bisection: the radius is found to 1/64 of how far the weights had gone."""
+
+_ROWS_PER_FORWARD = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafeRegionConfig:
+    """Hyperparameters; the paper has none that fit a language model, so that these are ours."""
+
+    region: Region = "l2"
+    """"l2": one ball for all trainable weights. "box": each weight by itself. "spectral": a ball for each matrix."""
+    radius: float = float("inf")
+    """Largest radius, in units of the weights. Infinite: whatever passes the check."""
+    tau: float = 0.9
+    """Share of q(w_0) that must be kept, 0 to 1. 0: never checked."""
+    num_rows: int = 64
+    """Safety rows held out for the check, drawn with the run's seed; all of them if there are fewer."""
+    check_every: int = 10
+    """Optimiser steps between checks."""
+
+    def __post_init__(self) -> None:
+        if not self.radius >= 0:
+            raise ConfigError(f"safe-region.radius is {self.radius}: a radius is 0 or more; infinity (.inf) is none.")
+        if not 0 <= self.tau <= 1:
+            raise ConfigError(f"safe-region.tau is {self.tau}: a share lies between 0 and 1.")
+        for name in ("num_rows", "check_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"safe-region.{name} is {getattr(self, name)}: must be 1 or more.")
+
+
+class SafeRegion(Defence):
+    """A plain step, and the projection after it."""
+
+    stage = Stage.FINETUNING
+    about = About(
+        summary="each update is projected into a region around the aligned weights that was checked to be safe",
+        paper="2512.01899",
+        forwards=1,
+        backwards=1,
+        extra_memory="2 copies of the trainable weights; every few steps a forward over the held-out rows",
+    )
+    options = SafeRegionConfig
+    needs = (Role.ALIGNMENT,)
+    neutral = {"radius": float("inf"), "tau": 0.0}
+
+    def __init__(self, config: SafeRegionConfig) -> None:
+        self.config = config
+        self.centre: list[Tensor] = []  # w_0
+        self.radius = config.radius
+        self.likelihood_at_start = 0.0  # q(w_0)
+        self.likelihood = 0.0  # q at the latest check
+
+    def start(self, context: StepContext) -> None:
+        """Keep w_0, and how likely the held-out completions are there."""
+        self.centre = anchor_at(context.parameters)
+        if self.config.tau:
+            self.likelihood = self.likelihood_at_start = self._likelihood(context)
+
+    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+        """Plain SFT."""
+        plain = plain_step(context, batches, Role.USER)
+        metrics = {"radius": self.radius, "held_out_likelihood": self.likelihood}
+        return StepResult(plain.gradients, plain.loss, metrics, plain.rows)
+
+    def after_update(self, context: StepContext) -> None:
+        """The projection, and the check when its turn has come."""
+        self.centre = [c.to(p.device) for c, p in zip(self.centre, context.parameters, strict=True)]
+        self._project(context, [p.detach() for p in context.parameters], self.radius)
+        if (context.step + 1) % self.config.check_every == 0:
+            self._check(context)
+
+    def finish(self, context: StepContext) -> None:
+        """The last check, on the weights that will be saved."""
+        self.centre = [c.to(p.device) for c, p in zip(self.centre, context.parameters, strict=True)]
+        self._check(context)
+
+    def _check(self, context: StepContext) -> None:
+        """Shrink the region until its point nearest to the weights is safe; w_0 itself is."""
+        if self.config.tau == 0:
+            return
+        self.likelihood = self._likelihood(context)
+        if self._safe():
+            return
+        there = anchor_at(context.parameters)
+        safe, unsafe = 0.0, extent(there, self.centre, self.config.region)
+        for _ in range(NUM_HALVINGS):
+            middle = (safe + unsafe) / 2
+            self._project(context, there, middle)
+            self.likelihood = self._likelihood(context)
+            safe, unsafe = (middle, unsafe) if self._safe() else (safe, middle)
+        self.radius = safe
+        self._project(context, there, safe)
+        self.likelihood = self._likelihood(context)
+
+    def _safe(self) -> bool:
+        return self.likelihood >= self.config.tau * self.likelihood_at_start
+
+    @torch.no_grad()
+    def _project(self, context: StepContext, weights: list[Tensor], radius: float) -> None:
+        """The model's weights become the region's point nearest to ``weights``."""
+        if radius < float("inf"):
+            for p, w in zip(
+                context.parameters, projected(weights, self.centre, radius, self.config.region), strict=True
+            ):
+                p.copy_(w)
+
+    def _likelihood(self, context: StepContext) -> float:
+        """q(w). Every rank takes the same rows."""
+        rows = context.rows[Role.ALIGNMENT]
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(context.seed)).tolist()
+        held = [rows[i] for i in order[: self.config.num_rows]]
+        parts = [held[i : i + _ROWS_PER_FORWARD] for i in range(0, len(held), _ROWS_PER_FORWARD)]
+        micro = tuple(MicroBatch(tuple(p), (True,) * len(p), tuple(range(len(p)))) for p in parts)
+        was_training = context.model.training
+        context.model.eval()
+        try:
+            total, num_tokens = context.sequence_nll(StepBatch(micro, len(held)))
+        finally:
+            context.model.train(was_training)
+        return float(torch.exp(-total / num_tokens).mean())
+
+    def state(self) -> dict[str, Tensor]:
+        """w_0, the radius, q(w_0) and the latest q."""
+        numbers = torch.tensor([self.radius, self.likelihood_at_start, self.likelihood], dtype=torch.float64)
+        return anchor_state(self.centre, "centre") | {"numbers": numbers}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take them up."""
+        self.centre = anchor_from_state(state, name="centre")
+        self.radius, self.likelihood_at_start, self.likelihood = state["numbers"].tolist()

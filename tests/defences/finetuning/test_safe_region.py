@@ -1,0 +1,114 @@
+"""The safe region: what is projected, when it shrinks, and to where."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from antibody.defences.finetuning.safe_region import SafeRegion, SafeRegionConfig
+from antibody.errors import ConfigError
+from antibody.training.step import StepContext
+from tests.defences.plain import flat, gradient
+from tests.tinylm import plain_nll, random_rows, tiny_llama
+from tests.training.helpers import trainer, weights
+
+USER, SAFE = random_rows(6, seed=1), random_rows(20, seed=2)
+
+
+def begun(model, **options):
+    context = StepContext(model, rows={"user": USER, "alignment": SAFE})
+    defence = SafeRegion(SafeRegionConfig(**options))
+    defence.start(context)
+    return context, defence
+
+
+def likelihood(model, rows):
+    nll = [plain_nll(model, r.input_ids, *r.spans[0]) / (r.spans[0][1] - r.spans[0][0]) for r in rows]
+    return float(torch.exp(-torch.stack(nll)).mean().detach())
+
+
+def forget(model, scale=1.0):
+    """A step that makes the safety rows less likely."""
+    g = gradient(model, SAFE)
+    offset = 0
+    with torch.no_grad():
+        for p in model.parameters():
+            p += scale * (g / g.norm())[offset : offset + p.numel()].view_as(p)
+            offset += p.numel()
+
+
+def values(model):
+    return flat([p.detach() for p in model.parameters()]).clone()
+
+
+def test_the_held_out_likelihood_is_the_mean_over_rows_of_the_likelihood_per_token():
+    model = tiny_llama()
+    _, defence = begun(model)
+    assert defence.likelihood_at_start == pytest.approx(likelihood(model, SAFE), rel=1e-5)
+
+
+def test_an_update_that_goes_too_far_is_brought_back_to_the_radius():
+    model = tiny_llama()
+    before = values(model)
+    context, defence = begun(model, radius=0.25, tau=0.0)
+    forget(model, 1.0)
+    there = values(model)
+    defence.after_update(context)
+    assert_close(values(model), before + 0.25 * (there - before) / (there - before).norm(), atol=1e-6, rtol=1e-4)
+
+
+def test_a_check_that_fails_shrinks_the_region_to_the_largest_radius_that_passes():
+    model = tiny_llama()
+    before = values(model)
+    context, defence = begun(model, tau=0.8, check_every=1)
+    q0 = likelihood(model, SAFE)
+    forget(model, 2.0)
+    assert likelihood(model, SAFE) < 0.8 * q0
+    defence.after_update(context)
+    assert likelihood(model, SAFE) >= 0.8 * q0 * (1 - 1e-5)
+    assert 0 < defence.radius < 2.0
+    assert float((values(model) - before).norm()) == pytest.approx(defence.radius, rel=1e-4)
+    # One grid point of the bisection farther out it would fail.
+    with torch.no_grad():
+        factor = (defence.radius + 2.0 / 64) / defence.radius
+        offset = 0
+        for p in model.parameters():
+            old = before[offset : offset + p.numel()].view_as(p)
+            p.copy_(old + (p - old) * factor)
+            offset += p.numel()
+    assert likelihood(model, SAFE) < 0.8 * q0
+
+
+def test_a_check_that_passes_leaves_weights_and_radius_alone():
+    model = tiny_llama()
+    context, defence = begun(model, tau=0.1, check_every=1)
+    forget(model, 1e-3)
+    there = values(model)
+    defence.after_update(context)
+    assert torch.equal(values(model), there)
+    assert defence.radius == float("inf")
+
+
+def test_between_checks_only_the_radius_holds_and_the_end_is_always_checked():
+    model = tiny_llama()
+    context, defence = begun(model, tau=0.8, check_every=5)
+    q0 = likelihood(model, SAFE)
+    context.step = 2
+    forget(model, 2.0)
+    defence.after_update(context)
+    assert likelihood(model, SAFE) < 0.8 * q0
+    defence.finish(context)
+    assert likelihood(model, SAFE) >= 0.8 * q0 * (1 - 1e-5)
+
+
+def test_a_run_ends_within_the_radius(tmp_path):
+    run = trainer(tmp_path, SafeRegion(SafeRegionConfig(radius=0.02, tau=0.0, region="box")))
+    before = weights(run)
+    run.train()
+    after = weights(run)
+    assert max(float((after[name] - before[name]).abs().max()) for name in before) == pytest.approx(0.02, rel=1e-4)
+
+
+@pytest.mark.parametrize(("field", "value"), [("radius", -1.0), ("tau", 1.5), ("num_rows", 0), ("check_every", 0)])
+def test_bad_options_are_refused_by_name(field, value):
+    with pytest.raises(ConfigError, match=f"safe-region.{field} is"):
+        SafeRegionConfig(**{field: value})
