@@ -1,0 +1,264 @@
+"""TAR: weights from which an attacker, after many steps of fine-tuning, has still gained nothing.
+
+    inner   w_0 = w,   w_{k+1} = AdamW step on h at w_k,  k = 0 .. K-1          (a simulated attack, its rate drawn)
+    update  = lam_retain * grad R(w) + lam_tr * sum_{k: s | k+1} exp(lam_s * (k - (K-1))) * grad T(w_{k+1}; x_tr)
+
+    T = mean over rows of -log sigmoid( dpo_beta * [ m(w) - m(ref) ] ),   m = log p(refusal) - log p(harmful completion)
+    R = f + lam_hidden * mean over layers and tokens of | h_i(w) - h_i(ref) |^2
+
+    f      alignment loss: prompts with their own completion (refusals, and benign rows)   [nats per token]
+    h      harmful loss on the attacker's rows                                             [nats per token]
+    x_tr   harmful rows that no attacker sees, the same through one inner loop; refusals from the generic list
+    ref    the weights at the start of the run;   s how seldom T is taken
+
+Gradients are taken at the attacked weights and applied at w, which is restored bitwise (first-order meta-learning).
+With the paper's K = 64, s = 4: 98 forward and 97 backward passes. In the lab use a shorter loop.
+
+Reference: R. Tamirisa, B. Bharathi, L. Phan et al., "Tamper-Resistant Safeguards for Open-Weight LLMs", ICLR 2025,
+https://arxiv.org/abs/2408.00761. Departures: the preference loss of the paper's refusal experiment throughout (its
+entropy loss serves the restriction of knowledge); one attacker per outer step, who trains on harmful rows alone (there
+some begin on benign ones); no random mapping beforehand: the run starts from the model it is given, and f teaches
+refusals on the way; hidden states after each layer, squared as the paper writes (the release takes the norm:
+``penalty``); the outer optimiser is the trainer's (there schedule-free AdamW).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...data.records import TokenizedRow
+from ...errors import ConfigError, DataError
+from ...models.layout import decoder_layers
+from ...primitives.adam import Adam
+from ...primitives.gradients import Gradients, combined, scaled
+from ...primitives.perturb import replaced_weights
+from ...primitives.proximal import anchor_at, anchor_from_state, anchor_state
+from ...primitives.taps import captured
+from ...training.batches import MicroBatch, StepBatch
+from ...training.step import About, Defence, Role, RowTerms, Stage, StepContext, StepResult, Sweep
+
+WEIGHT_DECAY = 0.01
+"""Of the simulated attacker's AdamW: torch's own default, as in the release."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TARConfig:
+    """Hyperparameters. Defaults are the release's for its main experiment (Llama-3-8B-Instruct, all weights)."""
+
+    inner_steps: int = 64
+    """K, steps of the simulated attack. Release: 64."""
+    every: int = 4
+    """s: T is taken after every s-th inner step, its sum not scaled up for it. Release: 4."""
+    lam_tr: float = 4.0
+    """Weight of tamper resistance. Release: 4."""
+    lam_retain: float = 1.0
+    """Weight of what is to be kept. Release: 1."""
+    lam_hidden: float = 1.0
+    """Weight of the hidden states' distance within R. Release: 1, fixed."""
+    lam_schedule: float = 0.0625
+    """lam_s: later inner steps count more. Release: 0.0625."""
+    inner_learning_rates: tuple[float, ...] = (2e-6, 2e-5, 4e-5)
+    """One is drawn for each attack. Release: 2e-6, 2e-5, 4e-5; an adapter needs larger ones."""
+    dpo_beta: float = 0.1
+    """Release: 0.1."""
+    held_out: float = 0.25
+    """Share of the harmful rows kept from attackers, for T. Ours; the release has files of its own."""
+    penalty: Literal["squared", "norm"] = "squared"
+    """Distance of hidden states. "squared": the paper. "norm": the release."""
+
+    def __post_init__(self) -> None:
+        for name in ("inner_steps", "every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"tar.{name} is {getattr(self, name)}: must be 1 or more.")
+        if self.every > self.inner_steps:
+            raise ConfigError(
+                f"tar.every is {self.every}, and there are {self.inner_steps} inner steps: the safety loss would never "
+                "be taken. Lower it, or raise tar.inner_steps."
+            )
+        for name in ("lam_tr", "lam_retain", "lam_hidden", "lam_schedule", "dpo_beta"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"tar.{name} is {value}: must be a finite number, 0 or more.")
+        if not self.inner_learning_rates or not all(0 < lr < math.inf for lr in self.inner_learning_rates):
+            raise ConfigError(
+                f"tar.inner_learning_rates is {self.inner_learning_rates}: give at least one, each a finite number "
+                "above 0."
+            )
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"tar.held_out is {self.held_out}: a share between 0 and 1, neither of them.")
+
+
+def step_weight(k: int, num_steps: int, lam_schedule: float) -> float:
+    """exp(lam_s * (k - (K-1))): 1 at the last inner step."""
+    return math.exp(lam_schedule * (k - (num_steps - 1)))
+
+
+def preference_loss(margin: Tensor, reference: Tensor, beta: float) -> Tensor:
+    """-log sigmoid(beta * (m - m_ref)), of each row; log 2 where nothing has moved."""
+    return -F.logsigmoid(beta * (margin - reference))
+
+
+def split_rows(num_rows: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
+    """(the attackers' rows, those kept from them): both non-empty, a function of the seed.
+
+    Raises:
+        DataError: fewer than two rows.
+    """
+    if num_rows < 2:
+        raise DataError(
+            f"tar splits the harmful rows between attackers and a held-out part, and there are {num_rows}. "
+            "Pass at least two with --harmful-data."
+        )
+    order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed)).tolist()
+    kept = min(num_rows - 1, max(1, round(held_out * num_rows)))
+    return order[kept:], order[:kept]
+
+
+class TAR(Defence):
+    """Binds the inner loop and the outer gradients to the batches of an optimiser step."""
+
+    stage = Stage.ALIGNMENT
+    about = About(
+        summary="safe again after many steps of a simulated attack",
+        paper="2408.00761",
+        forwards=98,
+        backwards=97,
+        extra_memory="3 gradients, 3 copies of the trainable weights, the attacker's Adam moments",
+    )
+    options = TARConfig
+    needs = (Role.HARMFUL,)
+    needs_refusals = True
+    neutral = {"lam_tr": 0.0, "lam_hidden": 0.0, "inner_steps": 2, "every": 2}
+
+    def __init__(self, config: TARConfig) -> None:
+        self.config = config
+        self.reference: list[Tensor] = []  # ref, the trainable weights at the start
+        self.margins = torch.zeros(0)  # m(ref) of every harmful row
+
+    def start(self, context: StepContext) -> None:
+        """Keep the reference weights, and how much likelier than its harm they find each row's refusal."""
+        self.reference = anchor_at(context.parameters)
+        self.margins = context.over_rows(Role.HARMFUL, lambda micro: margins(context, micro)).cpu()
+
+    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+        """One step: see the head of this file."""
+        config, grid = self.config, batches[Role.HARMFUL]
+        self.reference = [r.to(p.device) for r, p in zip(self.reference, context.parameters, strict=True)]
+        generator = torch.Generator().manual_seed((context.seed * 1_000_003 + context.step) % 2**63)
+        resistance, attacked = self._attacked_gradient(context, grid, generator)
+        retain = self._retain(context, batches[Role.ALIGNMENT])
+        update = combined(scaled(retain.gradients, config.lam_retain), (config.lam_tr, resistance))
+        return StepResult(update, retain.loss, {"loss_attacked": attacked})
+
+    def _attacked_gradient(
+        self, context: StepContext, grid: StepBatch, generator: torch.Generator
+    ) -> tuple[Gradients, float]:
+        """(sum of weighted grad T along one attack, T at its end); the weights are bitwise as before afterwards."""
+        config, rows = self.config, context.rows[Role.HARMFUL]
+        attack, held_out = split_rows(len(rows), config.held_out, context.seed)
+        rate = config.inner_learning_rates[
+            int(torch.randint(len(config.inner_learning_rates), (), generator=generator))
+        ]
+        attack_rows, held_out_rows = ([rows[i] for i in shuffled(part, generator)] for part in (attack, held_out))
+        safety = laid_out(grid, held_out_rows, 0)
+        references = {rows[i].row_id: float(self.margins[i]) for i in held_out}
+
+        def preference(micro: MicroBatch) -> RowTerms:
+            reference = torch.tensor([references[row.row_id] for row in micro.rows], device=context.device)
+            loss = preference_loss(margins(context, micro), reference, config.dpo_beta)
+            return RowTerms(loss, torch.ones_like(reference))
+
+        total = [torch.zeros_like(p) for p in context.parameters]
+        last = math.nan
+        optimiser = Adam()
+        with replaced_weights(context.parameters, context.parameters):  # whatever happens inside is undone
+            for k in range(config.inner_steps):
+                harm = context.gradient("token_mean_nll", laid_out(grid, attack_rows, k))
+                torch._foreach_mul_([p.detach() for p in context.parameters], 1 - rate * WEIGHT_DECAY)
+                optimiser.update(context.parameters, harm.gradients, rate)
+                if (k + 1) % config.every == 0:
+                    sweep = context.gradient(preference, safety)
+                    weight = step_weight(k, config.inner_steps, config.lam_schedule)
+                    total, last = combined(total, (weight, sweep.gradients)), sweep.loss
+        return total, last
+
+    def _retain(self, context: StepContext, batch: StepBatch) -> Sweep:
+        """The gradient of R in one sweep: both means are brought to the completion tokens' denominator."""
+        config = self.config
+        if config.lam_hidden == 0:
+            return context.gradient("token_mean_nll", batch)
+        layers = decoder_layers(context.model)
+        counts = torch.zeros(2, dtype=torch.float64, device=context.device)  # completion tokens, all tokens
+        for micro in batch.micro_batches:
+            for row, counted in zip(micro.rows, micro.counted, strict=True):
+                if counted:
+                    trained = sum(end - start for start, end in row.spans)
+                    counts += torch.tensor([trained, len(row.input_ids)], device=context.device)
+        num_trained, num_tokens = context.all_reduce(counts).tolist()
+        share = config.lam_hidden * num_trained / num_tokens
+
+        def terms(micro: MicroBatch) -> RowTerms:
+            with replaced_weights(context.parameters, self.reference), torch.no_grad(), captured(layers) as states:
+                context.completion_nll(micro)
+                before = list(states)
+            with captured(layers) as states:
+                nll = context.completion_nll(micro)
+                now = list(states)
+            moved = hidden_distance(now, before, [len(row.input_ids) for row in micro.rows], config.penalty)
+            return RowTerms(nll.row_total + share * moved, nll.row_tokens)
+
+        return context.gradient(terms, batch)
+
+    def state(self) -> dict[str, Tensor]:
+        """The reference weights and margins."""
+        return anchor_state(self.reference) | {"margins": self.margins}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take them up."""
+        self.margins = state["margins"]
+        self.reference = anchor_from_state(state)
+
+
+def margins(context: StepContext, micro: MicroBatch) -> Tensor:
+    """m: log-likelihood of a row's refusal less that of its own completion, [B], nats; one forward pass of both."""
+    refused = tuple(context.refusals.row(row, row.row_id) for row in micro.rows)
+    both = MicroBatch((*micro.rows, *refused), micro.counted * 2, micro.positions * 2)
+    harmful, refusal = context.completion_nll(both).row_total.chunk(2)
+    return harmful - refusal
+
+
+def hidden_distance(
+    now: Sequence[Tensor], before: Sequence[Tensor], lengths: Sequence[int], penalty: Literal["squared", "norm"]
+) -> Tensor:
+    """Of each row, the distance of hidden states summed over its tokens and averaged over layers: [B], float32.
+
+    Args:
+        now: One [B, T, d] per layer.
+        before: Likewise, at the reference weights.
+        lengths: Tokens of each row; what stands behind them is padding.
+        penalty: Of each token's vector, its squared length or its length.
+    """
+    real = torch.arange(now[0].shape[1])[None] < torch.tensor(lengths)[:, None]  # [B, T]
+    total = torch.zeros(len(lengths), device=now[0].device)
+    for a, b in zip(now, before, strict=True):
+        change = a.float() - b.float()
+        # vector_norm has slope 0 where nothing has moved; the root of a sum of squares would have none.
+        distance = change.square().sum(dim=2) if penalty == "squared" else torch.linalg.vector_norm(change, dim=2)
+        total = total + (distance * real.to(distance.device)).sum(dim=1).to(total.device)
+    return total / len(now)
+
+
+def shuffled(items: Sequence[int], generator: torch.Generator) -> list[int]:
+    """In another order."""
+    return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
+
+
+def laid_out(grid: StepBatch, rows: Sequence[TokenizedRow], number: int) -> StepBatch:
+    """The ``number``-th batch of an endless round through ``rows``, cut into micro-batches and ranks like ``grid``."""
+    start = number * grid.num_rows
+    return grid.with_completions([rows[(start + position) % len(rows)] for _, position in grid.rows()])
