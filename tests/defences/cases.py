@@ -11,7 +11,7 @@ ACTIVE = {
     (Stage.ALIGNMENT, "repnoise"): {"alpha": 0.5, "beta": 0.5},
     (Stage.ALIGNMENT, "seam"): {"alpha": 1.0, "beta": 0.1, "epsilon": 0.02},
     (Stage.ALIGNMENT, "t-vaccine"): {"rho": 2.0, "gamma": 1, "score_every": 2},
-    (Stage.ALIGNMENT, "tar"): {"inner_steps": 2, "every": 1, "inner_learning_rates": [0.01], "lam_tr": 1.0},
+    (Stage.ALIGNMENT, "tar"): {"inner_steps": 2, "every": 1, "inner_learning_rates": [0.001], "lam_tr": 1.0, "lam_hidden": 0.01},
     (Stage.ALIGNMENT, "vaccine"): {"rho": 2.0},
     (Stage.FINETUNING, "sft"): {},
     (Stage.FINETUNING, "antibody"): {"tau": 0.5},
