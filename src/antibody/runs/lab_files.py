@@ -3,17 +3,23 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from rich.console import Console
 from rich.progress import Progress
+from torch import nn
 from transformers import PreTrainedModel
 
+from ..data.encode import Renderer, encode_rows
+from ..data.records import Template
 from ..errors import OutputError
 from ..lab.build import FILES, SCALES, build_base
-from ..lab.rows import build_rows
+from ..lab.rows import build_rows, record
+from ..lab.world import digest
 from ..models.loading import load_model
 from ..models.saving import save_model
+from ..screening.evidence import Evidence, collect, write_anchors
+from ..training.refusals import Refusals
 from ..training.step import Stage
 from .align import align
 from .folder import write_text
@@ -89,8 +95,8 @@ def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, progres
         run = align(
             base,
             output=Path(scratch) / "align",
-            alignment_data=build_rows("alignment", NUM_ROWS["alignment"], seed=seed).rows,
-            harmful_data=build_rows("harmful", NUM_ROWS["harmful"], seed=seed).rows,
+            alignment_data=_provider_rows("alignment", seed, anchors=False),
+            harmful_data=_provider_rows("harmful", seed, anchors=False),
             refusals=lab_refusals(),
             options=options,
             training=training,
@@ -103,4 +109,33 @@ def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, progres
         save_model(
             cast(PreTrainedModel, loaded.model), aligned, tokenizer=loaded.tokenizer, base=named, dtype="bfloat16"
         )
+    write_anchors(aligned, _anchors(aligned, base, seed))
     return output
+
+
+def _anchors(aligned: Path, base: Path, seed: int) -> dict[str, Evidence]:
+    """Evidence of labelled rows of the provider that the alignment was not trained on.
+
+    Scored with the models as they lie on disk, since that is what every later score is compared with.
+    """
+    model, before = load_model(str(aligned)), load_model(str(base))
+    renderer = Renderer(model.tokenizer, max_length=model.model.config.max_position_embeddings)
+    evidence = {}
+    for label in ("harmful", "benign"):
+        rows = _provider_rows(label, seed, anchors=True)
+        records = [record(row, i) for i, row in enumerate(rows)]
+        ids = tuple(tuple(renderer.completion_ids(records[0], text)) for text in lab_refusals())
+        evidence[label] = collect(
+            cast(nn.Module, model.model),
+            encode_rows(records, renderer, skip_too_long=False).rows,
+            Refusals(lab_refusals(), {Template.CHAT: ids}),
+            pad_id=cast(int, model.tokenizer.pad_token_id),
+            base=cast(nn.Module, before.model),
+        )
+    return evidence
+
+
+def _provider_rows(kind: str, seed: int, *, anchors: bool) -> list[dict[str, Any]]:
+    """Those that are kept out of training as anchors, a fixed eighth of all prompts, or the others."""
+    rows = build_rows(kind, NUM_ROWS[kind], seed=seed).rows
+    return [row for row in rows if (digest("anchor", row["messages"][0]["content"]) % 8 == 0) == anchors]
