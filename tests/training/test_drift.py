@@ -54,3 +54,16 @@ def test_a_shift_of_zero_changes_no_bit_and_a_frozen_layer_has_hidden_gradients_
     model.requires_grad_(False)
     frozen = hidden_gradients(context, batch, modules)
     assert_close(frozen, gammas)
+
+
+def test_gradient_checkpointing_changes_no_bit_of_a_shifted_step():
+    found = []
+    for checkpointing in (False, True):
+        model = tiny_llama().train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        context, batch, modules = StepContext(model), step(ROWS, 4), attentions(model)
+        gammas = hidden_gradients(context, batch, modules)
+        shifts = worst_shift(gammas, norms(context, gammas).norm(), 2.0)
+        found.append(flat(shifted_gradient(context, batch, modules, shifts).gradients))
+    assert torch.equal(*found)
