@@ -61,6 +61,13 @@ def test_logit_gradient_is_autograds_and_adds_to_zero_for_softmax(transform):
         assert abs(float(ours.sum())) < 1e-6
 
 
+def test_in_the_neural_form_the_average_is_that_of_the_step_and_the_others_are_left_alone():
+    # I = {0, 1} of 4, weights 1, D = (3, 1), average 2: (1, -1) / 2.
+    inside = torch.tensor([True, True, False, False])
+    pull = logit_gradient(torch.zeros(4), torch.tensor([3.0, 1.0, 9.0, 9.0]), inside, "softmax", inside_only=True)
+    assert_close(pull, torch.tensor([0.5, -0.5, 0.0, 0.0]))
+
+
 @pytest.mark.parametrize("num", [6, 60])
 def test_under_constant_losses_descent_parts_two_clusters_around_one_whatever_the_number_of_rows(num):
     losses = torch.where(torch.arange(num) % 3 == 0, 2.0, 1.0)
@@ -143,7 +150,8 @@ def test_the_scorer_moves_as_autograd_says_through_its_table():
     phi = [p.clone().requires_grad_() for p in before]
     losses = row_means(model, USER[:6]).detach()
     z = torch.cat([defence._scores(phi, USER[:6]), torch.zeros(6)])
-    mean = (torch.softmax(z, 0) * 12 * torch.cat([losses, torch.zeros(6)]))[:6].mean()
+    above = torch.cat([losses - losses.mean(), torch.zeros(6)])  # all weights are 1
+    mean = (torch.softmax(z, 0) * 12 * above)[:6].mean()
     expected = torch.autograd.grad(mean, phi[3])[0]
     assert_close(defence.phi[3], -0.1 * expected.sign(), atol=1e-4, rtol=0)
 

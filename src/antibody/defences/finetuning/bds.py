@@ -15,7 +15,8 @@
 
 Softmax in (3), with D_i = l_i(w) - l_i(w'):  dL/dz_j = s_j / |I| * (1[j in I] D_j - (1/N) sum_{i in I} s_i D_i): below
 the weighted average goes up. In the neural form s is taken over a table of every row's last z with the step's rows
-fresh, and (3) flows into phi through those.
+fresh, and (3) flows into phi through those alone, so that the average is taken over I too:
+s_j / |I| * (D_j - sum_I s_i D_i / sum_I s_i). Without that, all of phi's scores would drift together against the table.
 
 Langevin dynamics on the posterior of N rows has energy N * L; in terms of L with step size lr, its noise is
 sqrt(2 * lr * T / N) per step, with T = 1 for the posterior (1) and T = 0 for its mode.
@@ -91,7 +92,9 @@ def data_weights(logits: Tensor, transform: Transform) -> Tensor:
     return 2 * torch.sigmoid(logits)
 
 
-def logit_gradient(logits: Tensor, excess: Tensor, inside: Tensor, transform: Transform) -> Tensor:
+def logit_gradient(
+    logits: Tensor, excess: Tensor, inside: Tensor, transform: Transform, *, inside_only: bool = False
+) -> Tensor:
     """(3): [N], the gradient of mean_{i in I} s_i D_i in the logits, D held constant.
 
     Args:
@@ -99,11 +102,14 @@ def logit_gradient(logits: Tensor, excess: Tensor, inside: Tensor, transform: Tr
         excess: [N], D_i; whatever it is outside I is not read.
         inside: [N], bool: the rows of the step, I; at least one.
         transform: Of the weights.
+        inside_only: Give all of it to the rows of the step (neural form): what a softmax would push at the others is
+            taken off the rows of I instead, in proportion to their weights. Over uniform steps both have one mean.
     """
     weights = data_weights(logits, transform)
     pull = torch.where(inside, weights * excess, 0.0) / inside.sum()
     if transform == "softmax":
-        return pull - weights * (pull.sum() / len(logits))
+        sharing = torch.where(inside, weights, 0.0) if inside_only else weights
+        return pull - sharing * (pull.sum() / sharing.sum())
     return pull * (1 - weights / 2)  # 2 sigma' = 2 sigma (1 - sigma), and s = 2 sigma
 
 
@@ -170,7 +176,7 @@ class BDS(Defence):
             self._noise(context, self.agnostic, context.learning_rate, "bds.agnostic")
 
         spread = self._spread(context, places, counted, excess)
-        pull = logit_gradient(self.logits, spread, inside, self.config.transform)
+        pull = logit_gradient(self.logits, spread, inside, self.config.transform, inside_only=bool(self.phi))
         record = RowRecord(weights[places], self.logits[places])
         self._move_schedule(context, pull, fresh, pull[places] * counted)
         return StepResult(
@@ -181,9 +187,14 @@ class BDS(Defence):
         """The noise of (2), once the optimiser has taken its step."""
         self._noise(context, [p.detach() for p in context.parameters], context.learning_rate, "bds.model")
 
+    def finish(self, context: StepContext) -> None:
+        """The whole table of the neural form, fresh."""
+        if self.phi:
+            self.logits = self.score_rows(context, context.rows[Role.USER])
+
     def data_weights(self) -> dict[int, float]:
         """The weight of every row of the upload, by row id, as the scheduler has it now."""
-        values = data_weights(self.logits, self.config.transform).tolist()
+        values = data_weights(self.logits.double(), self.config.transform).tolist()
         return {row_id: values[i] for row_id, i in self.index.items()}
 
     def score_rows(self, context: StepContext, rows: Sequence[TokenizedRow]) -> Tensor:
