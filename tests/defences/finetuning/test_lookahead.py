@@ -11,6 +11,7 @@ from antibody.training.step import StepContext
 from tests.defences.plain import flat
 from tests.tiny import make_tokenizer
 from tests.tinylm import plain_nll, random_rows, step, tiny_llama, tiny_tokenizer
+from tests.training.helpers import trainer
 
 CONNECTOR = " The answer begins with: "
 
@@ -134,3 +135,23 @@ def test_a_tokenizer_that_cannot_tell_where_its_tokens_stand_is_refused():
 def test_absurd_hyperparameters_are_refused_by_name():
     with pytest.raises(ConfigError, match="lookahead.num_preview_tokens"):
         LookAheadConfig(num_preview_tokens=-1)
+
+
+@pytest.mark.parametrize("options", [{"num_preview_tokens": 3}, {"mode": "virtual", "opening": "t60 t61 t62 "}])
+def test_the_first_token_after_an_unpreviewed_prompt_moves_less_than_under_plain_sft(tmp_path, options):
+    rows = {"user": random_rows(24, seed=1, longest=8)}
+    prompts = [row.input_ids[: row.spans[0][0]] for row in rows["user"]]
+
+    def first_token(model) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.stack(
+                [model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(dim=0) for ids in prompts]
+            )
+
+    def drift(defence) -> float:
+        run = trainer(tmp_path, defence, rows=rows, num_train_epochs=5)
+        run.train()
+        after = first_token(run.model)
+        return float((after.exp() * (after - first_token(tiny_llama()))).sum(dim=1).mean())  # KL(now | before), nats
+
+    assert drift(LookAhead(LookAheadConfig(**options))) < 0.8 * drift(LookAhead(LookAheadConfig(num_preview_tokens=0)))
