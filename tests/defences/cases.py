@@ -26,7 +26,7 @@ ACTIVE = {
     (Stage.FINETUNING, "behaviour-aware-sampling"): {"ratio": 0.2, "num_categories": 3},
     (Stage.FINETUNING, "ema"): {"half_life": 0.5},
     (Stage.FINETUNING, "ewc"): {"lam": 20.0},
-    (Stage.FINETUNING, "ldifs"): {"rho": 0.5},
+    (Stage.FINETUNING, "ldifs"): {"rho": 0.01},
     (Stage.FINETUNING, "lisa"): {"num_alignment_steps": 2, "num_user_steps": 1, "rho": 0.5},
     (Stage.FINETUNING, "lookahead"): {"num_preview_tokens": 2},
     (Stage.FINETUNING, "panacea"): {"rho": 0.3, "lam": 0.5},
