@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 from ..training.step import Defence, Role, Stage
 from .lab_defaults import LabData
 from .result import RunResult
@@ -36,6 +38,7 @@ def align(
     overwrite: bool = False,
     skip_too_long: bool = False,
     progress: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> RunResult:
     """Teach ``model`` to refuse, and to go on refusing after it has been fine-tuned.
 
@@ -62,6 +65,7 @@ def align(
         overwrite: Replace what the folder holds, once the new run is complete.
         skip_too_long: Leave out rows that are longer than the context, and tell which.
         progress: Show a bar on stderr, if that is a terminal.
+        callbacks: Further ones for the Trainer.
 
     Raises:
         AntibodyError: whatever a user can mend; until training begins nothing has been written.
@@ -90,5 +94,6 @@ def align(
             resume=resume,
             overwrite=overwrite,
             progress=progress,
+            callbacks=tuple(callbacks),
         )
     )
