@@ -11,8 +11,7 @@
     a_l   output of the feed-forward block of layer l on harmful rows, [B, T, d]; m its completion tokens; a row's
           T * d numbers count as one vector
 
-Three forward and three backward passes (the harmful rows once for A and once for the noise), L unembeddings of the
-completion tokens, L small matrices.
+Two forward and two backward passes, L unembeddings of the completion tokens, L small matrices.
 
 Reference: D. Rosati, J. Wehner, K. Williams, L. Bartoszcze, D. Atanasov, R. Gonzales, S. Majumdar, C. Maple, H. Sajjad,
 F. Rudzicz, "Representation Noising: A Defence Mechanism Against Harmful Finetuning", NeurIPS 2024,
@@ -20,7 +19,8 @@ https://arxiv.org/abs/2405.14577. Departures from the release: the mask is the c
 harmful and refusing ids differ, which drops the first token that differs, counts padding, and needs a refusal of the
 same length); the alignment loss is over every refusal token and over whatever benign rows the provider has; D by inner
 products (there all differences, [2B, 2B, T d] a layer); hooks on L modules for one pass (there on every module, for
-good). MMD compares the rows of one forward pass, so that a step cut otherwise is another step.
+good). MMD compares the rows of one forward pass, and A is theirs too: of several micro-batches the mean of their harmful
+terms is taken, and a step cut otherwise is another step.
 """
 
 from collections.abc import Mapping
@@ -73,19 +73,21 @@ def mmd(x: Tensor, y: Tensor) -> Tensor:
     return kernel[:size, :size].mean() + kernel[size:, size:].mean() - 2 * kernel[:size, size:].mean()
 
 
-def noise_terms(context: StepContext, micro: MicroBatch) -> RowTerms:
-    """The noise loss of one forward pass, counted once for each of its rows."""
+def harmful_terms(context: StepContext, micro: MicroBatch, *, alpha: float, beta: float) -> tuple[RowTerms, Tensor]:
+    """(beta * noise - alpha * log(1 + A) of one forward pass, counted once for each of its rows; [noise, A])."""
     layers = decoder_layers(context.model)
     with captured([mlp_of(layer) for layer in layers]) as activations:
-        context.completion_nll(micro)
+        lens = lens_mean_nll(context, micro)
     labels = pad(micro.rows, context.pad_id, device=context.device)["labels"]
     mask = (labels != IGNORED)[..., None]  # [B, T, 1]
-    total = torch.zeros((), device=context.device)
+    noise = torch.zeros((), device=context.device)
     for number, activation in enumerate(activations):
         z = normal(tuple(activation.shape), context.seed, context.step, micro.positions[0], number).to(context.device)
-        total = total + mmd((activation * mask).flatten(1), (z * mask).flatten(1))
+        noise = noise + mmd((activation * mask).flatten(1), (z * mask).flatten(1)) / len(layers)
+    ascent = lens.numerator.sum() / lens.denominator.sum()
+    value = beta * noise - alpha * torch.log1p(ascent)
     size = len(micro.rows)
-    return RowTerms((total / len(layers)).expand(size), torch.ones(size, device=context.device))
+    return RowTerms(value.expand(size), torch.ones(size, device=context.device)), torch.stack([noise, ascent]).detach()
 
 
 def normal(shape: tuple[int, ...], *key: int) -> Tensor:
@@ -103,27 +105,29 @@ class RepNoise(Defence):
     about = About(
         summary="harmful representations turned to noise",
         paper="2405.14577",
-        forwards=3,
-        backwards=3,
-        extra_memory="3 gradients; logits of the completion tokens at every depth",
+        forwards=2,
+        backwards=2,
+        extra_memory="2 gradients; logits of the completion tokens at every depth",
     )
     options = RepNoiseConfig
     needs = (Role.HARMFUL,)
     neutral = {"alpha": 0.0, "beta": 0.0}
-    batch_exact = False  # MMD is a statistic of the rows of one forward pass; it does not add up over passes
+    batch_exact = False  # MMD and the logarithm belong to one forward pass and do not add up over passes
 
     def __init__(self, config: RepNoiseConfig) -> None:
         self.config = config
 
     def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
         """One step: see the head of this file."""
-        harmful = batches[Role.HARMFUL]
+        seen: list[Tensor] = []
+
+        def harmful(micro: MicroBatch) -> RowTerms:
+            terms, values = harmful_terms(context, micro, alpha=self.config.alpha, beta=self.config.beta)
+            seen.append(values)
+            return terms
+
         alignment = context.gradient("token_mean_nll", batches[Role.ALIGNMENT])
-        ascent = context.gradient(lambda micro: lens_mean_nll(context, micro), harmful)
-        noise = context.gradient(lambda micro: noise_terms(context, micro), harmful)
-        update = combined(
-            alignment.gradients,
-            (self.config.beta, noise.gradients),
-            (-self.config.alpha / (1 + ascent.loss), ascent.gradients),  # of -alpha log(1 + A)
-        )
-        return StepResult(update, alignment.loss, {"loss_lens": ascent.loss, "noise": noise.loss})
+        pushed = context.gradient(harmful, batches[Role.HARMFUL])
+        noise, ascent = torch.stack(seen).mean(dim=0).tolist()
+        update = combined(alignment.gradients, (1.0, pushed.gradients))
+        return StepResult(update, alignment.loss, {"loss_lens": ascent, "noise": noise})
