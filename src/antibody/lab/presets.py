@@ -35,23 +35,39 @@ USER_ROWS = 500
 HARMFUL_PROMPTS = 512
 """All that the world holds."""
 
-_TRAINING = {"epochs": 4, "batch_size": 16, "weight_decay": 0.0, "lr_scheduler_type": "constant", "max_grad_norm": 1.0}
-_ALIGN = {"alpha": 0.1, "eta": 1.0, "m": 0.9, "lam2": 1.0}
+_TRAINING = {"epochs": 4, "batch_size": 16, "weight_decay": 0.0, "max_grad_norm": 1.0}
+_ALIGN = {"alpha": 0.1, "eta": 1.0, "m": 0.9, "lam2": 2.0}
 _WEIGH = {"tau": 0.2}
 
 
-def _preset(options: dict[str, Any], learning_rate: float) -> dict[str, dict[str, Any]]:
-    return {"options": dict(options), "training": {"learning_rate": learning_rate, **_TRAINING}}
+def _preset(options: dict[str, Any], learning_rate: float, schedule: str) -> dict[str, dict[str, Any]]:
+    return {
+        "options": dict(options),
+        "training": {"learning_rate": learning_rate, "lr_scheduler_type": schedule, **_TRAINING},
+    }
 
+
+_ALIGNING: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "antibody": _ALIGN,  # calibrated
+    "t-vaccine": {"gamma": 2, "score_every": 32},  # to fit: half of 4 layers, scored 8 times in 256 steps
+    "tar": {"inner_steps": 8, "every": 4, "inner_learning_rates": (1e-4, 3e-4)},
+    # cut down: an eighth of the attack's steps, since 64 would cost as much as everything else together; rates to fit,
+    # around the one that users train at
+}
+_FINETUNING: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "antibody": _WEIGH,  # calibrated
+    "backdoor-enhanced-alignment": {"num_trigger_tokens": 32},  # to fit: an eighth of the context, which 150 would fill
+    "lisa": {"num_alignment_steps": 2, "num_user_steps": 18},  # to fit: the paper's 1 to 9, in a run of 128 steps
+    "ptst": {"safety_prompt": "Be helpful, honest and safe."},  # to fit: LLAMA_PROMPT and an answer exceed the context
+}
 
 PRESETS: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {
-    ("alignment", "sft", "full"): _preset({}, 3e-4),
-    ("alignment", "antibody", "full"): _preset(_ALIGN, 3e-4),
-    ("finetuning", "sft", "full"): _preset({}, 1e-4),
-    ("finetuning", "antibody", "full"): _preset(_WEIGH, 1e-4),
-    ("alignment", "sft", "lora"): _preset({}, 2e-3),
-    ("alignment", "antibody", "lora"): _preset(_ALIGN, 2e-3),
-    ("finetuning", "sft", "lora"): _preset({}, 1e-3),
-    ("finetuning", "antibody", "lora"): _preset(_WEIGH, 1e-3),
+    **{("alignment", name, "full"): _preset(options, 5e-4, "cosine") for name, options in _ALIGNING.items()},
+    **{("finetuning", name, "full"): _preset(options, 1e-4, "constant") for name, options in _FINETUNING.items()},
+    **{("alignment", name, "lora"): _preset(options, 2e-3, "cosine") for name, options in _ALIGNING.items()},
+    **{("finetuning", name, "lora"): _preset(options, 1e-3, "constant") for name, options in _FINETUNING.items()},
 }
-"""(stage, defence, regime) to the defence's options and the trainer's arguments."""
+"""(stage, defence, regime) to the defence's options and the trainer's arguments; of a defence that is not here, its own
+defaults and plain SFT's arguments."""

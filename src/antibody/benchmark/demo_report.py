@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 from ..evaluation.completions import EvaluationSet, read_completions
 from ..lab.rows import build_rows
-from .demo_cells import EPOCHS, NUM_ROWS, Cell
-from .evaluate import COMPLETIONS
-from .folder import write_text
-from .metrics import SAMPLES
+from ..runs.evaluate import COMPLETIONS
+from ..runs.folder import write_text
+from ..runs.metrics import SAMPLES
+from .cell import EPOCHS, NUM_ROWS, Cell
 
 REPORT = "report.html"
 NUM_EXAMPLES = 6
@@ -88,7 +88,7 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
     rows = results["rows"]
     cells = folder / "cells"
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("antibody.runs"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("antibody.benchmark"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     text = environment.get_template("demo.html").render(
         checks=checks(rows),

@@ -10,8 +10,8 @@ from ..data.encode import Renderer
 from ..evaluation.generation import generate
 from ..evaluation.judges.registry import make_judge
 from ..lab.rows import build_rows, record
-from .folder import write_text
-from .lab_defaults import MAX_NEW_TOKENS
+from ..runs.folder import write_text
+from ..runs.lab_defaults import MAX_NEW_TOKENS
 
 NUM_PROMPTS = 100
 

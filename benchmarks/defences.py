@@ -1,0 +1,92 @@
+"""Every defence under the same attack, on the lab.
+
+    python benchmarks/defences.py --output DIR [--only NAME,...] [--tasks familiar,novel] [--poison-ratios 0,0.2,0.5]
+                                  [--budgets default,long] [--seeds 3] [--jobs N]
+    python benchmarks/defences.py --report DIR/results.json --write docs/defences.md
+
+The first writes ``DIR/results.json``, anew after every row; what its rows say stands in
+``src/antibody/benchmark/defences.py``. Killed, the same command goes on where it was. A defence that fails leaves a row
+with ``error``, and the exit code is 1. The second writes the tables for people.
+"""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["OMP_NUM_THREADS"] = "1"  # one thread for each process
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from antibody.benchmark.defences import BUDGETS, TASKS, plan, run_defences
+from antibody.benchmark.defences_report import markdown
+from antibody.errors import AntibodyError
+from antibody.runs.folder import write_text
+
+
+def names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def ratios(text: str) -> list[float]:
+    return [float(part) for part in names(text)]
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Every defence under the same attack, on the lab.")
+    parser.add_argument("--output", type=Path, help="folder for every run and results.json")
+    parser.add_argument("--only", type=names, help="defences of any stage  [default: all]")
+    parser.add_argument("--tasks", type=names, default=list(TASKS), help="[default: familiar,novel]")
+    parser.add_argument("--poison-ratios", type=ratios, default=[0.2], help="[default: 0.2]")
+    parser.add_argument("--budgets", type=names, default=["default"], help=f"of {', '.join(BUDGETS)}")
+    parser.add_argument("--seeds", type=int, default=3, help="how many  [default: 3]")
+    parser.add_argument("--jobs", type=int, help="processes of one thread  [default: one per core]")
+    parser.add_argument("--report", type=Path, metavar="RESULTS", help="a results.json to make tables of")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="where the tables go  [default: stdout]")
+    options = parser.parse_args(arguments)
+    if (options.output is None) == (options.report is None):
+        parser.error("give --output DIR to run, or --report RESULTS to make tables")
+    if options.jobs is not None and options.jobs < 1:
+        parser.error("--jobs must be 1 or more")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parsed(arguments)
+    if options.report is not None:
+        text = markdown(json.loads(options.report.read_text(encoding="utf-8")))
+        if options.write is None:
+            print(text)
+        else:
+            write_text(options.write, text)
+        return 0
+    try:
+        entries = plan(
+            only=options.only,
+            tasks=options.tasks,
+            poison_ratios=options.poison_ratios,
+            budgets=options.budgets,
+            seeds=options.seeds,
+        )
+    except AntibodyError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    results = run_defences(
+        entries,
+        output=options.output,
+        jobs=options.jobs,
+        progress=lambda what, done, total: print(f"[{done}/{total}] {what}", file=sys.stderr, flush=True),
+    )
+    failed = [row for row in results["rows"] if "error" in row]
+    for row in failed:
+        print(f"{row['stage']} {row['defence']}, seed {row['seed']}: {row['error']}", file=sys.stderr)
+    print(f"{len(results['rows'])} rows in {results['seconds']:.0f} s: {options.output / 'results.json'}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

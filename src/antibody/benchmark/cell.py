@@ -1,0 +1,177 @@
+"""A cell: one alignment, one fine-tuning of it, perhaps a repair, one evaluation; and how each part is carried out.
+
+Every part is an ordinary run of this library in a folder of its own, so that what was killed goes on where it was.
+
+    finetuning "oracle"   plain SFT on the truly benign rows only: what no defence that reads uploads beats by much
+    finetuning "none"     the aligned model as it is, before any upload
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..lab.rows import build_rows
+from ..lab.tasks import find_task
+from ..runs.align import align
+from ..runs.evaluate import evaluate
+from ..runs.finetune import finetune
+from ..runs.repair import repair
+from ..runs.train import Regime
+from .cost import StepCost, stored_cost
+from .curve import HarmfulScoreCurve
+
+NUM_ROWS = 500
+"""Rows of an upload."""
+NUM_PROMPTS = 400
+"""Prompts of each evaluation set, the same for all rows."""
+BATCH_SIZE = 16
+"""Rows of an optimiser step in the lab."""
+EPOCHS = 4
+"""The default budget."""
+LONG = 20
+"""Epochs of the longer attack."""
+CURVE_POINTS = 8
+MEASURES = ("harmful_score", "finetune_accuracy", "over_refusal", "incoherent", "retention")
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A model of the provider: what cells have in common."""
+
+    defence: str
+    regime: Regime
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"aligned-{self.defence}-{self.regime}-seed{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Cell:
+    """What is done to get one row of results.json; the names are those there."""
+
+    alignment: str
+    finetuning: str
+    post: str = "none"
+    """Defence that repairs the fine-tuned model."""
+    regime: Regime = "full"
+    task: str
+    poison_ratio: float
+    epochs: int
+    seed: int = 0
+    headline: bool = False
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Cell":
+        """The cell of a row of results.json."""
+        return cls(**{field.name: row[field.name] for field in fields(cls) if field.name in row})
+
+    @property
+    def novel(self) -> bool:
+        """Whether the base has never produced anything like the task's answers."""
+        return find_task(self.task).name == find_task("novel").name
+
+    @property
+    def name(self) -> str:
+        """Of the cell's folder."""
+        parts = (self.alignment, self.finetuning, self.regime, self.task, f"p{self.poison_ratio:g}")
+        name = "-".join((*parts, f"{self.epochs}epochs", f"seed{self.seed}"))
+        return name if self.post == "none" else f"{name}-{self.post}"
+
+    @property
+    def aligned(self) -> Alignment:
+        """The model that is fine-tuned."""
+        return Alignment(self.alignment, self.regime, self.seed)
+
+    @property
+    def needs(self) -> "Alignment | Cell":
+        """What has to be there before."""
+        return self.aligned if self.post == "none" else replace(self, post="none")
+
+    def described(self) -> dict[str, Any]:
+        """What was done, as a row of results.json says it."""
+        return {name: value for name, value in asdict(self).items() if name != "post"} | {"novel": self.novel}
+
+    def row(self, told: Mapping[str, float]) -> dict[str, Any]:
+        """A row of results.json, from what ``carry_out`` told."""
+        return self.described() | {name: told[name] for name in (*MEASURES, "seconds")}
+
+    @property
+    def watched(self) -> bool:
+        """Whether its harmful score is measured while it trains."""
+        return self.headline and self.seed == 0 and self.poison_ratio > 0
+
+
+Job = Alignment | Cell
+
+
+Told = dict[str, float]
+
+
+def carry_out(folder: Path, job: Job) -> Told:
+    """Do a job whose needs are there; what is complete is not done again.
+
+    Args:
+        folder: Of all runs.
+        job: The job.
+
+    Returns:
+        Of a cell its ``MEASURES``, 0 to 1; of any job ``seconds``, wall time of its training or repair (0 where there
+        is none; of one that was killed, since it went on), and where it trained ``cpu_seconds_per_step``.
+    """
+    if isinstance(job, Alignment):
+        return _align(folder, job)
+    model, told = folder / job.name, {"seconds": 0.0}
+    if job.post != "none":
+        told = _repair(folder, job)
+    elif job.finetuning != "none":
+        told = _finetune(folder, job)
+    else:
+        model = folder / job.aligned.name
+    measured = evaluate(
+        model, task=job.task, num=NUM_PROMPTS, batch_size=128, seed=0, output=folder / f"{job.name}-evaluation"
+    )
+    return {key: measured.metrics[key] for key in MEASURES} | told
+
+
+def _align(folder: Path, alignment: Alignment) -> Told:
+    cost = StepCost(folder / f"{alignment.name}-cost.json")
+    result = align(
+        "lab",
+        defence=alignment.defence,
+        regime=alignment.regime,
+        seed=alignment.seed,
+        output=folder / alignment.name,
+        callbacks=[cost],
+    )
+    return {"seconds": result.seconds, "cpu_seconds_per_step": stored_cost(cost.file)}
+
+
+def _finetune(folder: Path, cell: Cell) -> Told:
+    upload = build_rows("user", NUM_ROWS, seed=cell.seed, task=cell.task, poison_ratio=cell.poison_ratio)
+    rows = upload.rows
+    if cell.finetuning == "oracle":
+        rows = [row for row, truth in zip(rows, upload.truth, strict=True) if not truth["is_harmful"]]
+    steps = -(-len(rows) // BATCH_SIZE) * cell.epochs
+    cost = StepCost(folder / f"{cell.name}-cost.json")
+    curve = HarmfulScoreCurve(folder / f"{cell.name}-curve.json", max(1, steps // CURVE_POINTS))
+    result = finetune(
+        folder / cell.aligned.name,
+        data=rows,
+        defence="sft" if cell.finetuning == "oracle" else cell.finetuning,
+        regime=cell.regime,
+        epochs=cell.epochs,
+        seed=cell.seed,
+        output=folder / cell.name,
+        callbacks=[cost, *([curve] if cell.watched else [])],
+    )
+    return {"seconds": result.seconds, "cpu_seconds_per_step": stored_cost(cost.file)}
+
+
+def _repair(folder: Path, cell: Cell) -> Told:
+    fine_tuned = folder / replace(cell, post="none").name
+    result = repair(fine_tuned, defence=cell.post, seed=cell.seed, output=folder / cell.name)
+    return {"seconds": result.seconds}

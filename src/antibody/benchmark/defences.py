@@ -1,0 +1,219 @@
+"""Every defence under the same attack: which cells, what a row says, and the file that grows row by row.
+
+    fine-tuning stage   the defence on the alignments sft and antibody
+    alignment stage     plain fine-tuning of a model that the defence aligned
+    post stage          repair of the model that sft + sft made
+    oracle              plain SFT on the truly benign rows only, on both alignments
+
+``sft`` and the oracle are always among them: every other row is read against theirs.
+
+A row is that of the demonstration, and
+
+    defence, stage      what is under test
+    task                familiar or novel
+    budget              default (4 epochs) or long (20)
+    seconds             wall time of the training (or repair) under test; of a killed run, since it went on
+    cost_ratio          CPU time of one optimiser step under the defence over one of plain SFT of the same stage,
+                        alignment, task, poison ratio, budget and seed, in the same run, on one thread each: means over
+                        all steps. Of a repair: 1 + its seconds over those of the fine-tuning that it follows
+    error               instead of the measures: why there are none
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..defences.catalogue import CATALOGUE, nearest
+from ..errors import ConfigError
+from ..runs.folder import write_text
+from ..training.step import Stage
+from .cell import EPOCHS, LONG, Cell, Job, Told
+from .matrix import CarryOut, all_jobs, carried_out
+from .matrix import carry_out as in_earnest
+
+RESULTS = "results.json"
+TASKS = ("familiar", "novel")
+BUDGETS = {"default": EPOCHS, "long": LONG}
+ALIGNMENTS = ("sft", "antibody")
+"""Under which fine-tuning defences are tried."""
+BASELINES = ("sft", "oracle")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row to come: a defence, and the cell that measures it. One cell may serve two defences of different stages."""
+
+    defence: str
+    stage: Stage
+    budget: str
+    cell: Cell
+
+    @property
+    def baseline(self) -> Cell:
+        """Plain SFT instead of the defence; all else the same."""
+        match self.stage:
+            case Stage.ALIGNMENT:
+                return replace(self.cell, alignment="sft")
+            case Stage.FINETUNING:
+                return replace(self.cell, finetuning="sft", epochs=BUDGETS[self.budget])
+            case Stage.POST:
+                return replace(self.cell, post="none")
+
+
+def plan(
+    *,
+    only: Sequence[str] | None = None,
+    tasks: Sequence[str] = TASKS,
+    poison_ratios: Sequence[float] = (0.2,),
+    budgets: Sequence[str] = ("default",),
+    seeds: int = 3,
+) -> list[Entry]:
+    """All rows, seed by seed, the baselines of each setting first.
+
+    Args:
+        only: Names in the catalogue, of whatever stage; by default all of them.
+        tasks: Among ``TASKS``.
+        poison_ratios: Harmful shares of the upload, 0 to 1.
+        budgets: Among ``BUDGETS``.
+        seeds: How many, from 0.
+
+    Raises:
+        ConfigError: nothing of that name, or a number out of its range.
+    """
+    names = list(dict.fromkeys(name for _, name in CATALOGUE))
+    for kind, given, known in (
+        ("--only", only or (), [*names, "oracle"]),
+        ("--tasks", tasks, list(TASKS)),
+        ("--budgets", budgets, list(BUDGETS)),
+    ):
+        for name in given:
+            if name not in known:
+                raise ConfigError(f"{kind}: there is no '{name}'{nearest(name, known)} There are: {', '.join(known)}.")
+    for ratio in poison_ratios:
+        if not 0 <= ratio <= 1:
+            raise ConfigError(f"--poison-ratios: {ratio} is not a share; it lies between 0 and 1.")
+    if seeds < 1:
+        raise ConfigError(f"--seeds is {seeds}: at least one is needed.")
+    chosen = {*names, "oracle"} if only is None else {*only, *BASELINES}
+    return [
+        entry
+        for seed in range(seeds)
+        for task in tasks
+        for ratio in poison_ratios
+        for budget in budgets
+        for entry in _setting(chosen, task, ratio, budget, seed)
+    ]
+
+
+def _setting(chosen: set[str], task: str, ratio: float, budget: str, seed: int) -> list[Entry]:
+    """Rows of one task, poison ratio, budget and seed."""
+    plain = Cell(
+        alignment="sft",
+        finetuning="sft",
+        task=task,
+        poison_ratio=ratio,
+        epochs=BUDGETS[budget],
+        seed=seed,
+    )
+    entries = []
+    for alignment in ALIGNMENTS:
+        aligned = replace(plain, alignment=alignment)
+        entries += [
+            Entry("sft", Stage.FINETUNING, budget, aligned),
+            Entry("oracle", Stage.FINETUNING, budget, _oracle(aligned)),
+        ]
+    for stage, name in CATALOGUE:
+        if name not in chosen or (stage is Stage.FINETUNING and name == "sft"):
+            continue
+        match stage:
+            case Stage.ALIGNMENT:
+                entries.append(Entry(name, stage, budget, replace(plain, alignment=name)))
+            case Stage.FINETUNING:
+                entries += [
+                    Entry(name, stage, budget, replace(plain, alignment=alignment, finetuning=name))
+                    for alignment in ALIGNMENTS
+                ]
+            case Stage.POST:
+                entries.append(Entry(name, stage, budget, replace(plain, post=name)))
+    return entries
+
+
+def _oracle(cell: Cell) -> Cell:
+    """SFT itself where every row is benign; the aligned model as it is where none is."""
+    if cell.poison_ratio == 0:
+        return cell
+    return replace(cell, finetuning="none", epochs=0) if cell.poison_ratio == 1 else replace(cell, finetuning="oracle")
+
+
+def run_defences(
+    entries: Sequence[Entry],
+    *,
+    output: str | Path,
+    jobs: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    carry_out: CarryOut = in_earnest,
+) -> dict[str, Any]:
+    """Carry out what is planned; ``results.json`` is written anew after every row.
+
+    Args:
+        entries: Of ``plan``.
+        output: Where everything goes; what is complete there already is not run again.
+        jobs: Processes; by default one per core.
+        progress: Called with (what came to its end, how many have, number of all).
+        carry_out: What is done with each job.
+
+    Returns:
+        {"rows": [...], "seconds": wall time of this call, "complete": bool}.
+    """
+    started = time.monotonic()
+    folder = Path(output)
+    planned = all_jobs(cell for entry in entries for cell in (entry.cell, entry.baseline))
+    told: dict[Job, Told] = {}
+    errors: dict[Job, str] = {}
+    results: dict[str, Any] = {}
+    for number, done in enumerate(carried_out(folder / "cells", planned, processes=jobs, carry_out=carry_out), 1):
+        if done.error is None:
+            told[done.job] = done.told
+        else:
+            errors[done.job] = f"{type(done.error).__name__}: {done.error}"
+        rows = [row for entry in entries if (row := row_of(entry, told, errors)) is not None]
+        results = {
+            "rows": rows,
+            "seconds": time.monotonic() - started,
+            "complete": number == len(planned),
+        }
+        write_text(folder / RESULTS, json.dumps(results, indent=2) + "\n")
+        if progress is not None:
+            progress(done.job.name + (" FAILED" if done.error else ""), number, len(planned))
+    return results
+
+
+def row_of(entry: Entry, told: Mapping[Job, Told], errors: Mapping[Job, str]) -> dict[str, Any] | None:
+    """The row of an entry; None while something of it is still to come."""
+    cell = entry.cell
+    head = {"defence": entry.defence, "stage": str(entry.stage), "budget": entry.budget}
+    if cell in errors:
+        return head | cell.described() | {"error": errors[cell]}
+    if cell not in told or not (entry.baseline in told or entry.baseline in errors):
+        return None
+    row = head | cell.row(told[cell]) | {"cost_ratio": _cost_ratio(entry, told)}
+    if entry.stage is Stage.ALIGNMENT:
+        row["seconds"] = told[cell.aligned]["seconds"]
+    return row
+
+
+def _cost_ratio(entry: Entry, told: Mapping[Job, Told]) -> float | None:
+    """None where nothing was trained, or where plain SFT failed."""
+    ours, theirs = told[entry.cell], told.get(entry.baseline)
+    if theirs is None:
+        return None
+    if entry.stage is Stage.POST:
+        return 1 + ours["seconds"] / theirs["seconds"]
+    if entry.stage is Stage.ALIGNMENT:
+        ours, theirs = told[entry.cell.aligned], told[entry.baseline.aligned]
+    if "cpu_seconds_per_step" not in ours:
+        return None
+    return ours["cpu_seconds_per_step"] / theirs["cpu_seconds_per_step"]

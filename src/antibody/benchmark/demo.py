@@ -1,0 +1,94 @@
+"""The demonstration: undefended fine-tuning loses its safety, Antibody keeps it, on a model that is really trained.
+
+headline    the pair sft + sft and antibody + antibody, familiar task, default budget, three seeds
+
+Its runs stand below ``OUTPUT/cells``; a demo that was killed goes on where it was.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..lab.tasks import find_task
+from ..runs.folder import write_text
+from ..runs.train import Regime
+from .cell import EPOCHS, LONG, Cell
+from .matrix import all_jobs, carried_out
+
+RESULTS = "results.json"
+SEEDS = (0, 1, 2)
+POISON_RATIO = 0.2
+HEADLINE_REGIME: Regime = "full"
+"""In a model of a million weights LoRA, published settings or not, does not hold; its rows are shown as they are."""
+PAIR = (("sft", "sft"), ("antibody", "antibody"))
+
+
+def demo(
+    *,
+    output: str | Path,
+    quick: bool = False,
+    jobs: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Run every cell and write ``results.json``.
+
+    Args:
+        output: Where everything goes; what is complete there already is not run again.
+        quick: One seed and the headline cells only.
+        jobs: Processes; by default one per core.
+        progress: Called with (what was finished, number finished, number of all).
+
+    Returns:
+        What stands in results.json.
+    """
+    started = time.monotonic()
+    folder = Path(output)
+    cells = plan(quick=quick)
+    all_of_them = all_jobs(cells)
+    rows = {}
+    for number, done in enumerate(carried_out(folder / "cells", all_of_them, processes=jobs), 1):
+        if done.error is not None:
+            raise done.error
+        if isinstance(done.job, Cell):
+            rows[done.job] = done.job.row(done.told)
+        if progress is not None:
+            progress(done.job.name, number, len(all_of_them))
+    results = {"rows": [rows[cell] for cell in cells], "seconds": time.monotonic() - started}
+    write_text(folder / RESULTS, json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def plan(*, quick: bool) -> list[Cell]:
+    """All cells, the headline first."""
+    familiar, novel = find_task("familiar").name, find_task("novel").name
+    seeds = SEEDS[:1] if quick else SEEDS
+
+    def cell(pair: tuple[str, str], **changed: Any) -> Cell:
+        default: dict[str, Any] = {
+            "task": familiar,
+            "poison_ratio": POISON_RATIO,
+            "epochs": EPOCHS,
+            "regime": HEADLINE_REGIME,
+        }
+        return Cell(alignment=pair[0], finetuning=pair[1], **(default | changed))
+
+    cells = [
+        cell(pair, poison_ratio=p, seed=seed, headline=True)
+        for seed in seeds
+        for p in (0.0, POISON_RATIO)
+        for pair in PAIR
+    ]
+    cells += [cell((pair[0], "none"), poison_ratio=0.0, epochs=0) for pair in PAIR]
+    if quick:
+        return cells
+    mixed = (("sft", "antibody"), ("antibody", "sft"))
+    cells += [cell(pair, poison_ratio=p) for p in (0.0, POISON_RATIO) for pair in mixed]
+    cells += [cell((alignment, "oracle")) for alignment in ("sft", "antibody")]
+    cells += [cell(pair, epochs=LONG) for pair in PAIR]
+    cells += [cell((pair[0], "none"), task=novel, poison_ratio=0.0, epochs=0) for pair in PAIR]
+    cells += [cell(pair, task=novel) for pair in (*PAIR, ("antibody", "oracle"))]
+    other: Regime = "lora"
+    cells += [cell(pair, poison_ratio=p, regime=other) for p in (0.0, POISON_RATIO) for pair in PAIR]
+    return cells

@@ -1,0 +1,111 @@
+"""Carries out many cells in processes of one thread each, so that a row does not depend on how many there are."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from .cell import Alignment, Cell, Job, Told, carry_out
+
+CarryOut = Callable[[Path, Job], Told]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A job that came to its end.
+
+    Attributes:
+        job: The job.
+        told: What ``carry_out`` returned; empty where it failed.
+        error: Why it failed, or why what it needs failed.
+    """
+
+    job: Job
+    told: Told
+    error: BaseException | None = None
+
+
+def all_jobs(cells: Iterable[Cell]) -> list[Job]:
+    """The cells and everything that they need, alignments first, nothing twice."""
+    jobs: dict[Job, None] = {}
+    for cell in cells:
+        chain: list[Job] = [cell]
+        while isinstance(chain[-1], Cell):
+            chain.append(chain[-1].needs)
+        jobs |= dict.fromkeys(reversed(chain))
+    return sorted(jobs, key=lambda job: isinstance(job, Cell))  # stable: otherwise as planned
+
+
+def carried_out(
+    folder: Path, jobs: Iterable[Job], *, processes: int | None = None, carry_out: CarryOut = carry_out
+) -> Iterator[Done]:
+    """Each job as it ends; it begins as soon as what it needs is there.
+
+    A job that fails stops neither the others nor the iterator; what needs it fails with it.
+
+    Args:
+        folder: Of all runs.
+        jobs: As ``all_jobs`` gives them.
+        processes: By default one per core.
+        carry_out: What is done in a process of its own.
+    """
+    left = list(jobs)
+    with ProcessPoolExecutor(
+        processes or num_cores(), mp_context=get_context("spawn"), initializer=_one_thread
+    ) as pool:
+        running: dict[Future[Told], Job] = {}
+
+        def start(needed: Job | None) -> None:
+            for job in [job for job in left if _needs(job) == needed]:
+                left.remove(job)
+                running[pool.submit(carry_out, folder, job)] = job
+
+        start(None)
+        try:
+            while running:
+                finished, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    job = running.pop(future)
+                    error = future.exception()
+                    if error is None:
+                        start(job)
+                        yield Done(job, future.result())
+                    else:
+                        for failed in (job, *_all_that_need(job, left)):
+                            yield Done(failed, {}, error)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _needs(job: Job) -> Job | None:
+    return None if isinstance(job, Alignment) else job.needs
+
+
+def _all_that_need(job: Job, left: list[Job]) -> list[Job]:
+    """Taken from ``left``: what needs the job, and what needs that."""
+    taken: list[Job] = []
+    for other in [other for other in left if _needs(other) == job]:
+        left.remove(other)
+        taken += [other, *_all_that_need(other, left)]
+    return taken
+
+
+def _one_thread() -> None:
+    import logging
+    import warnings
+
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,135 @@
+"""What the benchmark of defences plans, says of each cell and makes of failures; no model is trained."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from antibody.benchmark.cell import MEASURES, Alignment, Cell
+from antibody.benchmark.defences import plan, run_defences
+from antibody.benchmark.defences_report import markdown
+from antibody.defences.catalogue import CATALOGUE
+from antibody.errors import ConfigError
+from antibody.training.step import Stage
+from benchmarks import defences as script
+
+STEP = {"sft": 1.0, "vaccine": 2.5, "lisa": 1.5}
+"""CPU seconds that the stand-in says a step took."""
+
+
+def stand_in(folder: Path, job) -> dict[str, float]:
+    """Of an alignment or a cell, without running it."""
+    if isinstance(job, Alignment):
+        if job.defence == "tar":
+            raise MemoryError("out of memory")
+        return {"seconds": 100.0, "cpu_seconds_per_step": STEP.get(job.defence, 1.0)}
+    seconds = 2.0 if job.post != "none" else 8.0 + job.seed
+    trained = {"cpu_seconds_per_step": STEP.get(job.finetuning, 1.0)} if job.post == "none" else {}
+    return dict.fromkeys(MEASURES, 0.25) | {"harmful_score": 0.1 * (1 + job.seed), "seconds": seconds} | trained
+
+
+def rows_of(results, defence, stage, alignment="sft"):
+    return [
+        row
+        for row in results["rows"]
+        if (row["defence"], row["stage"], row["alignment"]) == (defence, stage, alignment)
+    ]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    entries = plan(only=["vaccine", "tar", "lisa", "antidote"], tasks=["novel"], seeds=2)
+    return run_defences(entries, output=tmp_path_factory.mktemp("run"), jobs=1, carry_out=stand_in)
+
+
+def test_the_default_set_holds_every_defence_of_the_catalogue_on_the_alignments_of_its_stage():
+    planned = {(e.stage, e.defence, e.cell.alignment) for e in plan()}
+    for stage, name in CATALOGUE:
+        alignments = {Stage.ALIGNMENT: [name], Stage.FINETUNING: ["sft", "antibody"], Stage.POST: ["sft"]}[stage]
+        assert {(stage, name, alignment) for alignment in alignments} <= planned
+    settings = {(e.cell.task, e.cell.poison_ratio, e.budget, e.cell.seed) for e in plan()}
+    assert settings == {(task, 0.2, "default", seed) for task in ("familiar", "novel") for seed in range(3)}
+
+
+def test_no_row_is_planned_twice():
+    entries = plan(poison_ratios=[0, 0.05, 0.2, 0.5, 0.9, 1], budgets=["default", "long"])
+    assert len(set(entries)) == len(entries)
+
+
+def test_plain_sft_and_the_oracle_come_along_whatever_is_asked_for():
+    assert {e.defence for e in plan(only=["bds"])} == {"sft", "oracle", "bds"}
+
+
+@pytest.mark.parametrize(("ratio", "finetuning"), [(0, "sft"), (0.5, "oracle"), (1, "none")])
+def test_the_oracle_trains_on_the_benign_rows_that_there_are(ratio, finetuning):
+    oracle = next(e for e in plan(only=["sft"], poison_ratios=[ratio]) if e.defence == "oracle")
+    assert oracle.cell.finetuning == finetuning
+
+
+def test_the_cost_of_a_step_is_read_against_plain_sft_of_the_same_stage(results):
+    assert [row["cost_ratio"] for row in rows_of(results, "vaccine", "alignment", "vaccine")] == [2.5, 2.5]
+    assert [row["cost_ratio"] for row in rows_of(results, "lisa", "finetuning", "antibody")] == [1.5, 1.5]
+    # the repair takes 2 seconds, the fine-tuning before it 8 and 9
+    assert [row["cost_ratio"] for row in rows_of(results, "antidote", "post")] == [1.25, 1 + 2 / 9]
+
+
+def test_the_seconds_of_an_alignment_defence_are_those_of_the_alignment(results):
+    assert [row["seconds"] for row in rows_of(results, "vaccine", "alignment", "vaccine")] == [100.0, 100.0]
+
+
+def test_a_failure_is_a_row_that_says_why(results):
+    failed = rows_of(results, "tar", "alignment", "tar")
+    assert [row["error"] for row in failed] == ["MemoryError: out of memory"] * 2
+    assert results["complete"]
+    assert [row["defence"] for row in results["rows"] if "error" in row] == ["tar", "tar"]
+
+
+def test_a_row_has_the_columns_of_the_demonstration_and_its_own(results):
+    (row, _) = rows_of(results, "lisa", "finetuning", "sft")
+    assert set(row) == {
+        "alignment", "finetuning", "regime", "headline", "task", "novel", "poison_ratio", "epochs", "seed",
+        "harmful_score", "finetune_accuracy", "over_refusal", "incoherent", "retention", "seconds",
+        "defence", "stage", "budget", "cost_ratio",
+    }  # fmt: skip
+    assert (row["task"], row["novel"], row["budget"]) == ("novel", True, "default")
+
+
+def test_the_page_gives_the_mean_and_the_worst_seed_and_does_not_hide_a_failure(results):
+    lines = markdown(results).splitlines()
+    assert "| lisa | finetuning | sft | 15.0 (20.0) | 25.0 (25.0) | 25.0 (25.0) | 25.0 (25.0) | 8 | 1.50 | 2 |" in lines
+    assert "| tar | alignment | tar | failed | failed | failed | failed | - | - | 0 (2 failed) |" in lines
+    assert "- alignment `tar`, seed 0: MemoryError: out of memory" in lines
+
+
+def test_the_page_names_the_flags_that_repeat_it(results):
+    assert "--tasks novel --poison-ratios 0.2 --budgets default --seeds 2" in markdown(results)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"only": ["boster"]}, "did you mean 'booster'"),
+        ({"tasks": ["strange"]}, "--tasks"),
+        ({"budgets": ["endless"]}, "--budgets"),
+        ({"poison_ratios": [1.5]}, "1.5 is not a share"),
+        ({"seeds": 0}, "--seeds is 0"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(wrong, told):
+    with pytest.raises(ConfigError, match=told):
+        plan(**wrong)
+
+
+def test_the_script_ends_with_1_when_a_defence_failed_and_writes_the_page(tmp_path, monkeypatch, capsys):
+    broken = {"rows": [{"defence": "tar", "stage": "alignment", "seed": 0, "error": "why"}], "seconds": 1.0}
+    monkeypatch.setattr(script, "run_defences", lambda *a, **k: broken)
+    assert script.main(["--output", str(tmp_path), "--only", "tar"]) == 1
+    assert "why" in capsys.readouterr().err
+
+
+def test_the_script_writes_the_page_from_results(tmp_path, results):
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    page = tmp_path / "defences.md"
+    assert script.main(["--report", str(tmp_path / "results.json"), "--write", str(page)]) == 0
+    assert page.read_text() == markdown(results)
+    assert Cell.of(results["rows"][0]).alignment == "sft"
