@@ -19,8 +19,8 @@ https://arxiv.org/abs/2405.14577. Departures from the release: the mask is the c
 harmful and refusing ids differ, which drops the first token that differs, counts padding, and needs a refusal of the
 same length); the alignment loss is over every refusal token and over whatever benign rows the provider has; D by inner
 products (there all differences, [2B, 2B, T d] a layer); hooks on L modules for one pass (there on every module, for
-good). MMD compares the rows of one forward pass, and A is theirs too: of several micro-batches the mean of their harmful
-terms is taken, and a step cut otherwise is another step.
+good). MMD compares the rows of one forward pass, and A is theirs too: of several micro-batches the harmful terms are
+averaged, and a step cut otherwise is another step.
 """
 
 from collections.abc import Mapping
