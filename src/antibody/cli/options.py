@@ -27,6 +27,7 @@ HarmfulData = Annotated[str | None, typer.Option(help="Prompts with harmful comp
 BenignData = Annotated[str | None, typer.Option(help="Prompts with harmless completions.")]
 Refusals = Annotated[str | None, typer.Option(help="One-line refusals: .txt or JSON Lines.")]
 Defence = Annotated[str | None, typer.Option(help="A name from `antibody defences`.  [default: antibody]")]
+PostDefence = Annotated[str | None, typer.Option("--defence", help="A post-stage name.  [default: antidote]")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Option of the defence; repeatable.")]
 Train = Annotated[list[str] | None, typer.Option("--train", metavar="K=V", help="Field of TRL's SFTConfig.")]
 Lora = Annotated[list[str] | None, typer.Option("--lora", metavar="K=V", help="r, alpha, targets, dropout.")]
@@ -51,8 +52,9 @@ def run_verb(name: str, flags: dict[str, Any]) -> None:
         flags: The command's own arguments, by name.
     """
     config, as_json = flags.pop("config"), flags.pop("as_json")
-    if "train" in flags:
-        flags |= {"options": flags.pop("set_"), "training": flags.pop("train")}
+    for name_of_flag, name_of_argument in (("set_", "options"), ("train", "training")):
+        if name_of_flag in flags:
+            flags[name_of_argument] = flags.pop(name_of_flag)
     from .. import runs  # here: it brings torch, which --help need not wait for
 
     result = call(getattr(runs, name), flags, config)
@@ -76,7 +78,9 @@ def call(verb: Callable[..., Any], flags: Mapping[str, Any], config: Path | None
     for name in ("options", "training", "lora"):
         if name in stored and name in given:
             given[name] = stored[name] | given[name]
-    values = {"progress": True} | stored | given
+    values = stored | given
+    if "progress" in parameters:
+        values.setdefault("progress", True)
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in values:
             raise ConfigError(f"--{name.replace('_', '-')} is missing. Give it, or `{name}:` in a --config file.")

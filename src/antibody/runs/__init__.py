@@ -10,6 +10,7 @@ print(measured.metrics["harmful_score"])
 from .align import align
 from .evaluate import evaluate
 from .finetune import finetune
+from .repair import repair
 from .result import RunResult
 
-__all__ = ["RunResult", "align", "evaluate", "finetune"]
+__all__ = ["RunResult", "align", "evaluate", "finetune", "repair"]

@@ -73,5 +73,5 @@ def calibration(stage: str, defence: str, regime: str) -> tuple[dict[str, Any], 
     preset = PRESETS.get((stage, defence, regime))
     options = {} if preset is None else dict(preset["options"])
     names = {"epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
-    training = (preset or PRESETS[(stage, "sft", regime)])["training"]
+    training = (preset or PRESETS.get((stage, "sft", regime), {"training": {}}))["training"]
     return options, {names.get(name, name): value for name, value in training.items()}

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast, get_args
 
 from peft import PeftModel
 from rich.console import Console
+from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.encode import Renderer, encode_rows
@@ -104,9 +105,9 @@ def train(run: TrainingRun) -> RunResult:
         "adapter": None if adapter is None else described_model(adapter),
         "base": run.base,
         "defence": run.defence if isinstance(run.defence, str) else type(defence).__name__,
-        "options": _plain(getattr(defence, "config", None)),
+        "options": plain(getattr(defence, "config", None)),
         "regime": run.regime,
-        "lora": _plain(lora) if run.regime == "lora" else None,
+        "lora": plain(lora) if run.regime == "lora" else None,
         "seed": run.seed,
         "data": {str(role): source.described() for role, source in sources.items()},
         "skip_too_long": run.skip_too_long,
@@ -124,7 +125,7 @@ def train(run: TrainingRun) -> RunResult:
     prepared = defence.prepare(given).records
     records = {str(role): prepared[role] for role in dict.fromkeys((MAIN_ROLE[run.stage], *defence.needs))}
     renderer = _renderer(loaded, args)
-    rows, skipped = _encode(records, renderer, args, skip=run.skip_too_long)
+    rows, skipped = encode(records, renderer, args, skip=run.skip_too_long)
     _require_one_step(main.name, len(rows[MAIN_ROLE[run.stage]]), args)
     refusals = None if texts is None else _rendered_refusals(texts, renderer, records)
     args.output_dir = str(folder.path / CHECKPOINTS)
@@ -230,14 +231,14 @@ def _require_one_step(source: str, num_rows: int, args: SFTConfig) -> None:
         )
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A dataclass as YAML can hold it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value if isinstance(value, str | int | float | bool | dict | None) else str(value)
 
 
@@ -257,8 +258,8 @@ def _renderer(loaded: LoadedModel, args: SFTConfig) -> Renderer:
     return Renderer(loaded.tokenizer, max_length=min(limits) if limits else 2**31)
 
 
-def _encode(
-    records: Mapping[str, Sequence[Record]], renderer: Renderer, args: SFTConfig, *, skip: bool
+def encode(
+    records: Mapping[str, Sequence[Record]], renderer: Renderer, args: SFTConfig | None = None, *, skip: bool
 ) -> tuple[dict[str, list[TokenizedRow]], list[Skipped]]:
     """Rows of each role as tokens, file by file, so that an error names the right one."""
     rows: dict[str, list[TokenizedRow]] = {}
@@ -270,7 +271,7 @@ def _encode(
             try:
                 encoded = encode_rows(some, renderer, skip_too_long=skip)
             except DataError as error:
-                if args.max_length == renderer.max_length and "longer than" in str(error):
+                if args is not None and args.max_length == renderer.max_length and "longer than" in str(error):
                     raise DataError(f"{error} The limit is max_length; --train max_length=N moves it.") from error
                 raise
             rows[role] += encoded.rows
@@ -333,22 +334,26 @@ def _trained(
 def _save(
     folder: RunFolder, trainer: DefendedTrainer, loaded: LoadedModel, defence: Defence, records: Sequence[Record]
 ) -> None:
-    model, tokenizer = trainer.context.model, loaded.tokenizer
+    save_weights(folder, trainer.context.model, loaded, defence)
+    write_metrics(folder.path / METRICS, trainer.state.log_history)
+    if len(trainer.row_log):
+        write_samples(folder.path / SAMPLES, trainer.row_log, records)
+
+
+def save_weights(folder: RunFolder, model: nn.Module, loaded: LoadedModel, defence: Defence) -> str:
+    """Write the adapter, or the whole model, with what a reader must know of it; returns the folder's name."""
     provenance = {
         "verb": folder.config["verb"],
         "defence": folder.config["defence"],
         "deployment": dataclasses.asdict(defence.deployment),
     }
     if isinstance(model, PeftModel):
-        save_adapter(model, folder.path / "adapter", base=loaded.name, tokenizer=tokenizer, provenance=provenance)
+        name = "adapter"
+        save_adapter(model, folder.path / name, base=loaded.name, tokenizer=loaded.tokenizer, provenance=provenance)
     else:
-        base = loaded.base or loaded.name
-        save_model(
-            cast(PreTrainedModel, model), folder.path / "model", tokenizer=tokenizer, base=base, provenance=provenance
-        )
-    write_metrics(folder.path / METRICS, trainer.state.log_history)
-    if len(trainer.row_log):
-        write_samples(folder.path / SAMPLES, trainer.row_log, records)
+        name, base, whole = "model", loaded.base or loaded.name, cast(PreTrainedModel, model)
+        save_model(whole, folder.path / name, tokenizer=loaded.tokenizer, base=base, provenance=provenance)
+    return name
 
 
 def _is_main_process() -> bool:
