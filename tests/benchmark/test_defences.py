@@ -102,7 +102,13 @@ def test_the_page_gives_the_mean_and_the_worst_seed_and_does_not_hide_a_failure(
 
 
 def test_the_page_names_the_flags_that_repeat_it(results):
-    assert "--tasks novel --poison-ratios 0.2 --budgets default --seeds 2" in markdown(results)
+    flags = "--tasks novel --poison-ratios 0.2 --budgets default --seeds 2 --only sft,tar,vaccine,lisa,antidote"
+    assert flags in markdown(results)
+
+
+def test_the_page_says_which_options_were_cut_down(results):
+    assert "- alignment `tar`: `inner_steps = 8`" in markdown(results)
+    assert "cut down" in markdown(results)
 
 
 @pytest.mark.parametrize(

@@ -49,18 +49,19 @@ def _preset(options: dict[str, Any], learning_rate: float, schedule: str) -> dic
 
 _ALIGNING: dict[str, dict[str, Any]] = {
     "sft": {},
-    "antibody": _ALIGN,  # calibrated
-    "t-vaccine": {"gamma": 2, "score_every": 32},  # to fit: half of 4 layers, scored 8 times in 256 steps
+    "antibody": _ALIGN,
+    "adversarial-loss": {"lam": 0.1},
+    "booster": {"lam": 1.0},
+    "repnoise": {"alpha": 0.1},
+    "t-vaccine": {"gamma": 2, "score_every": 32},
     "tar": {"inner_steps": 8, "every": 4, "inner_learning_rates": (1e-4, 3e-4)},
-    # cut down: an eighth of the attack's steps, since 64 would cost as much as everything else together; rates to fit,
-    # around the one that users train at
 }
 _FINETUNING: dict[str, dict[str, Any]] = {
     "sft": {},
-    "antibody": _WEIGH,  # calibrated
-    "backdoor-enhanced-alignment": {"num_trigger_tokens": 32},  # to fit: an eighth of the context, which 150 would fill
-    "lisa": {"num_alignment_steps": 2, "num_user_steps": 18},  # to fit: the paper's 1 to 9, in a run of 128 steps
-    "ptst": {"safety_prompt": "Be helpful, honest and safe."},  # to fit: LLAMA_PROMPT and an answer exceed the context
+    "antibody": _WEIGH,
+    "backdoor-enhanced-alignment": {"num_trigger_tokens": 32},
+    "lisa": {"num_alignment_steps": 2, "num_user_steps": 18},
+    "ptst": {"safety_prompt": "Be helpful, honest and safe."},
 }
 
 PRESETS: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {
@@ -71,3 +72,24 @@ PRESETS: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {
 }
 """(stage, defence, regime) to the defence's options and the trainer's arguments; of a defence that is not here, its own
 defaults and plain SFT's arguments."""
+
+WHY: dict[tuple[str, str], str] = {
+    ("alignment", "antibody"): "calibrated, see the head of src/antibody/lab/presets.py",
+    ("alignment", "adversarial-loss"): "one try: at 1 the aligned model refuses 15 % of harmless look-alike questions; "
+    "0.1 is that of Booster's comparison",
+    ("alignment", "booster"): "one try: at 5 the aligned model answers 93 % of harmful prompts before any user comes",
+    ("alignment", "repnoise"): "one try: at 1 the aligned model refuses 25 % of harmless look-alike questions; 0.1 is "
+    "that of Booster's comparison",
+    ("alignment", "t-vaccine"): "made to fit: half of the 4 layers, scored 8 times in 256 steps",
+    ("alignment", "tar"): "cut down: an eighth of the attack's 64 steps, which would cost as much as everything else "
+    "together; rates around the one that users train at",
+    ("finetuning", "antibody"): "calibrated, see the head of src/antibody/lab/presets.py",
+    ("finetuning", "backdoor-enhanced-alignment"): "made to fit: an eighth of the context of 256 tokens",
+    ("finetuning", "lisa"): "made to fit: the paper's 1 to 9, in a run of 128 steps",
+    (
+        "finetuning",
+        "ptst",
+    ): "made to fit: the default prompt alone is longer than the context. The lab's base has "
+    "never seen a system message",
+}
+"""Where options are not the defence's own defaults: whether they were calibrated, made to fit or cut down."""
