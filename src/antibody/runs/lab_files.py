@@ -90,8 +90,22 @@ def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, progres
     with Progress(console=console, disable=not (progress and console.is_terminal), transient=True) as bar:
         task = bar.add_task("pre-training", total=SCALES[scale].steps if scale in SCALES else None)
         build_base(base, seed=seed, scale=scale, progress=lambda step, loss: bar.update(task, completed=step))
+    build_aligned(base, aligned, named="lab" if output == FILES else str(base), seed=seed, progress=progress)
+    return output
+
+
+def build_aligned(base: Path, aligned: Path, *, named: str, seed: int = 0, progress: bool = False) -> None:
+    """The aligned model of a base model, by a run of ``align``, with the provider's anchors.
+
+    Args:
+        base: Folder of the base model.
+        aligned: Folder to be made.
+        named: What the aligned model calls its base; "lab" inside the package, which may be moved.
+        seed: Of rows and order.
+        progress: Show bars on stderr, if that is a terminal.
+    """
     options, training = calibration(Stage.ALIGNMENT, "antibody", "full")
-    with tempfile.TemporaryDirectory(dir=output) as scratch:
+    with tempfile.TemporaryDirectory(dir=aligned.parent) as scratch:
         run = align(
             base,
             output=Path(scratch) / "align",
@@ -105,12 +119,9 @@ def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, progres
             progress=progress,
         )
         loaded = load_model(str(run.model))
-        named = "lab" if output == FILES else str(base)  # the package may be moved, its base stays "lab"
-        save_model(
-            cast(PreTrainedModel, loaded.model), aligned, tokenizer=loaded.tokenizer, base=named, dtype="bfloat16"
-        )
+        whole = cast(PreTrainedModel, loaded.model)
+        save_model(whole, aligned, tokenizer=loaded.tokenizer, base=named, dtype="bfloat16")
     write_anchors(aligned, _anchors(aligned, base, seed))
-    return output
 
 
 def _anchors(aligned: Path, base: Path, seed: int) -> dict[str, Evidence]:
