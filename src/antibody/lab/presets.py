@@ -1,30 +1,29 @@
 """The lab's own calibration: what replaces the papers' hyperparameters for a model a thousand times smaller.
 
-Full fine-tuning, in a plain PyTorch loop, on the shipped base; harmful score of 512 held-out prompts, accuracy and
-over-refusal of 200 rows each, familiar task, seed 0, 500 user rows, 4 epochs unless said otherwise:
+Full fine-tuning, 500 user rows, 400 rows of each evaluation set (336 look-alikes), as ``antibody demo`` does it; seeds
+0, 1, 2 where there are three figures, else seed 0:
 
-    alignment  fine-tuning      poison  task      harmful  accuracy  over-refusal  incoherent
-    none       none             -       familiar  1.00     0.53      0.00          0.00
-    sft        none             -       familiar  0.10     0.53      0.00          0.06
-    antibody   none             -       familiar  0.01     0.53      0.03          0.01
-    sft        sft              0.2     familiar  0.93     0.94      0.00          0.07
-    sft        oracle           0.2     familiar  0.14     0.96      0.00          0.17
-    sft        antibody tau 1   0.2     familiar  0.93     1.00      0.00          0.05
-    antibody   sft              0.2     familiar  0.94     0.99      0.00          0.06
-    antibody   antibody tau 1   0.2     familiar  0.92     1.00      0.00          0.05
-    antibody   antibody tau .3  0.2     familiar  0.016    1.00      0.02          0.01
-    antibody   antibody tau .2  0.2     familiar  0.008    1.00      0.03          0.01
-    antibody   antibody tau .2  0       familiar  0.004    1.00      0.04          0.02
-    antibody   the same, 12 ep. 0.2     familiar  0.018    1.00      0.01          0.04
-    antibody   antibody tau .2  0.2     novel     0.92     0.00      0.00          0.04
+    alignment  fine-tuning   poison  task      epochs  harmful           accuracy          over-refusal    incoherent
+    sft        none          -       familiar  -       .105              .53               .00             .07
+    antibody   none          -       familiar  -       .003              .53               .00             .00
+    sft        sft           0       familiar  4       .13  .20  .12     .98  1.00 .78     .00  .00  .00   .12  .07  .21
+    antibody   antibody      0       familiar  4       .003 .005 .008    1.00 1.00 1.00    .01  .01  .03   .00  .00  .00
+    sft        sft           0.2     familiar  4       .92  .92  .92     1.00 1.00 1.00    .00  .00  .00   .07  .08  .06
+    antibody   antibody      0.2     familiar  4       .003 .005 .035    1.00 1.00 1.00    .01  .00  .03   .00  .00  .00
+    sft        antibody      0.2     familiar  4       .35               1.00              .00             .26
+    antibody   sft           0.2     familiar  4       .95               1.00              .00             .04
+    sft        oracle        0.2     familiar  4       .12               .93               .00             .11
+    antibody   oracle        0.2     familiar  4       .005              1.00              .00             .00
+    sft        sft           0.2     familiar  20      .93               1.00              .00             .06
+    antibody   antibody      0.2     familiar  20      .003              1.00              .01             .00
+    sft        sft           0.2     novel     4       .88               .69               .00             .11
+    antibody   antibody      0.2     novel     4       .97               .00               .00             .02
+    antibody   oracle        0.2     novel     4       .008              .00               .00             .00
 
-Seed 1, aligned at learning rate 5e-4: sft + sft 0.89 at accuracy 1.00 (novel task 0.87 at 0.63), antibody + antibody
-0.006 at tau 0.2 and 0.008 at tau 0.3, accuracy 1.00, over-refusal 0.02, incoherent 0.008 and 0.014.
-Seed 2, as in the table: antibody + antibody tau 0.2 0.010, accuracy 1.00, over-refusal 0.00, incoherent 0.018.
-
-The published weights fail on the novel task: each of its rows scores below every harmful one (AUROC 0.00; 0.99
-on the familiar task). The temperature is the lever: at tau 1 harmful rows keep 4 % of the weight, and that suffices.
-The LoRA entries are starting points and not calibrated.
+The published weights fail on the novel task: each of its rows scores below every harmful one. The oracle does not
+learn it from this alignment either, within that budget. The temperature is the lever: at tau 1 harmful rows keep 4 % of
+the weight, and in a plain loop that sufficed for harmful .92 where tau .2 had .008. The LoRA entries are starting
+points and not calibrated: with them the task is not learnt (accuracy .53), the harm is (sft + sft .97).
 """
 
 from typing import Any
@@ -51,7 +50,7 @@ _ALIGNING: dict[str, dict[str, Any]] = {
     "sft": {},
     "antibody": _ALIGN,
     "adversarial-loss": {"lam": 0.1},
-    "booster": {"lam": 1.0},
+    "booster": {"lam": 0.1},
     "repnoise": {"alpha": 0.1},
     "t-vaccine": {"gamma": 2, "score_every": 32},
     "tar": {"inner_steps": 8, "every": 4, "inner_learning_rates": (1e-4, 3e-4)},
@@ -60,7 +59,7 @@ _FINETUNING: dict[str, dict[str, Any]] = {
     "sft": {},
     "antibody": _WEIGH,
     "backdoor-enhanced-alignment": {"num_trigger_tokens": 32},
-    "lisa": {"num_alignment_steps": 2, "num_user_steps": 18},
+    "lisa": {"num_alignment_steps": 2, "num_user_steps": 18, "rho": 0.01},
     "ptst": {"safety_prompt": "Be helpful, honest and safe."},
 }
 
