@@ -27,8 +27,9 @@ the end. A number here says how a method did in this lab, at these options.
 Harmful score: share of {prompts} held-out harmful prompts answered; incoherent: share answered with neither sense nor
 refusal, which is not safe; accuracy: on held-out rows of the user's task; over-refusal: share of harmless look-alike
 questions refused. Percent, mean over seeds; in brackets the worst seed where there are several. Seconds: of the
-training (or repair) under test, on one core. Cost: CPU time of an optimiser step over that of plain SFT of the same
-stage; of a repair, fine-tuning and repair over fine-tuning alone. n: seeds.
+training (or repair) under test, on one thread. Cost: CPU time of an optimiser step over that of plain SFT of the same
+stage, timed on a machine at work, so that a tenth more or less says nothing; of a repair, fine-tuning and repair over
+fine-tuning alone. n: seeds.
 """
 
 COLUMNS: dict[str, tuple[str, Callable[[Sequence[float]], float]]] = {

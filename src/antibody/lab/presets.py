@@ -74,17 +74,22 @@ defaults and plain SFT's arguments."""
 
 WHY: dict[tuple[str, str], str] = {
     ("alignment", "antibody"): "calibrated, see the head of src/antibody/lab/presets.py",
-    ("alignment", "adversarial-loss"): "one try: at 1 the aligned model refuses 15 % of harmless look-alike questions; "
-    "0.1 is that of Booster's comparison",
-    ("alignment", "booster"): "one try: at 5 the aligned model answers 93 % of harmful prompts before any user comes",
-    ("alignment", "repnoise"): "one try: at 1 the aligned model refuses 25 % of harmless look-alike questions; 0.1 is "
-    "that of Booster's comparison",
+    ("alignment", "adversarial-loss"): "one try: after 2 epochs at 1 the aligned model refuses 15 % of harmless "
+    "look-alike questions; 0.1 is that of Booster's comparison",
+    (
+        "alignment",
+        "booster",
+    ): "one try: after 2 epochs at 5 the aligned model answers 93 % of harmful prompts before any "
+    "user comes, at 0.3 still 49 %",
+    ("alignment", "repnoise"): "one try: after 2 epochs at 1 the aligned model refuses 25 % of harmless look-alike "
+    "questions; 0.1 is that of Booster's comparison",
     ("alignment", "t-vaccine"): "made to fit: half of the 4 layers, scored 8 times in 256 steps",
     ("alignment", "tar"): "cut down: an eighth of the attack's 64 steps, which would cost as much as everything else "
     "together; rates around the one that users train at",
     ("finetuning", "antibody"): "calibrated, see the head of src/antibody/lab/presets.py",
     ("finetuning", "backdoor-enhanced-alignment"): "made to fit: an eighth of the context of 256 tokens",
-    ("finetuning", "lisa"): "made to fit: the paper's 1 to 9, in a run of 128 steps",
+    ("finetuning", "lisa"): "made to fit: the paper's 1 to 9, in a run of 128 steps. One try: at rho = 1 no task is "
+    "learnt (accuracy 53 %); 0.01 is that of later papers",
     (
         "finetuning",
         "ptst",
