@@ -1,5 +1,10 @@
 """The order in which jobs are carried out, without carrying any out."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +37,51 @@ def test_what_needs_a_failed_job_fails_with_it_and_the_rest_is_done(tmp_path):
     errors = {d.job: str(d.error) for d in done if d.error is not None}
     assert errors == {OURS.aligned: "the disk is full", OURS: "the disk is full"}
     assert {d.job for d in done if d.error is None} == {PLAIN.aligned, PLAIN, REPAIRED}
+
+
+def sleep_on(folder: Path, job) -> dict[str, float]:
+    """A job that a kill finds at work."""
+    (folder / "pid.tmp").write_text(str(os.getpid()))
+    (folder / "pid.tmp").rename(folder / "pid")
+    time.sleep(60)
+    return {}
+
+
+def until(holds):
+    """Whether it comes to hold within half a minute."""
+    deadline = time.monotonic() + 30
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return holds()
+
+
+def alive(pid):
+    """Neither gone nor a zombie that nobody has collected yet."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_worker_does_not_outlive_a_killed_parent(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import sys\nfrom pathlib import Path\n"
+        "from antibody.benchmark.matrix import carried_out\n"
+        "from tests.benchmark.test_matrix import PLAIN, sleep_on\n"
+        "if __name__ == '__main__':\n"
+        "    list(carried_out(Path(sys.argv[1]), [PLAIN.aligned], processes=1, carry_out=sleep_on))\n"
+    )
+    root = Path(__file__).parents[2]
+    parent = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)], env=os.environ | {"PYTHONPATH": str(root)}, cwd=root
+    )
+    try:
+        assert until((tmp_path / "pid").exists)
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    worker = int((tmp_path / "pid").read_text())
+    assert until(lambda: not alive(worker))
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 from .cell import Alignment, Cell, Job, Told, carry_out
 
@@ -53,7 +54,7 @@ def carried_out(
     """
     left = list(jobs)
     with ProcessPoolExecutor(
-        processes or num_cores(), mp_context=get_context("spawn"), initializer=_one_thread
+        processes or num_cores(), mp_context=get_context("spawn"), initializer=_start_process
     ) as pool:
         running: dict[Future[Told], Job] = {}
 
@@ -98,14 +99,24 @@ def _all_that_need(job: Job, left: list[Job]) -> list[Job]:
     return taken
 
 
-def _one_thread() -> None:
+def _start_process() -> None:
+    """One thread, quiet, and no life of its own: a worker that outlived its killed parent would write into the folders
+    of the run that goes on."""
     import logging
     import warnings
 
     import torch
     from transformers.utils import logging as transformers_logging
 
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     transformers_logging.disable_progress_bar()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None, "this is called in a worker"
+    parent.join()
+    os._exit(1)
