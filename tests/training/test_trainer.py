@@ -70,6 +70,8 @@ def test_the_trainer_agrees_with_a_plain_loop(tmp_path, stage, name, options):
     columns = run.row_log.columns()
     logged = sorted(zip(columns["row_id"], columns["weight"], strict=True))
     assert_close(torch.tensor(logged), torch.tensor(sorted(plain["log"])), atol=1e-4, rtol=0)
+    if columns["epoch"]:  # 22 rows are 8 + 8 + 6 in each of two epochs
+        assert [columns["epoch"].count(epoch) for epoch in (0, 1)] == [22, 22]
 
 
 @pytest.mark.parametrize(("stage", "name", "options"), CASES)

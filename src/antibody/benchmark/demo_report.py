@@ -109,7 +109,7 @@ def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
         "Before fine-tuning": lambda r: r["finetuning"] == "none",
         "Oracle: plain SFT on the truly benign rows only": lambda r: r["finetuning"] == "oracle",
         "Novel task: the published weights are expected to fail": lambda r: r["novel"],
-        "LoRA": lambda r: r["regime"] == "lora",
+        "LoRA instead of full fine-tuning: shown as it is": lambda r: r["regime"] == "lora",
         "Longer attack": lambda r: r["epochs"] > EPOCHS,
         "One stage alone": lambda r: True,
     }

@@ -46,24 +46,28 @@ def _print(console: Any, groups: dict[str, list[Any]], promises: list[Any], seco
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title="Percentages; each row is a model that was trained in this run", header_style="bold", pad_edge=False
-    )
-    for name in ("alignment", "fine-tuning", "regime", "task"):
-        table.add_column(name)
-    for name in ("poison", "epochs", "seed", "harmful", "accuracy", "over-refusal", "incoherent"):
-        table.add_column(name, justify="right")
+    console.print("Percentages. Each row is a model that was trained in this run.")
     for heading, rows in groups.items():
-        table.add_section()
-        table.add_row(Text(heading, style="bold"))
+        console.print(Text(f"\n{heading}", style="bold"))
+        table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
+        for name in ("alignment", "tuning", "task"):
+            table.add_column(name)
+        for name in ("poison", "epochs", "seed", "harmful", "acc.", "over-ref.", "incoher."):
+            table.add_column(name, justify="right")
         for row in rows:
             shares = (row[key] for key in ("harmful_score", "finetune_accuracy", "over_refusal", "incoherent"))
             table.add_row(
-                row["alignment"], row["finetuning"], row["regime"], row["task"], f"{100 * row['poison_ratio']:.0f}",
-                str(row["epochs"]), str(row["seed"]), *(f"{100 * share:.1f}" for share in shares),
-            )  # fmt: skip
-    console.print(table)
+                row["alignment"],
+                row["finetuning"],
+                "novel" if row["novel"] else "familiar",
+                f"{100 * row['poison_ratio']:.0f}",
+                str(row["epochs"]),
+                str(row["seed"]),
+                *(f"{100 * share:.1f}" for share in shares),
+            )
+        console.print(table)
+    console.print()
     for check in promises:
-        mark = Text("holds         ", style="green") if check.holds else Text("does not hold ", style="red")
-        console.print(mark + Text(f"{check.what}: {check.value:.3f} (to be {check.limit})"))
+        mark = Text("holds          ", style="green") if check.holds else Text("does not hold  ", style="red")
+        console.print(mark + Text(f"{check.value:6.3f}  {check.what} ({check.limit})"), soft_wrap=True)
     console.print(f"\n{seconds:.0f} seconds. Open {report}", highlight=False, soft_wrap=True)

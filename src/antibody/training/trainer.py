@@ -167,10 +167,13 @@ class DefendedTrainer(SFTTrainer):
 
     # -- one step ------------------------------------------------------------------------------------------------
 
+    @property
+    def _steps_per_epoch(self) -> int:
+        return math.ceil(len(self._main_rows) / self.grid.step_size)
+
     def _batches_of_step(self) -> dict[str, StepBatch]:
         step = self.state.global_step
-        steps_per_epoch = math.ceil(len(self._main_rows) / self.grid.step_size)
-        done = (step % steps_per_epoch) * self.grid.step_size
+        done = (step % self._steps_per_epoch) * self.grid.step_size
         num_rows = min(self.grid.step_size, len(self._main_rows) - done)
         main = StepBatch(tuple(self._micro_batches), num_rows)
         batches: dict[str, StepBatch] = {self.main_role: main}
@@ -198,7 +201,7 @@ class DefendedTrainer(SFTTrainer):
         counted = [c for micro in batch.micro_batches for c in micro.counted]
         ids = [row.row_id for row, _ in batch.rows()]
         local = [entry for entry, keep in zip(zip(ids, weights, scores, strict=True), counted, strict=True) if keep]
-        epoch = self.state.global_step * self.grid.step_size // len(self._main_rows)
+        epoch = self.state.global_step // self._steps_per_epoch
         self.row_log.add(epoch, self.state.global_step, gather_lists(list(local)))  # type: ignore[arg-type]
 
 
