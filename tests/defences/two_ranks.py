@@ -1,6 +1,6 @@
 """Runs every defence of the catalogue on this rank of two, and saves the weights it ends with.
 
-    python -m torch.distributed.run --nproc_per_node 2 tests/defences/two_ranks.py FOLDER
+python -m torch.distributed.run --nproc_per_node 2 tests/defences/two_ranks.py FOLDER
 """
 
 import os

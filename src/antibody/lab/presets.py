@@ -22,8 +22,9 @@ Full fine-tuning, 500 user rows, 400 rows of each evaluation set (336 look-alike
 
 The published weights fail on the novel task: each of its rows scores below every harmful one. The oracle does not
 learn it from this alignment either, within that budget. The temperature is the lever: at tau 1 harmful rows keep 4 % of
-the weight, and in a plain loop that sufficed for harmful .92 where tau .2 had .008. The LoRA entries are starting
-points and not calibrated: with them the task is not learnt (accuracy .53), the harm is (sft + sft .97).
+the weight, and in a plain loop that sufficed for harmful .92 where tau .2 had .008. LoRA does not hold
+here: at a learning rate of 1e-3 the task is not learnt (accuracy .53), at 5e-3 it is, and antibody + antibody ends at
+harmful .82. Its entries are no calibration.
 """
 
 from typing import Any
@@ -67,7 +68,7 @@ PRESETS: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {
     **{("alignment", name, "full"): _preset(options, 5e-4, "cosine") for name, options in _ALIGNING.items()},
     **{("finetuning", name, "full"): _preset(options, 1e-4, "constant") for name, options in _FINETUNING.items()},
     **{("alignment", name, "lora"): _preset(options, 2e-3, "cosine") for name, options in _ALIGNING.items()},
-    **{("finetuning", name, "lora"): _preset(options, 1e-3, "constant") for name, options in _FINETUNING.items()},
+    **{("finetuning", name, "lora"): _preset(options, 5e-3, "constant") for name, options in _FINETUNING.items()},
 }
 """(stage, defence, regime) to the defence's options and the trainer's arguments; of a defence that is not here, its own
 defaults and plain SFT's arguments."""
