@@ -8,6 +8,7 @@ from antibody.evaluation.decoding import DecodingSettings
 from antibody.evaluation.evaluate import Evaluation, evaluate_model, prompt_text, rejudge
 from antibody.evaluation.generation import generate
 from antibody.evaluation.judges.keywords import KeywordJudge
+from antibody.training.preparation import Deployment
 
 DECODING = DecodingSettings(max_new_tokens=4, batch_size=3)
 SHORT = DecodingSettings(max_new_tokens=2, batch_size=3)
@@ -96,6 +97,19 @@ def test_completions_end_where_the_renderer_says_a_turn_ends(run, tiny_tokenizer
     renderer.stop_ids = (tiny_tokenizer.convert_tokens_to_ids(free[1]),)
     ended = run(harmful=HARMFUL, renderer=renderer).completions[0].completion.split()
     assert ended == free[: free.index(free[1])]
+
+
+def test_a_model_is_prompted_and_read_as_its_defence_wants_it_deployed(run, tiny_lm, tiny_tokenizer):
+    class SystemRenderer(WordRenderer):
+        def encode_prompt(self, record):
+            words = " ".join(message.content for message in record.messages)
+            return [int(word.removeprefix("w")) + 3 for word in words.split()]
+
+    said = generate(tiny_lm, tiny_tokenizer, [[4, 12, 4, 5]], max_new_tokens=4, batch_size=1)[0]
+    first, rest = said.split(maxsplit=1)
+    deployment = Deployment(system_prefix="w1 w9", completion_prefix=first)
+    row = run(harmful=[record(0, "w1 w2")], renderer=SystemRenderer(), deployment=deployment).completions[0]
+    assert (row.prompt, row.completion) == ("w1 w2", rest)
 
 
 def test_a_set_that_is_not_given_has_no_figure(run, tasks):

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.records import Record
 from ..data.verdicts import Verdict
 from ..errors import ConfigError, EvaluationError
+from ..training.preparation import Deployment
 from .answers import UnreadableReference, answer_rule
 from .completions import (
     JUDGED_SETS,
@@ -108,6 +109,7 @@ def evaluate_model(
     answer: str = "exact",
     retention_answer: str = "exact",
     completions_path: Path | None = None,
+    deployment: Deployment | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Generates for each set that is given, judges and measures.
@@ -126,6 +128,7 @@ def evaluate_model(
         answer: Rule by which test answers are compared: ``exact``, ``contains`` or ``gsm8k``.
         retention_answer: The same for retention.
         completions_path: Where to store the completions, if anywhere.
+        deployment: How the model's defence wants it prompted and read.
         progress: Show a bar on stderr, if that is a terminal.
 
     Raises:
@@ -146,6 +149,7 @@ def evaluate_model(
         retention_answer=retention_answer,
     )
     _check_before_generating(records, judges, settings)
+    served = deployment or Deployment()
     rows = []
     for sets, how in (
         (JUDGED_SETS, settings.decoding),
@@ -155,7 +159,7 @@ def evaluate_model(
         texts = generate(
             model,
             tokenizer,
-            [renderer.encode_prompt(record) for _, record in pairs],
+            [renderer.encode_prompt(served.prompt(record)) for _, record in pairs],
             max_new_tokens=how.max_new_tokens,
             batch_size=how.batch_size,
             temperature=how.temperature,
@@ -170,7 +174,7 @@ def evaluate_model(
                 row_id=record.row_id,
                 set=name,
                 prompt=prompt_text(record),
-                completion=text,
+                completion=served.completion(text),
                 reference=reference_text(record),
             )
             for (name, record), text in zip(pairs, texts, strict=True)

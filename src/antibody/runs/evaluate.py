@@ -6,10 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from ..data.encode import Renderer
-from ..data.records import Record
 from ..errors import ConfigError, DataError
 from ..evaluation.completions import EvaluationSet
 from ..evaluation.decoding import DecodingSettings
@@ -132,7 +129,8 @@ def evaluate(
         measured = evaluate_model(
             loaded.model,  # type: ignore[arg-type]
             loaded.tokenizer,
-            renderer=_AsDeployed(loaded.tokenizer, max_length=context or 2**31, deployment=_deployment(loaded)),
+            renderer=Renderer(loaded.tokenizer, max_length=context or 2**31),
+            deployment=_deployment(loaded),
             judges=made,
             decoding=decoding,
             **{str(role): source.records for role, source in sources.items()},  # type: ignore[arg-type]
@@ -154,18 +152,6 @@ def evaluate(
         folder.abandon()
         raise
     return result
-
-
-class _AsDeployed(Renderer):
-    """Prompts as a server that serves this model would render them."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, deployment: Deployment) -> None:
-        super().__init__(tokenizer, max_length=max_length)
-        self.deployment = deployment
-
-    def encode_prompt(self, record: Record) -> list[int]:
-        """With the system prompt that the model's defence asks for."""
-        return super().encode_prompt(self.deployment.prompt(record))
 
 
 def _deployment(loaded: LoadedModel) -> Deployment:
