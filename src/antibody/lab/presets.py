@@ -60,6 +60,7 @@ _FINETUNING: dict[str, dict[str, Any]] = {
     "sft": {},
     "antibody": _WEIGH,
     "backdoor-enhanced-alignment": {"num_trigger_tokens": 32},
+    "bds": {"scheduler": "neural"},
     "lisa": {"num_alignment_steps": 2, "num_user_steps": 18, "rho": 0.01},
     "ptst": {"safety_prompt": "Be helpful, honest and safe."},
 }
@@ -89,6 +90,11 @@ WHY: dict[tuple[str, str], str] = {
     "together; rates around the one that users train at",
     ("finetuning", "antibody"): "calibrated, see the head of src/antibody/lab/presets.py",
     ("finetuning", "backdoor-enhanced-alignment"): "made to fit: an eighth of the context of 256 tokens",
+    (
+        "finetuning",
+        "bds",
+    ): "chosen: of its two schedulers the one that separates harmful from benign rows at its defaults "
+    "after plain SFT alignment (AUROC 1.00, one seed; the scalar one 0.90 to 0.95)",
     ("finetuning", "lisa"): "made to fit: the paper's 1 to 9, in a run of 128 steps. One try: at rho = 1 no task is "
     "learnt (accuracy 53 %); 0.01 is that of later papers",
     (
