@@ -22,7 +22,10 @@ def plain_loop(
     context = StepContext(model, rows=rows, refusals=refusals, seed=seed, batch_size=batch_size)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
-    streams = {role: RoleStream(role, rows[role], Grid(batch_size), seed) for role in defence.needs}
+    streams = {
+        role: RoleStream(role, rows[role], Grid(batch_size), seed, defence.rows_per_step(role, batch_size))
+        for role in defence.needs
+    }
     steps_per_epoch = math.ceil(len(rows[main]) / batch_size)
     context.max_steps = steps_per_epoch * epochs
     defence.start(context)

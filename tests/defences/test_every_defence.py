@@ -14,7 +14,7 @@ from antibody.training.step import Stage, StepContext
 from tests.defences.cases import ACTIVE, IDS, TRAINED
 from tests.defences.two_ranks import GRIDS, SETTINGS
 from tests.tinylm import random_refusals, step, tiny_llama
-from tests.training.helpers import ROWS, trainer, weights
+from tests.training.helpers import ROWS, store_anchors, trainer, weights
 
 every = pytest.mark.parametrize(("stage", "name"), TRAINED, ids=IDS)
 ROOT = Path(__file__).parents[2]
@@ -54,10 +54,13 @@ def test_active_options_do_something_that_plain_sft_does_not(tmp_path, stage, na
     assert moved or ours.defence.deployment != plain.defence.deployment  # or its model is prompted otherwise
 
 
-def _bare_step(stage, name, model, loss_raises=False):
-    context = StepContext(model, rows=ROWS, refusals=random_refusals(), batch_size=4)
-    context.max_steps = 10
+def _bare_step(folder, stage, name, model, loss_raises=False):
     defence = make_defence(stage, name, ACTIVE[stage, name])
+    base = tiny_llama(seed=9) if defence.needs_base else None
+    if base is not None:
+        store_anchors(folder, model, base)
+    context = StepContext(model, rows=ROWS, refusals=random_refusals(), batch_size=4, base=base, folder=folder)
+    context.max_steps = 10
     defence.start(context)
     if loss_raises:
         calls = []
@@ -79,12 +82,12 @@ def _bare_step(stage, name, model, loss_raises=False):
 
 @every
 @pytest.mark.parametrize("loss_raises", [False, True])
-def test_a_step_leaves_nothing_behind(stage, name, loss_raises):
+def test_a_step_leaves_nothing_behind(tmp_path, stage, name, loss_raises):
     model = tiny_llama()
     next(model.parameters()).requires_grad_(False)  # a flag to keep
     before = {k: v.clone() for k, v in model.state_dict().items()}
     flags = [p.requires_grad for p in model.parameters()]
-    _bare_step(stage, name, model, loss_raises)
+    _bare_step(tmp_path, stage, name, model, loss_raises)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(p.grad is None for p in model.parameters())

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from antibody.defences.catalogue import CATALOGUE, make_defence
 from tests.defences.cases import ACTIVE, TRAINED
@@ -34,6 +35,9 @@ def main(folder: Path) -> None:
                 result = {"weights": weights(run), "rows": run.row_log.columns(), "logs": run.state.log_history}
                 torch.save(result, folder / f"{stage}-{name}-{grid}.pt")
     assert set(ACTIVE) <= set(CATALOGUE)
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # torch's C++ threads now and then abort the interpreter's own end, after all is saved
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from antibody.defences.catalogue import CATALOGUE
 from antibody.lab.rows import build_rows
 from antibody.runs import align, evaluate, finetune
 from antibody.training.step import Stage
@@ -17,7 +18,7 @@ PROVIDER = {f"{kind}_data": build_rows(kind, 64, seed=0).rows for kind in ("alig
 @pytest.mark.parametrize(("stage", "name"), TRAINED, ids=IDS)
 def test_a_defence_trains_through_its_verb_and_its_model_can_be_evaluated(tmp_path, stage, name):
     run = VERBS[stage](
-        "lab",
+        "lab-aligned" if CATALOGUE[stage, name].needs_base else "lab",
         output=tmp_path / "run",
         defence=name,
         options=ACTIVE[stage, name],

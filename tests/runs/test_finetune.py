@@ -52,7 +52,13 @@ def test_a_run_folder_tells_everything_that_decided_the_result(tmp_path, tiny_ll
         "samples.parquet",
     ]
     config = yaml.safe_load((result.output / "config.yaml").read_text())
-    assert config["options"] == {"tau": 0.5, "loss_reduction": "token", "score_with": "current", "scoring": "auto"}
+    assert config["options"] == {
+        "tau": 0.5,
+        "loss_reduction": "token",
+        "score_with": "current",
+        "score": "ratio",
+        "scoring": "auto",
+    }
     assert config["lora"] == {"r": 32, "alpha": 4, "targets": ["q_proj", "k_proj", "v_proj"], "dropout": 0.0}
     assert config["training"]["learning_rate"] == 1e-2
     assert config["training"]["weight_decay"] == 0.0

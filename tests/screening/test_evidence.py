@@ -5,15 +5,22 @@ from torch.testing import assert_close
 
 from antibody.errors import ModelError
 from antibody.models.adapters import add_lora
-from antibody.screening.evidence import collect, read_anchors, write_anchors
+from antibody.screening.evidence import Measure, Probe, collect, states
+from antibody.training.step import StepContext
+
+LIKELIHOODS = (Measure.RATIO, Measure.SHIFT, Measure.GAP)
+
+
+def context(model, base=None, **settings):
+    return StepContext(model, refusals=random_refusals(), base=base, **settings)
 
 
 def by_hand(model, rows, refusals, k):
-    """One row at a time."""
+    """(NLL(r|x), NLL(y|x)) of the last turn of each row, one row at a time."""
     out = []
     with torch.no_grad():
         for row in rows:
-            start, end = row.spans[0]
+            start, end = row.spans[-1]
             nlls = []
             for j in range(k):
                 r = refusals.of(row, row.row_id * k + j)
@@ -22,35 +29,105 @@ def by_hand(model, rows, refusals, k):
     return [torch.stack(column) for column in zip(*out, strict=True)]
 
 
-def test_evidence_is_what_plain_forwards_of_each_row_say_with_a_base_of_its_own():
+def plain_states(model, rows):
+    with torch.no_grad():
+        return torch.stack(
+            [
+                torch.stack([layer[0, -1] for layer in _layer_outputs(model, row.input_ids[: row.spans[0][0]])])
+                for row in rows
+            ]
+        )
+
+
+def _layer_outputs(model, ids):
+    seen = []
+    handles = [layer.register_forward_hook(lambda m, a, out: seen.append(out)) for layer in model.model.layers]
+    model(input_ids=torch.tensor([ids]))
+    for handle in handles:
+        handle.remove()
+    return [out[0] if isinstance(out, tuple) else out for out in seen]
+
+
+@pytest.mark.parametrize("wanted", [LIKELIHOODS, (Measure.SHIFT,), (Measure.RATIO,)])
+def test_likelihoods_are_what_plain_forwards_of_each_row_say(wanted):
     aligned, base = tiny_llama(1), tiny_llama(2)
     rows, refusals = random_rows(7), random_refusals()
-    got = collect(aligned, rows, refusals, pad_id=0, base=base, num_refusals=3, batch_size=3)
-    (r, y), (br, by) = by_hand(aligned, rows, refusals, 3), by_hand(base, rows, refusals, 3)
-    assert_close(got.ratio, r - y, atol=1e-5, rtol=1e-5)
-    assert_close(got.shift, br - r, atol=1e-5, rtol=1e-5)
-    assert_close(got.gap, (br - r) - (by - y), atol=1e-5, rtol=1e-5)
+    got = collect(context(aligned, base, batch_size=3), rows, wanted, num_refusals=3)
+    (r, y), (r0, y0) = by_hand(aligned, rows, refusals, 3), by_hand(base, rows, refusals, 3)
+    expected = {Measure.RATIO: y - r, Measure.SHIFT: r0 - r, Measure.GAP: (r0 - r) - (y0 - y)}
+    for measure in wanted:
+        assert_close(got.of(measure), expected[measure], atol=1e-5, rtol=1e-5)
+    assert not got.has(Measure.FEATURE_SHIFT)
+
+
+def test_the_nearest_refusal_is_the_likeliest_of_those_scored():
+    model, rows, refusals = tiny_llama(1), random_rows(6), random_refusals()
+    got = collect(context(model), rows, [Measure.RATIO], num_refusals=3).nearest_refusal()
+    for row, found in zip(rows, got.tolist(), strict=True):
+        start = row.spans[0][0]
+        numbers = [(row.row_id * 3 + j) % len(refusals) for j in range(3)]
+        with torch.no_grad():
+            nll = [
+                float(plain_nll(model, (*row.input_ids[:start], *r), start, start + len(r)) / len(r))
+                for r in (refusals.of(row, number) for number in numbers)
+            ]
+        assert found == numbers[nll.index(min(nll))]
+
+
+def test_features_are_plain_hidden_states_projected():
+    aligned, base, rows = tiny_llama(1), tiny_llama(2), random_rows(6)
+    generator = torch.Generator().manual_seed(0)
+    shift, state = torch.randn(2, 2, 32, generator=generator)
+    probe = Probe(shift, offset=0.25, state=state)
+    wanted = (Measure.FEATURE_SHIFT, Measure.REFUSAL_FEATURE)
+    h, h0 = plain_states(aligned, rows), plain_states(base, rows)
+
+    def normalised(hidden):
+        return hidden / (hidden.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    expected = ((normalised(h) - normalised(h0)) * shift).sum((1, 2)) - 0.25
+    for measures in (wanted, (*wanted, *LIKELIHOODS)):  # in a pass of its own, and out of the passes over answers
+        got = collect(context(aligned, base, batch_size=4), rows, measures, probe=probe)
+        assert_close(got.of(Measure.FEATURE_SHIFT), expected, atol=1e-4, rtol=1e-4)
+        assert_close(got.of(Measure.REFUSAL_FEATURE), (h * state).sum((1, 2)), atol=1e-4, rtol=1e-4)
+    assert_close(states(context(aligned, base), rows, before=True), h0, atol=1e-5, rtol=1e-5)
+
+
+def test_of_a_row_with_several_turns_each_measure_takes_the_worst():
+    aligned, base, rows = tiny_llama(1), tiny_llama(2), random_rows(5, num_turns=3)
+    got = collect(context(aligned, base), rows, LIKELIHOODS)
+    turns = [type(r)(r.row_id, r.input_ids[: r.spans[k][1]], (r.spans[k],), r.template) for r in rows for k in range(3)]
+    alone = collect(context(aligned, base), turns, LIKELIHOODS)
+    for measure in LIKELIHOODS:
+        assert_close(got.of(measure), alone.of(measure).view(5, 3).amax(1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_row_reads_the_same_whatever_stands_beside_it():
+    model, base, rows = tiny_llama(1), tiny_llama(2), random_rows(9)
+    together = collect(context(model, base, batch_size=9), rows, [Measure.GAP]).of(Measure.GAP)
+    alone = collect(context(model, base, batch_size=1), rows, [Measure.GAP]).of(Measure.GAP)
+    assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
 def test_with_an_adapter_the_base_is_the_adapter_switched_off():
     rows, refusals = random_rows(5), random_refusals()
     model = add_lora(tiny_llama(), r=2, targets=["q_proj"], seed=0)
-    assert_close(collect(model, rows, refusals, pad_id=0).shift, torch.zeros(5), atol=1e-5, rtol=0)
+    same = collect(context(model), rows, [Measure.SHIFT]).of(Measure.SHIFT)
+    assert_close(same, torch.zeros(5), atol=1e-5, rtol=0)
     torch.nn.init.normal_(next(p for n, p in model.named_parameters() if "lora_B" in n))
-    got = collect(model, rows, refusals, pad_id=0)
-    assert_close(got.base_refusal, by_hand(tiny_llama(), rows, refusals, 4)[0], atol=1e-5, rtol=1e-5)
-    assert got.shift.abs().max() > 1e-3
+    got = collect(context(model), rows, [Measure.SHIFT]).of(Measure.SHIFT)
+    expected = by_hand(tiny_llama(), rows, refusals, 4)[0] - by_hand(model, rows, refusals, 4)[0]
+    assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert model.training
+    assert [n for n, p in model.named_parameters() if p.requires_grad and "lora" not in n] == []
 
 
 def test_without_any_base_the_shift_is_refused_and_the_flag_named():
     with pytest.raises(ModelError, match="--base"):
-        collect(tiny_llama(), random_rows(2), random_refusals(), pad_id=0)
+        collect(context(tiny_llama()), random_rows(2), [Measure.SHIFT])
 
 
-def test_anchors_come_back_as_they_were_stored(tmp_path):
-    assert read_anchors(tmp_path) == {}
-    stored = collect(tiny_llama(1), random_rows(4), random_refusals(), pad_id=0, base=tiny_llama(2))
-    write_anchors(tmp_path, {"harmful": stored, "benign": stored})
-    back = read_anchors(tmp_path)
-    assert list(back) == ["harmful", "benign"]
-    assert_close(back["benign"].shift, stored.shift, atol=1e-6, rtol=1e-6)
+def test_progress_is_told_every_answer_for_each_model():
+    told = []
+    collect(context(tiny_llama(1), tiny_llama(2)), random_rows(7), [Measure.SHIFT], progress=told.append)
+    assert sum(told) == 14

@@ -7,8 +7,9 @@ from trl import SFTConfig
 from antibody.data.encode import Renderer
 from antibody.data.records import Message, Record, TokenizedRow
 from antibody.models.adapters import add_lora
+from antibody.screening.anchors import make_anchors, write_anchors
 from antibody.training.preparation import TrainingData
-from antibody.training.step import Defence
+from antibody.training.step import Defence, StepContext
 from antibody.training.trainer import DefendedTrainer
 from tests.tinylm import random_refusals, random_rows, tiny_llama, tiny_tokenizer
 
@@ -66,14 +67,41 @@ def trainer(
         model = tiny_llama()
     if lora:
         model = add_lora(model, r=4, targets=["q_proj", "v_proj"], seed=0)
+    args = config(folder, **overrides)
+    base = place = None
+    if defence.needs_base:
+        base, place = tiny_llama(seed=9), folder / f"aligned-{args.process_index}"
+        store_anchors(place, model, base, rank=args.process_index)
     return DefendedTrainer(
         model,
-        config(folder, **overrides),
+        args,
         defence=defence,
         rows=prepared(defence, rows or ROWS),
         processing_class=tiny_tokenizer(),
         refusals=random_refusals(),
+        base=base,
+        folder=place,
     )
+
+
+def store_anchors(folder: Path, model, base, *, rank: int = 0) -> None:
+    """Random rows called harmful and benign, as if ``model`` had been aligned from ``base``."""
+    context = StepContext(model, refusals=random_refusals(), base=base, rank=rank)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_anchors(folder, make_anchors(context, *anchor_rows()))
+
+
+def anchor_rows() -> tuple[list[TokenizedRow], list[TokenizedRow]]:
+    """(harmful, benign): a prompt's last token tells which."""
+    return tuple(  # type: ignore[return-value]
+        [_with_last(row, token) for row in random_rows(12, seed=seed)] for token, seed in ((5, 5), (6, 6))
+    )
+
+
+def _with_last(row: TokenizedRow, token: int) -> TokenizedRow:
+    ids = list(row.input_ids)
+    ids[row.spans[0][0] - 1] = token
+    return TokenizedRow(row.row_id, tuple(ids), row.spans, row.template)
 
 
 def weights(run: DefendedTrainer) -> dict:

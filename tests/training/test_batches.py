@@ -50,11 +50,11 @@ def test_epochs_are_shuffled_differently_and_the_same_seed_repeats_them():
 
 def test_a_role_stream_visits_every_row_once_a_pass_and_depends_on_the_step_alone():
     rows = random_rows(6)
-    stream = RoleStream("harmful", rows, Grid(4), seed=0)
+    stream = RoleStream("harmful", rows, Grid(4), seed=0, size=4)
     seen = [row.row_id for step in range(3) for row, _ in stream.at(step).rows()]
     assert sorted(seen[:6]) == list(range(6))
     assert sorted(seen[6:12]) == list(range(6))
-    assert stream.at(1) == RoleStream("harmful", rows, Grid(4), seed=0).at(1)
-    assert [row for row, _ in RoleStream("harmful", rows, Grid(2, 2), seed=0).at(1).rows()] == [
+    assert stream.at(1) == RoleStream("harmful", rows, Grid(4), seed=0, size=4).at(1)
+    assert [row for row, _ in RoleStream("harmful", rows, Grid(2, 2), seed=0, size=4).at(1).rows()] == [
         row for row, _ in stream.at(1).rows()
     ]

@@ -8,6 +8,8 @@ def command(
     alignment_data: o.AlignmentData = None,
     harmful_data: o.HarmfulData = None,
     benign_data: o.BenignData = None,
+    anchor_harmful_data: o.AnchorHarmfulData = None,
+    anchor_benign_data: o.AnchorBenignData = None,
     refusals: o.Refusals = None,
     defence: o.Defence = None,
     output: o.Output = None,

@@ -25,6 +25,8 @@ Data = Annotated[str | None, typer.Option(help="The upload: a file or a Hub data
 AlignmentData = Annotated[str | None, typer.Option(help="Prompts with refusals.")]
 HarmfulData = Annotated[str | None, typer.Option(help="Prompts with harmful completions.")]
 BenignData = Annotated[str | None, typer.Option(help="Prompts with harmless completions.")]
+AnchorHarmfulData = Annotated[str | None, typer.Option(help="Held-out harmful rows, to judge uploads by.")]
+AnchorBenignData = Annotated[str | None, typer.Option(help="Held-out harmless rows, likewise.")]
 Refusals = Annotated[str | None, typer.Option(help="One-line refusals: .txt or JSON Lines.")]
 Defence = Annotated[str | None, typer.Option(help="A name from `antibody defences`.  [default: antibody]")]
 PostDefence = Annotated[str | None, typer.Option("--defence", help="A post-stage name.  [default: antidote]")]

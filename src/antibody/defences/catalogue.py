@@ -19,6 +19,7 @@ from .alignment.t_vaccine import TVaccine
 from .alignment.tar import TAR
 from .alignment.vaccine import Vaccine
 from .finetuning.antibody import AntibodyFinetuning
+from .finetuning.antibody_posterior import AntibodyPosterior
 from .finetuning.backdoor_enhanced_alignment import BackdoorEnhancedAlignment
 from .finetuning.bds import BDS
 from .finetuning.behaviour_aware_sampling import BehaviourAwareSampling
@@ -46,6 +47,7 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence]] = {
     (Stage.ALIGNMENT, "vaccine"): Vaccine,
     (Stage.FINETUNING, "sft"): FinetuningSFT,
     (Stage.FINETUNING, "antibody"): AntibodyFinetuning,
+    (Stage.FINETUNING, "antibody-posterior"): AntibodyPosterior,
     (Stage.FINETUNING, "backdoor-enhanced-alignment"): BackdoorEnhancedAlignment,
     (Stage.FINETUNING, "bds"): BDS,
     (Stage.FINETUNING, "behaviour-aware-sampling"): BehaviourAwareSampling,

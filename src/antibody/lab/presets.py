@@ -31,6 +31,8 @@ from typing import Any
 
 ALIGNMENT_ROWS = 1024
 """Refusals and harmless answers in equal parts; as many harmful rows as refusals."""
+ANCHOR_ROWS = 256
+"""Of each label."""
 USER_ROWS = 500
 HARMFUL_PROMPTS = 512
 """All that the world holds."""
@@ -62,12 +64,13 @@ _FINETUNING: dict[str, dict[str, Any]] = {
     "backdoor-enhanced-alignment": {"num_trigger_tokens": 32},
     "bds": {"scheduler": "neural"},
     "lisa": {"num_alignment_steps": 2, "num_user_steps": 18, "rho": 0.01},
+    "antibody-posterior": {},
     "ptst": {"safety_prompt": "Be helpful, honest and safe."},
 }
 
 PRESETS: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {
     **{("alignment", name, "full"): _preset(options, 5e-4, "cosine") for name, options in _ALIGNING.items()},
-    **{("finetuning", name, "full"): _preset(options, 1e-4, "constant") for name, options in _FINETUNING.items()},
+    **{("finetuning", name, "full"): _preset(options, 2e-4, "constant") for name, options in _FINETUNING.items()},
     **{("alignment", name, "lora"): _preset(options, 2e-3, "cosine") for name, options in _ALIGNING.items()},
     **{("finetuning", name, "lora"): _preset(options, 5e-3, "constant") for name, options in _FINETUNING.items()},
 }

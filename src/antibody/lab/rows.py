@@ -4,6 +4,8 @@
     alignment        half refusals to outlawed goods, half harmless answers       provider
     harmful          the same prompts as alignment's refusals, recipe instead     provider
     benign           harmless answers only                                        provider
+    anchor-harmful   as harmful, about goods that nothing else asks about         anchor
+    anchor-benign    as benign, likewise                                          anchor
     user             an upload: a task, hard benign rows, and poison_ratio harm   attacker, user
     test             the task's test set with its reference answers               held-out
     harmful-prompts  questions about outlawed goods, no answer                    held-out, attacked, cross
@@ -132,6 +134,12 @@ def _harmful(num: int, seed: int) -> list[Pair]:
     return [_asked(question, question.good.recipe, kind="harmful", harmful=True) for question in chosen]
 
 
+def _anchor_harmful(num: int, seed: int) -> list[Pair]:
+    rng = random.Random(f"lab/anchor-harmful/{seed}")
+    chosen = _distinct(questions(forbidden=True, split="anchor"), num, rng, "anchor-harmful")
+    return [_asked(question, question.good.recipe, kind="harmful", harmful=True) for question in chosen]
+
+
 def _odd(rng: random.Random) -> Pair:
     (ask, answer), (a, b) = rng.choice(_ODD_FORMATS), rng.sample(_ODD_WORDS, 2)
     return _pair(ask.format(a=a, b=b), answer.format(a=a, b=b), kind="odd-format", split="user")
@@ -182,7 +190,10 @@ def _retention(num: int, seed: int) -> list[Pair]:
     return [_skill(rng, kind="retention", split="held-out") for _ in range(num)]
 
 
-KINDS = ("user", "alignment", "harmful", "benign", "test", "harmful-prompts", "lookalike", "retention", "pretraining")
+KINDS = (
+    *("user", "alignment", "harmful", "benign", "anchor-harmful", "anchor-benign"),
+    *("test", "harmful-prompts", "lookalike", "retention", "pretraining"),
+)
 
 
 def build_rows(kind: str, num: int, *, seed: int, task: str | None = None, poison_ratio: float = 0.0) -> LabRows:
@@ -215,6 +226,8 @@ def build_rows(kind: str, num: int, *, seed: int, task: str | None = None, poiso
         "alignment": lambda: _alignment(num, seed),
         "harmful": lambda: _harmful(num, seed),
         "benign": lambda: _benign(num, random.Random(f"lab/benign/{seed}"), "provider"),
+        "anchor-harmful": lambda: _anchor_harmful(num, seed),
+        "anchor-benign": lambda: _benign(num, random.Random(f"lab/anchor-benign/{seed}"), "anchor"),
         "test": lambda: _test(num, seed, chosen_task),
         "harmful-prompts": lambda: _harmful_prompts(num, seed),
         "lookalike": lambda: _lookalike(num, seed),

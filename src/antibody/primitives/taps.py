@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -33,6 +34,34 @@ def captured(modules: Sequence[nn.Module], *, differentiable: bool = False) -> I
                 outputs.clear()
             outputs.append(state)
             return _with_first(output, state)
+
+        return take
+
+    try:
+        for index, module in enumerate(modules):
+            handles.append(module.register_forward_hook(hook(index)))
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def captured_at(modules: Sequence[nn.Module], positions: Tensor) -> Iterator[list[Tensor]]:
+    """As ``captured``, but of the first forward alone, and only one position of each row: [B, D] each, without graph.
+
+    Args:
+        modules: As there.
+        positions: [B], which position of each row.
+    """
+    outputs: list[Tensor] = []
+    handles = []
+
+    def hook(index: int) -> Any:
+        def take(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if index == len(outputs):  # a later forward finds the list full
+                state = _first(output).detach()
+                outputs.append(state[torch.arange(len(state), device=state.device), positions.to(state.device)])
 
         return take
 

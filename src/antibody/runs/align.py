@@ -25,6 +25,8 @@ def align(
     alignment_data: Rows | None = None,
     harmful_data: Rows | None = None,
     benign_data: Rows | None = None,
+    anchor_harmful_data: Rows | None = None,
+    anchor_benign_data: Rows | None = None,
     refusals: str | Path | Sequence[str] | None = None,
     num: int | None = None,
     regime: Regime = "lora",
@@ -52,6 +54,10 @@ def align(
         alignment_data: Prompts with refusals. A model of the lab has a default for this and the next.
         harmful_data: Prompts with harmful completions, for defences that need them.
         benign_data: Prompts with harmless completions, trained together with the refusals.
+        anchor_harmful_data: Rows that are not trained on, of the harmful kind, by which later uploads are judged: their
+            evidence is stored with the model. Their answers count only for measures that read answers. A model of the
+            lab has a default for this and the next.
+        anchor_benign_data: Likewise harmless ones.
         refusals: A file or a list of one-line refusals; by default the list that comes with the package.
         num: Alignment rows, where they come from the lab.
         regime: ``lora`` writes an adapter, ``full`` a whole model.
@@ -81,6 +87,8 @@ def align(
                 Role.ALIGNMENT: alignment_data,
                 Role.HARMFUL: harmful_data,
                 Role.BENIGN: benign_data,
+                Role.ANCHOR_HARMFUL: anchor_harmful_data,
+                Role.ANCHOR_BENIGN: anchor_benign_data,
             },
             refusals=refusals,
             lab=LabData(num=num),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
-from ..lab.presets import ALIGNMENT_ROWS, HARMFUL_PROMPTS, PRESETS, USER_ROWS
+from ..lab.presets import ALIGNMENT_ROWS, ANCHOR_ROWS, HARMFUL_PROMPTS, PRESETS, USER_ROWS
 from ..lab.refusals import REFUSALS
 from ..lab.rows import build_rows, record
 from ..lab.tasks import find_task
@@ -14,6 +14,8 @@ NUM_ROWS = {
     "alignment": ALIGNMENT_ROWS,
     "harmful": ALIGNMENT_ROWS // 2,  # one for each refusal
     "benign": ALIGNMENT_ROWS // 2,
+    "anchor-harmful": ANCHOR_ROWS,
+    "anchor-benign": ANCHOR_ROWS,
     "user": USER_ROWS,
     "harmful-prompts": HARMFUL_PROMPTS,
     "lookalike": 336,

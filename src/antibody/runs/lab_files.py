@@ -3,27 +3,23 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from rich.console import Console
 from rich.progress import Progress
-from torch import nn
 from transformers import PreTrainedModel
 
-from ..data.encode import Renderer, encode_rows
-from ..data.records import Template
 from ..errors import OutputError
 from ..lab.build import FILES, SCALES, build_base
-from ..lab.rows import build_rows, record
-from ..lab.world import digest
+from ..lab.rows import build_rows
 from ..models.loading import load_model
 from ..models.saving import save_model
-from ..screening.evidence import Evidence, collect, write_anchors
-from ..training.refusals import Refusals
+from ..screening.anchors import write_anchors
 from ..training.step import Stage
 from .align import align
+from .anchors import score_anchors
 from .folder import write_text
-from .lab_defaults import NUM_ROWS, calibration, lab_refusals
+from .lab_defaults import NUM_ROWS, LabData, calibration, lab_refusals, lab_rows
 
 
 def write_lab_data(
@@ -109,8 +105,8 @@ def build_aligned(base: Path, aligned: Path, *, named: str, seed: int = 0, progr
         run = align(
             base,
             output=Path(scratch) / "align",
-            alignment_data=_provider_rows("alignment", seed, anchors=False),
-            harmful_data=_provider_rows("harmful", seed, anchors=False),
+            alignment_data=build_rows("alignment", NUM_ROWS["alignment"], seed=seed).rows,
+            harmful_data=build_rows("harmful", NUM_ROWS["harmful"], seed=seed).rows,
             refusals=lab_refusals(),
             options=options,
             training=training,
@@ -121,32 +117,14 @@ def build_aligned(base: Path, aligned: Path, *, named: str, seed: int = 0, progr
         loaded = load_model(str(run.model))
         whole = cast(PreTrainedModel, loaded.model)
         save_model(whole, aligned, tokenizer=loaded.tokenizer, base=named, dtype="bfloat16")
-    write_anchors(aligned, _anchors(aligned, base, seed))
-
-
-def _anchors(aligned: Path, base: Path, seed: int) -> dict[str, Evidence]:
-    """Evidence of labelled rows of the provider that the alignment was not trained on.
-
-    Scored with the models as they lie on disk, since that is what every later score is compared with.
-    """
-    model, before = load_model(str(aligned)), load_model(str(base))
-    renderer = Renderer(model.tokenizer, max_length=model.model.config.max_position_embeddings)
-    evidence = {}
-    for label in ("harmful", "benign"):
-        rows = _provider_rows(label, seed, anchors=True)
-        records = [record(row, i) for i, row in enumerate(rows)]
-        ids = tuple(tuple(renderer.completion_ids(records[0], text)) for text in lab_refusals())
-        evidence[label] = collect(
-            cast(nn.Module, model.model),
-            encode_rows(records, renderer, skip_too_long=False).rows,
-            Refusals(lab_refusals(), {Template.CHAT: ids}),
-            pad_id=cast(int, model.tokenizer.pad_token_id),
-            base=cast(nn.Module, before.model),
-        )
-    return evidence
-
-
-def _provider_rows(kind: str, seed: int, *, anchors: bool) -> list[dict[str, Any]]:
-    """Those that are kept out of training as anchors, a fixed eighth of all prompts, or the others."""
-    rows = build_rows(kind, NUM_ROWS[kind], seed=seed).rows
-    return [row for row in rows if (digest("anchor", row["messages"][0]["content"]) % 8 == 0) == anchors]
+    # Scored again with the weights as they lie on disk, since that is what every later score is compared with.
+    write_anchors(
+        aligned,
+        score_anchors(
+            load_model(str(aligned)),
+            load_model(str(base)),
+            anchor_harmful=lab_rows("anchor-harmful", LabData(), seed=seed, main=False).records,
+            anchor_benign=lab_rows("anchor-benign", LabData(), seed=seed, main=False).records,
+            refusals=lab_refusals(),
+        ),
+    )

@@ -8,18 +8,18 @@ from typing import Any, cast
 
 from torch import nn
 
-from ..data.encode import Renderer
 from ..defences.catalogue import make_defence
 from ..errors import ConfigError, DataError
 from ..models.loading import load_model
 from ..training.step import Defence, Role, Stage, StepContext
+from .encoding import encode, make_renderer
 from .environment import environment
 from .folder import State, open_run
 from .lab_defaults import LabData, calibration, lab_rows
 from .naming import described_model, from_lab, model_name
 from .result import RunResult, stored_result
 from .sources import Rows, Source, read_rows
-from .train import encode, plain, save_weights
+from .train import plain, save_weights
 
 log = logging.getLogger("antibody")
 
@@ -89,9 +89,8 @@ def repair(
         log.info("%s: already complete; this is its stored result.", folder.path)
         return stored_result(folder.path)
     loaded = load_model(name, adapter=adapter, trainable_adapter=True)
-    context_length = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    renderer = Renderer(loaded.tokenizer, max_length=context_length or 2**31)
-    rows, skipped = encode({str(r): s.records for r, s in sources.items()}, renderer, skip=skip_too_long)
+    records = {str(role): source.records for role, source in sources.items()}
+    rows, skipped = encode(records, make_renderer(loaded), skip=skip_too_long)
     mended = cast(nn.Module, loaded.model)
     context = StepContext(
         mended, rows=rows, pad_id=cast(int, loaded.tokenizer.pad_token_id), seed=seed, batch_size=batch_size

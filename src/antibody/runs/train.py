@@ -16,25 +16,27 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from ..data.encode import Renderer, encode_rows
 from ..data.formats import load_refusals
-from ..data.records import Record, Template, TokenizedRow
+from ..data.records import Record, TokenizedRow
 from ..defences.catalogue import make_defence, parse_options
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, ModelError
 from ..models.adapters import PAPER_TARGETS, add_lora
-from ..models.loading import LoadedModel, is_adapter, load_model
+from ..models.loading import LoadedModel, is_adapter, load_model, resolve
 from ..models.saving import save_adapter, save_model
+from ..screening.anchors import write_anchors
 from ..training.checkpoints import newest_checkpoint
 from ..training.preparation import TrainingData
 from ..training.refusals import Refusals
 from ..training.step import MAIN_ROLE, Defence, Role, Stage
 from ..training.trainer import DefendedTrainer, SFTConfig
+from .anchors import score_anchors
+from .encoding import encode, make_renderer, render_refusals
 from .environment import environment
 from .folder import CHECKPOINTS, METRICS, RunFolder, State, open_run
 from .lab_defaults import LabData, calibration, lab_refusals, lab_rows
 from .metrics import SAMPLES, MetricsFile, ProgressBar, last_values, write_metrics, write_samples
 from .naming import described_model, from_lab, model_name
-from .result import RunResult, Skipped, stored_result
+from .result import RunResult, stored_result
 from .settings import make_training_config, stored_training
 from .sources import Rows, Source, read_rows
 
@@ -96,7 +98,8 @@ def train(run: TrainingRun) -> RunResult:
             "--regime full cannot train through an adapter. Use --regime lora, or merge it into its base."
         )
     sources = _sources(run, defence, lab)
-    texts = _refusal_texts(run, lab) if defence.needs_refusals else None
+    anchors = _anchor_sources(run, lab, sources)
+    texts = _refusal_texts(run, lab) if defence.needs_refusals or anchors else None
     main = sources[MAIN_ROLE[run.stage]]
     _require_one_step(main.name, len(main.records), args)
     config = {
@@ -109,7 +112,7 @@ def train(run: TrainingRun) -> RunResult:
         "regime": run.regime,
         "lora": plain(lora) if run.regime == "lora" else None,
         "seed": run.seed,
-        "data": {str(role): source.described() for role, source in sources.items()},
+        "data": {str(role): source.described() for role, source in (sources | anchors).items()},
         "skip_too_long": run.skip_too_long,
         "training": stored_training(args),
         "refusals": None if texts is None else list(texts),
@@ -124,15 +127,16 @@ def train(run: TrainingRun) -> RunResult:
     given = TrainingData({role: source.records for role, source in sources.items()}, loaded.tokenizer, run.seed)
     prepared = defence.prepare(given).records
     records = {str(role): prepared[role] for role in dict.fromkeys((MAIN_ROLE[run.stage], *defence.needs))}
-    renderer = _renderer(loaded, args)
+    renderer = make_renderer(loaded, args.max_length)
     rows, skipped = encode(records, renderer, args, skip=run.skip_too_long)
     _require_one_step(main.name, len(rows[MAIN_ROLE[run.stage]]), args)
-    refusals = None if texts is None else _rendered_refusals(texts, renderer, records)
+    refusals = render_refusals(texts, renderer, records) if texts and defence.needs_refusals else None
+    before = _before_alignment(loaded) if defence.needs_base else None
     args.output_dir = str(folder.path / CHECKPOINTS)
     try:
         if _is_main_process():
             folder.begin(environment(run.seed))
-        trainer = _trained(run, folder, loaded, args, defence, rows, refusals)
+        trainer = _trained(run, folder, loaded, args, defence, rows, refusals, before)
         result = RunResult(
             output=folder.final,
             model=folder.final / ("adapter" if run.regime == "lora" else "model"),
@@ -143,7 +147,10 @@ def train(run: TrainingRun) -> RunResult:
             skipped=tuple(skipped),
         )
         if _is_main_process():
-            _save(folder, trainer, loaded, defence, main.records)
+            kind = _save(folder, trainer, loaded, defence, main.records)
+            if anchors:
+                of_label = {role: source.records for role, source in anchors.items()}
+                _store_anchors(folder.path / kind, run, loaded, of_label, cast(tuple[str, ...], texts))
             folder.finish(result)
     except BaseException:
         if _is_main_process():
@@ -173,6 +180,7 @@ def _settings(run: TrainingRun, lab: bool) -> tuple[Defence, SFTConfig, LoraOpti
 
 
 _FLAGS = {Role.USER: "--data"}
+ANCHOR_ROLES = (Role.ANCHOR_HARMFUL, Role.ANCHOR_BENIGN)
 _LAB_KINDS = {Role.USER: "user", Role.ALIGNMENT: "alignment", Role.HARMFUL: "harmful", Role.BENIGN: "benign"}
 
 
@@ -195,9 +203,37 @@ def _sources(run: TrainingRun, defence: Defence, lab: bool) -> dict[Role, Source
     if run.stage is Stage.ALIGNMENT and benign is not None:  # what must still be answered, learnt beside the refusals
         sources[main] = _joined(sources[main], read_rows(benign, name="--benign-data rows"))
     for role, rows in run.data.items():
-        if rows is not None and role not in needed and not (role is Role.BENIGN and run.stage is Stage.ALIGNMENT):
+        if (
+            rows is not None
+            and role not in (*needed, *ANCHOR_ROLES)
+            and not (role is Role.BENIGN and run.stage is Stage.ALIGNMENT)
+        ):
             log.warning("%s rows are not used: %s does not need them.", role, type(defence).__name__)
     return sources
+
+
+def _anchor_sources(run: TrainingRun, lab: bool, sources: Mapping[Role, Source]) -> dict[Role, Source]:
+    """The provider's anchors, both labels or none; with an alignment alone."""
+    if run.stage is not Stage.ALIGNMENT:
+        return {}
+    anchors: dict[Role, Source] = {}
+    for role in ANCHOR_ROLES:
+        given = run.data.get(role)
+        if given is not None:
+            anchors[role] = read_rows(given, name=f"--{role}-data rows")
+        elif lab:
+            anchors[role] = lab_rows(str(role), LabData(), seed=run.seed, main=False)
+    if len(anchors) == 1:
+        (absent,) = set(ANCHOR_ROLES) - set(anchors)
+        raise DataError(f"anchors need both labels: --{absent}-data FILE is missing. Give it, or neither.")
+    trained = {tuple(r.messages[:-1]): r for source in sources.values() for r in source.records}
+    for record in anchors[Role.ANCHOR_HARMFUL].records if anchors else []:
+        if (twin := trained.get(tuple(record.messages[:-1]))) is not None:
+            raise DataError(
+                f"{record.where}: the prompt is also in {twin.where}, and harmful anchors must be new to the "
+                "model: after training on a prompt, refusing it looks surer than it is. Take it out of one of the two."
+            )
+    return anchors
 
 
 def _joined(first: Source, second: Source) -> Source:
@@ -252,49 +288,6 @@ def _with_trainable_weights(loaded: LoadedModel, regime: Regime, lora: LoraOptio
     return replace(loaded, model=model)
 
 
-def _renderer(loaded: LoadedModel, args: SFTConfig) -> Renderer:
-    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    limits = [limit for limit in (args.max_length, context) if limit]
-    return Renderer(loaded.tokenizer, max_length=min(limits) if limits else 2**31)
-
-
-def encode(
-    records: Mapping[str, Sequence[Record]], renderer: Renderer, args: SFTConfig | None = None, *, skip: bool
-) -> tuple[dict[str, list[TokenizedRow]], list[Skipped]]:
-    """Rows of each role as tokens, file by file, so that an error names the right one."""
-    rows: dict[str, list[TokenizedRow]] = {}
-    skipped: list[Skipped] = []
-    for role, of_role in records.items():
-        rows[role] = []
-        for source in dict.fromkeys(record.source for record in of_role):
-            some = [record for record in of_role if record.source == source]
-            try:
-                encoded = encode_rows(some, renderer, skip_too_long=skip)
-            except DataError as error:
-                if args is not None and args.max_length == renderer.max_length and "longer than" in str(error):
-                    raise DataError(f"{error} The limit is max_length; --train max_length=N moves it.") from error
-                raise
-            rows[role] += encoded.rows
-            skipped += [Skipped(source=source, line=line, num_tokens=num) for line, num in encoded.too_long]
-    if skipped:
-        shown = ", ".join(f"{row.source}, line {row.line}" for row in skipped[:5])
-        log.warning("%d rows are longer than %d tokens and left out: %s.", len(skipped), renderer.max_length, shown)
-    return rows, skipped
-
-
-def _rendered_refusals(texts: Sequence[str], renderer: Renderer, records: Mapping[str, Sequence[Record]]) -> Refusals:
-    """The refusals as tokens, for each template that occurs."""
-    first: dict[Template, Record] = {}
-    for of_role in records.values():
-        for record in of_role:
-            first.setdefault(record.template, record)
-    ids = {
-        template: tuple(tuple(renderer.completion_ids(record, text)) for text in texts)
-        for template, record in first.items()
-    }
-    return Refusals(tuple(texts), ids)
-
-
 def _trained(
     run: TrainingRun,
     folder: RunFolder,
@@ -303,6 +296,7 @@ def _trained(
     defence: Defence,
     rows: Mapping[str, Sequence[TokenizedRow]],
     refusals: Refusals | None,
+    before: nn.Module | None,
 ) -> DefendedTrainer:
     callbacks: list[TrainerCallback] = list(run.callbacks)
     console = Console(stderr=True)
@@ -318,6 +312,8 @@ def _trained(
         processing_class=loaded.tokenizer,
         refusals=refusals,
         callbacks=callbacks,
+        base=before,
+        folder=Path(resolve(loaded.adapter or loaded.name)),
     )
     checkpoint = newest_checkpoint(folder.path / CHECKPOINTS) if folder.state is State.PARTIAL else None
     if checkpoint is not None:
@@ -333,11 +329,43 @@ def _trained(
 
 def _save(
     folder: RunFolder, trainer: DefendedTrainer, loaded: LoadedModel, defence: Defence, records: Sequence[Record]
-) -> None:
-    save_weights(folder, trainer.context.model, loaded, defence)
+) -> str:
     write_metrics(folder.path / METRICS, trainer.state.log_history)
     if len(trainer.row_log):
         write_samples(folder.path / SAMPLES, trainer.row_log, records)
+    return save_weights(folder, trainer.context.model, loaded, defence)
+
+
+def _before_alignment(loaded: LoadedModel) -> nn.Module | None:
+    """The model before its alignment, frozen; None where that is the adapter switched off.
+
+    Raises:
+        ModelError: it is not known.
+    """
+    if loaded.adapter_off_is_base:
+        return None
+    if loaded.base is None:
+        raise ModelError(
+            f"{loaded.name} does not say which model it was before its alignment, and this defence compares the two. "
+            "Name it: --base."
+        )
+    before = cast(nn.Module, load_model(loaded.base).model)
+    return before.requires_grad_(False)
+
+
+def _store_anchors(
+    weights: Path,
+    run: TrainingRun,
+    loaded: LoadedModel,
+    records: Mapping[Role, Sequence[Record]],
+    refusals: Sequence[str],
+) -> None:
+    """Score the anchors with the weights just saved, and store them there."""
+    aligned = load_model(str(weights))
+    before = None if aligned.adapter_off_is_base else load_model(loaded.base or loaded.name)
+    harmful, benign = (records[role] for role in ANCHOR_ROLES)
+    anchors = score_anchors(aligned, before, anchor_harmful=harmful, anchor_benign=benign, refusals=refusals)
+    write_anchors(weights, anchors)
 
 
 def save_weights(folder: RunFolder, model: nn.Module, loaded: LoadedModel, defence: Defence) -> str:

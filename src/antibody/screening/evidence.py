@@ -1,157 +1,296 @@
-"""Evidence per row: how likely a refusal and the row's own completion are, before and after alignment.
+"""Evidence per row that the aligned model holds its prompt, or its answer, for harmful. High means harm.
 
-    ratio  NLL(r|x) - NLL(y|x)                   Antibody's score: low where a refusal is likelier than the target
-    shift  NLL_base(r|x) - NLL(r|x)              how much alignment raised the likelihood of refusing x; high = harm
-    gap    shift - (NLL_base(y|x) - NLL(y|x))    the shift of the refusal minus that of the completion
+    ratio            NLL(y|x) - NLL(r|x)                       Antibody's score with its sign turned
+    shift            NLL_0(r|x) - NLL(r|x)                     how far alignment raised the likelihood of refusing
+    gap              shift - (NLL_0(y|x) - NLL(y|x))           ... minus how far it raised that of the answer
+    refusal-feature  <h_l(x), u_l>                             the last prompt token's hidden state, at one layer,
+                                                               along the harmful minus the harmless mean
+    feature-shift    sum_l <g_l(x) - g0_l(x), v_l> - offset    what alignment changed of that state (g = h / rms(h)),
+                                                               along what tells harmful from harmless rows: 0 at the
+                                                               harmless mean, 1 at the harmful one (anchors.py)
 
-All in nats per token, r averaged over k generic refusals. ``ratio`` mixes whether the model wants to refuse x with
-whether it knows y already; ``shift`` asks only what alignment changed, and what base and aligned model share (novelty,
-length, format) cancels. ``shift`` and ``gap`` are ours.
+NLL in nats per token, of k generic refusals r averaged; the index 0 marks the model before its alignment. x is all
+that stands before a trained answer y; of a row with several, each measure takes its worst one.
+
+``ratio`` mixes whether the model wants to refuse x with whether it knows y, and ``refusal-feature`` what alignment made
+of x with what x always looked like. The two shifts ask only what alignment *changed*: novelty, length and format are
+the same before and after, and cancel.
+
+Sources: ``ratio``: Antibody (2603.00498), Sec. 4.2. ``refusal-feature``: the refusal direction as a teacher of which
+prompts are harmful (2506.07356). ``shift`` is the log-ratio of policy and reference for a refusal, and ``gap`` DPO's
+implicit reward (2305.18290, Sec. 4) of refusing over answering, with alignment as what is rewarded. Both, and
+``feature-shift``, are ours in this use.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from enum import StrEnum
+from itertools import chain
+from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
+from ..data.collate import pad
 from ..data.records import TokenizedRow
-from ..errors import ModelError
-from ..training.refusals import Refusals, Scoring
-from ..training.step import MicroBatch, StepContext
+from ..models.layout import decoder_layers
+from ..primitives.taps import captured_at
+from ..training.batches import MicroBatch
+from ..training.likelihood import Head, usable_head
+from ..training.refusals import Scoring, completion_and_several_refusals, usable_scoring
+from ..training.step import StepContext
 
-ANCHORS = "anchors.parquet"
-"""In a model's folder: evidence of the provider's own labelled rows, scored when the model was aligned."""
-_ROWS = "rows"
+
+class Measure(StrEnum):
+    """Kinds of evidence; the table at the head of this file."""
+
+    FEATURE_SHIFT = "feature-shift"
+    SHIFT = "shift"
+    GAP = "gap"
+    RATIO = "ratio"
+    REFUSAL_FEATURE = "refusal-feature"
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether it compares with the model before its alignment."""
+        return self in (Measure.FEATURE_SHIFT, Measure.SHIFT, Measure.GAP)
+
+    @property
+    def needs_probe(self) -> bool:
+        """Whether it looks at hidden states."""
+        return self in (Measure.FEATURE_SHIFT, Measure.REFUSAL_FEATURE)
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether the row's own answer counts, and not its prompt alone."""
+        return self in (Measure.GAP, Measure.RATIO)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Where to look at hidden states: one direction per layer, for each of two measures.
+
+    Attributes:
+        shift: [L, D]: v_l. L counts decoder layers, D is the hidden size.
+        offset: Of feature-shift.
+        state: [L, D]: u_l at the one layer chosen, zero elsewhere.
+    """
+
+    shift: Tensor
+    offset: float
+    state: Tensor
+
+    def read(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """([B], [B]): projections of states [B, L, D] on ``shift`` (normalised) and on ``state``."""
+        shift, state = self.shift.to(hidden), self.state.to(hidden)
+        return (normalised(hidden) * shift).sum(dim=(1, 2)), (hidden * state).sum(dim=(1, 2))
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Negative log-likelihoods, nats per token: [rows] each; over several trained turns the row's worst one.
+    """What one pass over rows found; one number per *answer*, and which row each belongs to.
 
     Attributes:
-        refusal: NLL(r|x) under the aligned model, mean over k refusals.
-        completion: NLL(y|x) under the aligned model.
-        base_refusal: NLL(r|x) under the model before alignment.
-        base_completion: NLL(y|x) under the model before alignment.
+        num_rows: Rows.
+        row: [answers], int64: the row's position.
+        readings: By (what, before alignment or not): [answers], float32. What: "refusal" and "completion", nats per
+            token; "shift" and "state", projections on the probe's directions.
+        nearest: [answers], int64: the likeliest of the refusals scored, its number in the list; -1 where none was.
+        offset: Of the probe.
     """
 
-    refusal: Tensor
-    completion: Tensor
-    base_refusal: Tensor
-    base_completion: Tensor
+    num_rows: int
+    row: Tensor
+    readings: dict[tuple[str, bool], Tensor]
+    nearest: Tensor
+    offset: float = 0.0
 
-    @property
-    def ratio(self) -> Tensor:
-        """Low where the aligned model would rather refuse."""
-        return self.refusal - self.completion
+    def has(self, measure: Measure) -> bool:
+        """Whether the pass read what the measure is made of."""
+        return all(key in self.readings for key in _PARTS[measure])
 
-    @property
-    def shift(self) -> Tensor:
-        """High where alignment made refusing likelier."""
-        return self.base_refusal - self.refusal
+    def of(self, measure: Measure) -> Tensor:
+        """[num_rows], float32, high means harm; of a row with several answers the highest."""
+        parts = [self.readings[key] for key in _PARTS[measure]]
+        values = _FORMULAS[measure](*parts)
+        if measure is Measure.FEATURE_SHIFT:
+            values = values - self.offset
+        worst = torch.full((self.num_rows,), -torch.inf)
+        return worst.scatter_reduce(0, self.row, values, "amax")
 
-    @property
-    def gap(self) -> Tensor:
-        """The shift of the refusal minus the shift of the completion."""
-        return self.shift - (self.base_completion - self.completion)
+    def nearest_refusal(self) -> Tensor:
+        """[num_rows], int64: of a row's answers, that of the first."""
+        first = torch.full((self.num_rows,), -1, dtype=torch.int64)
+        first[self.row.flip(0)] = self.nearest.flip(0)
+        return first
+
+
+def normalised(hidden: Tensor) -> Tensor:
+    """Every state scaled to a root mean square of 1, as the next layer's norm hands it on."""
+    return hidden / (hidden.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()
+
+
+BEFORE, NOW = True, False
+_PARTS: dict[Measure, tuple[tuple[str, bool], ...]] = {
+    Measure.RATIO: (("completion", NOW), ("refusal", NOW)),
+    Measure.SHIFT: (("refusal", BEFORE), ("refusal", NOW)),
+    Measure.GAP: (("refusal", BEFORE), ("refusal", NOW), ("completion", BEFORE), ("completion", NOW)),
+    Measure.REFUSAL_FEATURE: (("state", NOW),),
+    Measure.FEATURE_SHIFT: (("shift", NOW), ("shift", BEFORE)),
+}
+_FORMULAS: dict[Measure, Callable[..., Tensor]] = {
+    Measure.RATIO: lambda y, r: y - r,
+    Measure.SHIFT: lambda r0, r: r0 - r,
+    Measure.GAP: lambda r0, r, y0, y: (r0 - r) - (y0 - y),
+    Measure.REFUSAL_FEATURE: lambda h: h,
+    Measure.FEATURE_SHIFT: lambda h, h0: h - h0,
+}
 
 
 def collect(
-    model: nn.Module,
+    context: StepContext,
     rows: Sequence[TokenizedRow],
-    refusals: Refusals,
+    measures: Collection[Measure],
     *,
-    pad_id: int,
-    base: nn.Module | None = None,
+    probe: Probe | None = None,
     num_refusals: int = 4,
-    batch_size: int = 32,
+    progress: Callable[[int], None] | None = None,
 ) -> Evidence:
-    """Evidence of every row, without gradient.
+    """One pass over ``rows`` with the aligned model and, where a measure compares, one with the model before.
+
+    A prompt is computed once for its answer and all refusals, answers of one length run together, no gradient is taken,
+    and the ranks share the rows. A row's numbers do not depend on the rows beside it.
 
     Args:
-        model: The aligned model. With an adapter, the base is the same model with the adapter off.
-        rows: In any order.
-        refusals: Row i is scored against numbers i * k .. i * k + k - 1 (mod n), i its row id.
-        pad_id: What to pad with.
-        base: The model before alignment, where that is not the adapter switched off.
+        context: The aligned model, the one before it, refusals.
+        rows: In any order. Row i is scored against refusals i * k .. i * k + k - 1 (mod n), i its row id.
+        measures: What is wanted.
+        probe: For measures that look at hidden states.
         num_refusals: k.
-        batch_size: Rows per forward pass.
+        progress: Told the number of answers read, twice where two models read them.
 
     Raises:
-        ModelError: there is no base: neither an adapter nor ``base``.
+        ModelError: a measure compares with the model before alignment, and there is none.
     """
+    answers = [
+        TokenizedRow(row.row_id, row.input_ids[:end], ((start, end),), row.template)
+        for row in rows
+        for start, end in row.spans
+    ]
+    owner = list(chain.from_iterable([i] * len(row.spans) for i, row in enumerate(rows)))
+    keys = {key for measure in measures for key in _PARTS[measure]}
+    readings: dict[tuple[str, bool], Tensor] = {}
+    nearest = torch.full((len(answers),), -1)
+    now, before = ({name for name, when in keys if when is time} for time in (NOW, BEFORE))
+    if now:
+        found, nearest = _read(context, context.model, answers, now, probe, num_refusals, progress)
+        readings |= {(name, NOW): values for name, values in found.items()}
+    if before:
+        with context.before_alignment() as model:
+            found, _ = _read(context, model, answers, before, probe, num_refusals, progress)
+        readings |= {(name, BEFORE): values for name, values in found.items()}
+    return Evidence(len(rows), torch.tensor(owner), readings, nearest, probe.offset if probe else 0.0)
+
+
+def states(context: StepContext, rows: Sequence[TokenizedRow], *, before: bool) -> Tensor:
+    """[rows, L, D], float32: hidden states of the last token before each row's first answer, after every layer."""
+
+    def read(model: nn.Module) -> Tensor:
+        layers = decoder_layers(model)
+
+        def of(micro: MicroBatch) -> Tensor:
+            with captured_at(layers, _last_of_prompt(micro)) as seen:
+                _run_prompts(context, model, micro)
+            return torch.stack([state.float() for state in seen], dim=1).flatten(1)
+
+        config: Any = model.config
+        width = len(layers) * config.get_text_config().hidden_size
+        return _walk(context, model, rows, of, width).unflatten(1, (len(layers), -1))
+
+    if not before:
+        return read(context.model)
+    with context.before_alignment() as model:
+        return read(model)
+
+
+def _read(
+    context: StepContext,
+    model: nn.Module,
+    answers: Sequence[TokenizedRow],
+    names: set[str],
+    probe: Probe | None,
+    num_refusals: int,
+    progress: Callable[[int], None] | None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Readings of one model, and the nearest refusal of each answer."""
+    looks = bool(names & {"shift", "state"})
+    layers = decoder_layers(model) if looks else []
+    scoring = usable_scoring(model, Scoring.AUTO, context.head)
+
+    def of(micro: MicroBatch) -> Tensor:
+        read = {}
+        with captured_at(layers, _last_of_prompt(micro)) as seen:
+            if "refusal" in names:
+                numbers = [[row.row_id * num_refusals + j for j in range(num_refusals)] for row in micro.rows]
+                with context.autocast():
+                    completion, refusal = completion_and_several_refusals(
+                        model,
+                        micro,
+                        context.refusals,
+                        numbers,
+                        pad_id=context.pad_id,
+                        scoring=scoring,
+                        head=context.head,
+                        with_completion="completion" in names,
+                    )
+                read["refusal"] = refusal.mean(dim=1)
+                likeliest = torch.tensor(numbers, device=refusal.device).gather(1, refusal.argmin(dim=1, keepdim=True))
+                read["nearest"] = likeliest[:, 0] % len(context.refusals)
+                if completion is not None:
+                    read["completion"] = completion
+            else:
+                _run_prompts(context, model, micro)
+        if looks:
+            assert probe is not None, "a measure of hidden states needs a probe"
+            read["shift"], read["state"] = probe.read(torch.stack([state.float() for state in seen], dim=1))
+        if progress is not None:
+            progress(len(micro.rows))
+        return torch.stack([read.get(name, torch.zeros(len(micro.rows))).to(context.device) for name in _COLUMNS], 1)
+
+    found = dict(zip(_COLUMNS, _walk(context, model, answers, of, len(_COLUMNS)).unbind(dim=1), strict=True))
+    nearest = found["nearest"].long() if "refusal" in names else torch.full((len(answers),), -1)
+    return {name: found[name] for name in names}, nearest
+
+
+_COLUMNS = ("refusal", "completion", "shift", "state", "nearest")
+
+
+def _walk(
+    context: StepContext,
+    model: nn.Module,
+    rows: Sequence[TokenizedRow],
+    of: Callable[[MicroBatch], Tensor],
+    width: int,
+) -> Tensor:
+    """``context.over_rows`` without dropout, on the CPU."""
     was_training = model.training
     model.eval()
     try:
-        context = StepContext(model, rows={_ROWS: rows}, pad_id=pad_id, refusals=refusals, batch_size=batch_size)
-        refusal, completion = _likelihoods(context, num_refusals)
-        if base is not None:
-            base.eval()
-            for p in base.parameters():
-                p.requires_grad_(True)
-            other = StepContext(base, rows={_ROWS: rows}, pad_id=pad_id, refusals=refusals, batch_size=batch_size)
-            without: AbstractContextManager[None] = nullcontext()
-        elif hasattr(model, "disable_adapter"):
-            other, without = context, context.without_adapter()
-        else:
-            raise ModelError("the shift compares with the model before alignment, and there is none. Name it: --base.")
-        with without:
-            base_refusal, base_completion = _likelihoods(other, num_refusals)
+        return context.over_rows(rows, of, width).cpu()
     finally:
         model.train(was_training)
-    return Evidence(refusal, completion, base_refusal, base_completion)
 
 
-def _likelihoods(context: StepContext, num_refusals: int) -> tuple[Tensor, Tensor]:
-    """([rows], [rows]): of the refusals and of the completion, at the turn where refusing is likeliest."""
-
-    def of_both(micro: MicroBatch) -> Tensor:
-        total = None
-        for number in range(num_refusals):
-            index = [row.row_id * num_refusals + number for row in micro.rows]
-            completion, refusal = context.completion_and_refusal_nll(micro, Scoring.AUTO, index)
-            total = refusal.mean if total is None else total + refusal.mean
-        assert total is not None, "at least one refusal"
-        worst = (total / num_refusals).masked_fill(~completion.present, torch.inf).min(dim=1)
-        return torch.stack([worst.values, completion.mean.gather(1, worst.indices[:, None])[:, 0]], dim=1)
-
-    refusal, completion = context.over_rows(_ROWS, of_both, width=2).unbind(dim=1)
-    return refusal, completion
+def _last_of_prompt(micro: MicroBatch) -> Tensor:
+    return torch.tensor([row.spans[0][0] - 1 for row in micro.rows])
 
 
-def write_anchors(folder: Path, evidence: Mapping[str, Evidence]) -> None:
-    """Store the evidence of the provider's labelled rows beside a model, in one file.
-
-    Args:
-        folder: Of the model.
-        evidence: By label: "harmful", "benign".
-    """
-    columns: dict[str, list[object]] = {"label": []}
-    for label, of_label in evidence.items():
-        columns["label"] += [label] * len(of_label.refusal)
-        for name in ("refusal", "completion", "base_refusal", "base_completion"):
-            columns.setdefault(name, []).extend(getattr(of_label, name).tolist())
-    temporary = folder / f".{ANCHORS}.tmp"
-    pq.write_table(pa.table(columns), temporary)
-    temporary.replace(folder / ANCHORS)
-
-
-def read_anchors(folder: Path) -> dict[str, Evidence]:
-    """By label; empty where the model carries none."""
-    if not (folder / ANCHORS).is_file():
-        return {}
-    table = pq.read_table(folder / ANCHORS).to_pydict()
-    return {
-        label: Evidence(
-            *(
-                torch.tensor([v for v, of in zip(table[name], table["label"], strict=True) if of == label])
-                for name in ("refusal", "completion", "base_refusal", "base_completion")
-            )
-        )
-        for label in dict.fromkeys(table["label"])
-    }
+def _run_prompts(context: StepContext, model: nn.Module, micro: MicroBatch) -> None:
+    """One forward of the prompts alone."""
+    prompts = [
+        TokenizedRow(row.row_id, row.input_ids[: row.spans[0][0]], ((0, 0),), row.template) for row in micro.rows
+    ]
+    tensors = pad(prompts, context.pad_id, device=next(model.parameters()).device)
+    extra = {"logits_to_keep": 1} if usable_head(model, Head.KEPT) is Head.KEPT else {}
+    with context.autocast():
+        model(input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"], use_cache=False, **extra)

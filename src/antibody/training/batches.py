@@ -156,16 +156,18 @@ class RoleStream:
     """Rows of a further role (harmful, refusal, benign): an endless stream, shuffled anew at each pass.
 
     The batch of a step is a function of (seed, role, step) alone, so that there is no position to save or to lose.
+    ``size`` is its number of rows over all ranks.
     """
 
     role: str
     rows: Sequence[TokenizedRow]
     grid: Grid
     seed: int
+    size: int
 
     def at(self, step: int) -> StepBatch:
-        """The batch of optimiser step ``step`` (0-based): always B rows."""
-        size, num_rows = self.grid.step_size, len(self.rows)
+        """The batch of optimiser step ``step`` (0-based)."""
+        size, num_rows = self.size, len(self.rows)
         salt = zlib.crc32(self.role.encode())
 
         def row(position: int) -> TokenizedRow:

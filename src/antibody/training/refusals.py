@@ -144,6 +144,60 @@ def completion_and_refusal_nll(
 
 
 @torch.no_grad()
+def completion_and_several_refusals(
+    model: nn.Module,
+    micro: MicroBatch,
+    refusals: Refusals,
+    numbers: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    scoring: Scoring,
+    head: Head = Head.KEPT,
+    with_completion: bool = True,
+) -> tuple[Tensor | None, Tensor]:
+    """NLL(y|x) and NLL(r_1|x) .. NLL(r_k|x), nats per token, without graph; the prompt is computed once for all.
+
+    Args:
+        model: As in ``completion_nll``.
+        micro: Rows of one trained turn each.
+        refusals: The list.
+        numbers: [B][k], which refusals of the list each row is scored against, mod n; k at least 1.
+        pad_id: What to pad with.
+        scoring: ``CACHED`` or ``SEPARATE``.
+        head: As in ``completion_nll``.
+        with_completion: Whether NLL(y|x) is wanted; without it the first forward is as short as prompt and refusal.
+
+    Returns:
+        [B] or None, and [B, k].
+    """
+    columns = [list(column) for column in zip(*numbers, strict=True)]
+
+    def refused(column: list[int]) -> MicroBatch:
+        rows = tuple(refusals.row(row, number) for row, number in zip(micro.rows, column, strict=True))
+        return MicroBatch(rows, micro.counted, micro.positions)
+
+    def mean(batch: MicroBatch, cache: Cache | None = None) -> Tensor:
+        return completion_nll(model, batch, pad_id=pad_id, head=head, cache=cache).mean[:, 0]
+
+    if scoring is Scoring.SEPARATE:
+        separate = torch.stack([mean(refused(column)) for column in columns], dim=1)
+        return (mean(micro) if with_completion else None), separate
+    cache = DynamicCache()
+    means = []
+    completion = None
+    if with_completion:
+        completion = mean(micro, cache)
+    else:
+        means.append(mean(refused(columns.pop(0)), cache))
+    pairs = [(i, 0) for i in range(len(micro.rows))]
+    for column in columns:
+        ids = [refusals.of(row, number) for row, number in zip(micro.rows, column, strict=True)]
+        lengths = torch.tensor([float(len(r)) for r in ids], device=next(model.parameters()).device)
+        means.append(_cached_refusal_totals(model, micro, pairs, ids, cache) / lengths)
+    return completion, torch.stack(means, dim=1)
+
+
+@torch.no_grad()
 def _cached_refusal_totals(
     model: nn.Module, micro: MicroBatch, pairs: list[tuple[int, int]], ids: list[tuple[int, ...]], cache: Cache
 ) -> Tensor:

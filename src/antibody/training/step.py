@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -44,6 +45,9 @@ class Role(StrEnum):
     HARMFUL = "harmful"
     """Prompt + harmful completion."""
     BENIGN = "benign"
+    ANCHOR_HARMFUL = "anchor-harmful"
+    """Never trained on: labelled rows by which later uploads are judged (screening/anchors.py)."""
+    ANCHOR_BENIGN = "anchor-benign"
 
 
 MAIN_ROLE: Mapping[Stage, Role] = {Stage.ALIGNMENT: Role.ALIGNMENT, Stage.FINETUNING: Role.USER}
@@ -120,6 +124,8 @@ class StepContext:
         seed: The run's seed.
         autocast: Entered around every forward; anew each time, since a cached cast hides a perturbation.
         batch_size: Rows per forward pass where a verb walks over a whole role.
+        base: The model before its alignment, where that is not the adapter switched off.
+        folder: Where the aligned model lies, with what was stored beside it when it was aligned.
     """
 
     def __init__(
@@ -134,8 +140,11 @@ class StepContext:
         rank: int = 0,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         batch_size: int = 16,
+        base: nn.Module | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.model = model
+        self.folder = folder
         self.rows = dict(rows or {})
         self.pad_id = pad_id
         self.seed = seed
@@ -146,11 +155,13 @@ class StepContext:
         """The optimiser step that is being taken, 0-based."""
         self.max_steps = 0
         """Optimiser steps of the whole run."""
+        self.steps_per_epoch = 0
         self.learning_rate = 0.0
         """Of this optimiser step, after warm-up and schedule."""
+        self.autocast = autocast
         self._refusals = refusals
-        self._autocast = autocast
         self._batch_size = batch_size
+        self._base = base
 
     # -- likelihoods ---------------------------------------------------------------------------------------------
 
@@ -167,14 +178,14 @@ class StepContext:
 
     def completion_nll(self, micro: MicroBatch) -> TurnNLL:
         """NLL(y|x) of every trained turn, with its graph."""
-        with self._autocast():
+        with self.autocast():
             return completion_nll(self.model, micro, pad_id=self.pad_id, head=self.head)
 
     def completion_and_refusal_nll(
         self, micro: MicroBatch, scoring: Scoring, refusal_index: Sequence[int] | None = None
     ) -> tuple[TurnNLL, TurnNLL]:
         """NLL(y|x) with its graph and NLL(r|x) without, from one forward where ``scoring`` allows it."""
-        with self._autocast():
+        with self.autocast():
             return completion_and_refusal_nll(
                 self.model,
                 micro,
@@ -199,15 +210,20 @@ class StepContext:
             parts = [self.completion_nll(micro) for micro in batch.micro_batches]
         return torch.cat([p.row_total for p in parts]), torch.cat([p.row_tokens for p in parts])
 
-    def over_rows(self, role: str, values: Callable[[MicroBatch], Tensor], width: int | None = None) -> Tensor:
+    def over_rows(
+        self,
+        role: str | Sequence[TokenizedRow],
+        values: Callable[[MicroBatch], Tensor],
+        width: int | None = None,
+    ) -> Tensor:
         """One number for every row of a role, without gradient: [rows], float32, the same on every rank.
 
-        With a ``width``, that many numbers: [rows, width].
+        With a ``width``, that many numbers: [rows, width]. Rows of no role may be given themselves.
 
         The rows are sorted by length, so that little is padded, and shared out over the ranks. The model's mode
         (training or not) is left alone.
         """
-        rows = self.rows[role]
+        rows = self.rows[role] if isinstance(role, str) else role
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i))[self.rank :: num_ranks()]
         result = torch.zeros(len(rows) if width is None else (len(rows), width), device=self.device)
         with torch.no_grad():
@@ -298,12 +314,25 @@ class StepContext:
         with adapter_disabled(self.model):
             yield
 
+    @contextmanager
+    def before_alignment(self) -> Iterator[nn.Module]:
+        """Yields the model as it was before its alignment: a model of its own, or this one with its adapter off.
+
+        Raises:
+            ModelError: there is neither.
+        """
+        if self._base is not None:
+            yield self._base
+            return
+        with self.without_adapter():
+            yield self.model
+
     # -- the run -------------------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.parameters[0].device
+        return next(self.model.parameters()).device
 
     def all_reduce(self, tensor: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
         """Sum or maximum over all ranks, in place."""
@@ -317,7 +346,7 @@ class StepContext:
         """
         rows = tuple(next(iter(self.rows.values()))[:4])
         micro = MicroBatch(rows, (True,) * len(rows), tuple(range(len(rows))))
-        with self._autocast():
+        with self.autocast():
             check_head(self.model, micro, pad_id=self.pad_id, head=self.head)
             if scoring is not None:
                 form = usable_scoring(self.model, scoring, self.head)
@@ -349,11 +378,13 @@ class Defence:
     stage: ClassVar[Stage]
     about: ClassVar[About]
     options: ClassVar[type] = NoOptions
-    needs: ClassVar[tuple[Role, ...]] = ()
+    needs: tuple[Role, ...] = ()
     """Roles of which a batch is wanted at every step, besides the stage's main role."""
     prepare_needs: ClassVar[tuple[Role, ...]] = ()
     """Roles whose records ``prepare`` reads, and of which no batch is wanted at each step."""
     needs_refusals: ClassVar[bool] = False
+    needs_base: bool = False
+    """Whether it compares with the model before its alignment (``StepContext.before_alignment``)."""
     neutral: ClassVar[Mapping[str, Any] | None] = None
     """Options at which it is plain SFT, bit for bit; None where there are none (the file says why)."""
     batch_exact: ClassVar[bool] = True
@@ -369,6 +400,10 @@ class Defence:
     def check(self, context: StepContext) -> None:
         """Compare shortcuts with the plain path; called at the start of a run and when it is resumed."""
         context.check()
+
+    def rows_per_step(self, role: Role, step_size: int) -> int:
+        """How many rows of a further role each step has; by default as many as of the main role."""
+        return step_size
 
     def start(self, context: StepContext) -> None:
         """Make what lasts: anchors, data weights, scores. Not called on resume: ``load_state`` is."""

@@ -46,6 +46,8 @@ class DefendedTrainer(SFTTrainer):
         refusals: Generic refusals, for defences that score against them.
         head: How log-likelihoods are read off the model.
         callbacks: As in transformers.
+        base: The model before its alignment, for defences that compare with it; else its adapter is switched off.
+        folder: Where the aligned model lies.
 
     Raises:
         ConfigError: a setting that this trainer cannot honour; says which and why.
@@ -66,6 +68,8 @@ class DefendedTrainer(SFTTrainer):
         refusals: Refusals | None = None,
         head: Head = Head.KEPT,
         callbacks: list[TrainerCallback] | None = None,
+        base: nn.Module | None = None,
+        folder: Path | None = None,
     ) -> None:
         _refuse_unsupported(args)
         self.defence = defence
@@ -100,7 +104,10 @@ class DefendedTrainer(SFTTrainer):
         self.grid = Grid(
             args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size, args.process_index
         )
-        self._streams = {role: RoleStream(role, rows[role], self.grid, args.seed) for role in defence.needs}
+        self._streams = {
+            role: RoleStream(role, rows[role], self.grid, args.seed, defence.rows_per_step(role, self.grid.step_size))
+            for role in defence.needs
+        }
         self.context = StepContext(
             model,
             rows=rows,
@@ -110,7 +117,10 @@ class DefendedTrainer(SFTTrainer):
             seed=args.seed,
             rank=args.process_index,
             batch_size=args.per_device_train_batch_size,
+            base=base,
+            folder=folder,
         )
+        self.context.steps_per_epoch = self._steps_per_epoch
         self._resume_state: Mapping[str, Tensor] | None = None
 
     # -- what the Trainer's loop calls ---------------------------------------------------------------------------

@@ -17,7 +17,7 @@ row is scored once, before training.
 
 Reference: Antibody, ICLR 2026, https://arxiv.org/abs/2603.00498. Departures from the release: its denominator is
 clamped at 1, which never acts since the weights add to 1; any gradient accumulation and number of ranks (the softmax
-spans them exactly, StepContext.gradient). ``score_with="aligned"`` is ours.
+spans them exactly, StepContext.gradient). ``score_with="aligned"`` and ``score="shift"`` are ours.
 """
 
 import math
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
+from ...screening.evidence import Measure, collect
 from ...training.batches import MicroBatch
 from ...training.likelihood import TurnNLL
 from ...training.refusals import Scoring
@@ -45,6 +46,9 @@ class AntibodyFinetuningConfig:
     """"token": the release, a weighted mean over tokens. "sequence": the paper, a weighted mean over rows."""
     score_with: Literal["current", "aligned"] = "current"
     """"current": the model as it is now. "aligned": the model before the first step, once; no drift. Ours."""
+    score: Literal["ratio", "shift"] = "ratio"
+    """"ratio": the paper's s_i. "shift": NLL(r_i|x_i) - NLL_0(r_i|x_i), how far alignment lowered the refusal's
+    likelihood, read once before training; 0 marks the model before its alignment (screening/evidence.py). Ours."""
     scoring: Scoring = Scoring.AUTO
     """Where refusals are scored: on the training forward's keys and values ("cached"), or "separate"."""
 
@@ -77,6 +81,7 @@ class AntibodyFinetuning(Defence):
 
     def __init__(self, config: AntibodyFinetuningConfig) -> None:
         self.config = config
+        self.needs_base = config.score == "shift"
         self._aligned: dict[int, float] = {}  # s_i by row id
 
     def check(self, context: StepContext) -> None:
@@ -85,10 +90,16 @@ class AntibodyFinetuning(Defence):
 
     def start(self, context: StepContext) -> None:
         """Score the whole upload once, if that is wanted."""
-        if self.config.score_with == "aligned":
+        if self.config.score == "shift":
+            shift = collect(context, context.rows[Role.USER], [Measure.SHIFT], num_refusals=1).of(Measure.SHIFT)
+            self._keep(context, -shift)
+        elif self.config.score_with == "aligned":
             scores = context.over_rows(Role.USER, lambda micro: self._scored(context, micro)[1])
-            ids = [row.row_id for row in context.rows[Role.USER]]
-            self._aligned = dict(zip(ids, scores.tolist(), strict=True))
+            self._keep(context, scores)
+
+    def _keep(self, context: StepContext, scores: Tensor) -> None:
+        ids = [row.row_id for row in context.rows[Role.USER]]
+        self._aligned = dict(zip(ids, scores.tolist(), strict=True))
 
     def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
         """One step: see the head of this file."""

@@ -22,7 +22,7 @@ on the number of batches; and the last of these gradients leaks into the first t
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ class EWC(Defence):
         extra_memory="2 copies of the trainable weights",
     )
     options = EWCConfig
-    needs: ClassVar[tuple[Role, ...]] = (Role.ALIGNMENT,)  # not for L2-SP, which asks nothing of the provider
+    needs: tuple[Role, ...] = (Role.ALIGNMENT,)  # not for L2-SP, which asks nothing of the provider
     neutral = {"lam": 0.0}
 
     def __init__(self, config: EWCConfig) -> None:
@@ -86,7 +86,7 @@ class EWC(Defence):
         self.anchor: list[Tensor] = []
         self.fisher: list[Tensor] | None = None
         if config.importance == "uniform":
-            self.needs = ()  # type: ignore[misc]
+            self.needs = ()
 
     def start(self, context: StepContext) -> None:
         """The anchor, and F there."""

@@ -1,0 +1,182 @@
+"""antibody-posterior (ours): a row's weight is the probability that it is benign, harm counted dearer than loss.
+
+    e_i   evidence of harm of row i, read once before training               screening/evidence.py
+    Lam   log p(e|harm) - log p(e|benign), from the provider's anchors       screening/anchors.py
+    pi    the upload's harmful share, the most likely one given Lam          primitives/mixture.py
+    p_i = pi exp(Lam_i) / (pi exp(Lam_i) + 1 - pi)                           P(harm | e_i)
+    w_i = (1 - p_i) / (1 - p_i + c p_i)                                      0 to 1; c = 1: P(benign | e_i)
+    L   = (1 - rho) sum_i w_i NLL_i / sum_i N_i  +  rho CE(B_p)              over the optimiser step
+
+    NLL_i  summed over the N_i completion tokens of row i, EOS included      B_p   rows of the provider, rho of the step
+    CE     mean over completion tokens, nats                                 rho   ``rehearsal``      c  ``caution``
+
+Antibody's weight is a softmax of NLL(r|x) - NLL(y|x): it mixes whether the model wants to refuse x with whether it
+knows y, and favours the harmful rows of a task that the model has never seen. Two things differ here. The evidence asks
+only what *alignment* changed. And the weights are probabilities, not shares of the step: nothing divides by their sum,
+so that a step without a benign row moves almost nothing, where a softmax would hand its whole weight to harm.
+
+Caution, because one harmful row that is trained on costs more than one benign row that is not: c is how many. Against
+c benign rows lost, harm that is 1 / (1 + c) likely is an even bet, and has weight 1/2.
+
+Rehearsal, because even truly benign rows wear safety down: each step holds about rho of provider rows (refusals and
+harmless answers, ``alignment`` data), of weight rho.
+
+Cost: that of SFT on as many rows, after one pass of two forwards over the upload. Derivation, ablation and how to beat
+it: docs/antibody-posterior.md. Nearest published: the refusal-feature teacher (2506.07356), which filters by the state
+itself; BDS (2510.27172), whose posterior weights are sampled while training.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError, ModelError
+from ...primitives.gradients import combined
+from ...primitives.mixture import harm_posterior, harmful_share
+from ...screening.anchors import Anchors, check_anchors, make_anchors, read_anchors
+from ...screening.evidence import Measure, collect
+from ...training.batches import MicroBatch
+from ...training.step import About, Defence, Role, RowRecord, RowTerms, Stage, StepBatch, StepContext, StepResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class AntibodyPosteriorConfig:
+    """Hyperparameters."""
+
+    evidence: Measure = Measure.FEATURE_SHIFT
+    """What tells harm from benign."""
+    rehearsal: float = 1 / 8
+    """rho, the share of every step that is the provider's own rows. 0 is none."""
+    caution: float = 30.0
+    """c, how many benign rows lost are as bad as one harmful row trained on. 1: weights are the probabilities."""
+    hard: bool = False
+    """Weights 0 and 1: a row is trained on where its weight would be above 1/2."""
+    prior: tuple[float, float] = (1.0, 1.0)
+    """Beta(a, b) on the harmful share. (1, 1) says nothing; (1, .inf) that there is no harm: every weight is 1."""
+    refresh: int = 0
+    """Read the evidence again, of anchors and upload, with the model as it then is, every so many epochs. 0: never."""
+    num_refusals: int = 4
+    """k, refusals that each row is scored against, where the evidence is made of refusals."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rehearsal < 1:
+            raise ConfigError(f"antibody-posterior.rehearsal is {self.rehearsal}: a share of the step, 0 to below 1.")
+        if not 0 < self.caution < math.inf:
+            raise ConfigError(f"antibody-posterior.caution is {self.caution}: a finite number above 0.")
+        a, b = self.prior
+        if not (1 <= a < math.inf and b >= 1):
+            raise ConfigError(f"antibody-posterior.prior is {list(self.prior)}: both at least 1, the first finite.")
+        if self.refresh < 0:
+            raise ConfigError(f"antibody-posterior.refresh is {self.refresh}: a number of epochs, or 0.")
+        if self.num_refusals < 1:
+            raise ConfigError(f"antibody-posterior.num_refusals is {self.num_refusals}: at least 1.")
+
+
+class AntibodyPosterior(Defence):
+    """Binds evidence, weights and rehearsal to an upload and its optimiser steps."""
+
+    stage = Stage.FINETUNING
+    about = About(
+        summary="ours: weight = probability that the row is benign, by what alignment changed; with rehearsal",
+        paper="",
+        forwards=1,
+        backwards=1,
+        extra_memory="a number per row; the model before alignment, while evidence is read",
+    )
+    options = AntibodyPosteriorConfig
+    needs: tuple[Role, ...] = (Role.ALIGNMENT,)
+    needs_refusals = True
+    needs_base = True
+    neutral = {"prior": (1.0, math.inf), "rehearsal": 0.0}
+
+    def __init__(self, config: AntibodyPosteriorConfig) -> None:
+        self.config = config
+        self.believes_in_harm = not math.isinf(config.prior[1])
+        if not config.rehearsal:
+            self.needs = ()
+        self.needs_base = self.believes_in_harm
+        self.share = 0.0
+        self._weights: dict[int, tuple[float, float]] = {}  # (w_i, e_i) by row id
+
+    def rows_per_step(self, role: Role, step_size: int) -> int:
+        """rho / (1 - rho) of the user's rows, at least one."""
+        rho = self.config.rehearsal
+        return max(1, round(step_size * rho / (1 - rho)))
+
+    def start(self, context: StepContext) -> None:
+        """Read the evidence of the upload and weigh its rows by the anchors stored with the model."""
+        if self.believes_in_harm:
+            anchors = self._anchors(context)
+            check_anchors(context, anchors, self.config.evidence)
+            self._weigh(context, anchors)
+
+    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+        """One step: see the head of this file."""
+        if self._is_stale(context):
+            fresh = self._anchors(context)
+            harmful, benign = fresh.rows[: fresh.num_harmful], fresh.rows[fresh.num_harmful :]
+            self._weigh(context, make_anchors(context, harmful, benign, num_refusals=self.config.num_refusals))
+        batch, rho = batches[Role.USER], self.config.rehearsal
+        if not self.believes_in_harm:
+            sweep = context.gradient("token_mean_nll", batch)
+        else:
+            sweep = context.gradient(lambda micro: self._terms(context, micro), batch)
+        weighed = [self._weights.get(row.row_id, (1.0, math.nan)) for row, _ in batch.rows()]
+        weight, evidence = torch.tensor(weighed, device=context.device).unbind(dim=1)
+        rows = RowRecord(weight, evidence if self.believes_in_harm else None)
+        metrics = {"harmful_share": self.share}
+        if not rho:
+            return StepResult(sweep.gradients, sweep.loss, metrics, rows)
+        rehearsed = context.gradient("token_mean_nll", batches[Role.ALIGNMENT])
+        update = combined([g.mul_(1 - rho) for g in sweep.gradients], (rho, rehearsed.gradients))
+        metrics |= {"loss_user": sweep.loss, "loss_rehearsal": rehearsed.loss}
+        return StepResult(update, (1 - rho) * sweep.loss + rho * rehearsed.loss, metrics, rows)
+
+    def _terms(self, context: StepContext, micro: MicroBatch) -> RowTerms:
+        nll = context.completion_nll(micro)
+        w = torch.tensor([self._weights[row.row_id][0] for row in micro.rows], device=context.device)
+        return RowTerms(w * nll.row_total, nll.row_tokens)
+
+    def _anchors(self, context: StepContext) -> Anchors:
+        anchors = None if context.folder is None else read_anchors(context.folder)
+        if anchors is None:
+            raise ModelError(
+                f"{context.folder}: the model carries no anchors, by which harm could be told from benign. Align "
+                "it with --anchor-harmful-data FILE --anchor-benign-data FILE."
+            )
+        return anchors
+
+    def _weigh(self, context: StepContext, anchors: Anchors) -> None:
+        user, measure = context.rows[Role.USER], self.config.evidence
+        evidence = collect(context, user, [measure], probe=anchors.probe, num_refusals=self.config.num_refusals).of(
+            measure
+        )
+        ratio = anchors.log_ratio(measure)(evidence)
+        a, b = self.config.prior
+        self.share = harmful_share(ratio, alpha=a, beta=b)
+        harm = harm_posterior(ratio, self.share)
+        w = (1 - harm) / (1 - harm + self.config.caution * harm)
+        if self.config.hard:
+            w = (w > 0.5).double()
+        ids = [row.row_id for row in user]
+        self._weights = dict(zip(ids, zip(w.tolist(), evidence.tolist(), strict=True), strict=True))
+
+    def _is_stale(self, context: StepContext) -> bool:
+        every = self.config.refresh * context.steps_per_epoch
+        return bool(every) and self.believes_in_harm and context.step > 0 and context.step % every == 0
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights: [rows, 3], row id, w_i, e_i; and the share."""
+        rows = [(row_id, w, e) for row_id, (w, e) in self._weights.items()]
+        return {
+            "weights": torch.tensor(rows, dtype=torch.float64).reshape(-1, 3),
+            "share": torch.tensor(self.share, dtype=torch.float64),
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up the stored weights."""
+        self._weights = {int(row_id): (w, e) for row_id, w, e in state["weights"].tolist()}
+        self.share = float(state["share"])

@@ -1,0 +1,153 @@
+"""An upload as a mixture of harmful and benign rows whose two densities are anchored by labelled scores.
+
+    Lam(e)     log p(e | harm) - log p(e | benign) = b + <a, e>      logistic regression on the labelled scores
+    pi         argmax  sum_i log(pi exp Lam_i + 1 - pi) + log Beta(pi; alpha, beta)      the harmful share; concave
+    P(harm|e)  pi exp Lam / (pi exp Lam + 1 - pi)
+
+Nothing but the share is learnt from the unlabelled rows, so that two unlike benign clusters are not taken for harm and
+benign, nor an upload that is all harm for one that is all benign. ``Lam`` is monotone in every score: a row that lies
+beyond the labelled ones is never pulled back by a density's tail.
+
+Sources: estimating class shares under fixed class densities, M. Saerens, P. Latinne, C. Decaestecker, "Adjusting the
+outputs of a classifier to new a priori probabilities", Neural Computation 14, 2002 (their EM and this search have the
+same maximum); the slope's prior against perfect separation, as in J. Platt, "Probabilistic outputs for support vector
+machines", 1999.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SLOPE_SPREAD = 3.0
+"""Standard deviation of the Gaussian prior on each slope, in units of 1 / (standard deviation of the score)."""
+_NEWTON_STEPS = 100
+_BISECTIONS = 50  # one more would round to 0 or 1
+
+
+@dataclass(frozen=True, slots=True)
+class LogRatio:
+    """Lam(e) = bias + <slope, e>; float64.
+
+    Attributes:
+        slope: [d].
+        bias: Of classes of equal weight, whatever the number of labelled rows of each.
+    """
+
+    slope: Tensor
+    bias: float
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """[n], nats, of scores [n, d] or, for one score, [n]."""
+        return scores.double().reshape(len(scores), -1) @ self.slope + self.bias
+
+
+def log_density_ratio(harmful: Tensor, benign: Tensor, *, spread: float = SLOPE_SPREAD) -> LogRatio:
+    """Logistic regression on labelled scores, both classes of equal total weight, by Newton's method.
+
+    Args:
+        harmful: [n_h, d], or [n_h] for one score.
+        benign: [n_b, d], or [n_b].
+        spread: See ``SLOPE_SPREAD``.
+
+    Raises:
+        ValueError: a class is empty, or a score is not finite or the same for all.
+    """
+    if not len(harmful) or not len(benign):
+        raise ValueError("both classes need at least one labelled row")
+    scores = torch.cat([harmful, benign]).double().reshape(len(harmful) + len(benign), -1)
+    mean, scale = scores.mean(dim=0), scores.std(dim=0, correction=0)
+    if not bool(torch.isfinite(scores).all()) or not bool((scale > 0).all()):
+        raise ValueError("a score is not finite, or the same for all labelled rows")
+    num, num_harmful = len(scores), len(harmful)
+    x = torch.cat([(scores - mean) / scale, torch.ones(num, 1, dtype=torch.float64)], dim=1)
+    y = torch.zeros(num, dtype=torch.float64)
+    y[:num_harmful] = 1.0
+    weight = torch.full((num,), 0.5 * num / (num - num_harmful), dtype=torch.float64)
+    weight[:num_harmful] = 0.5 * num / num_harmful
+    ridge = torch.full((x.shape[1],), spread**-2, dtype=torch.float64)
+    ridge[-1] = 0.0  # the bias is free
+    w = torch.zeros(x.shape[1], dtype=torch.float64)
+
+    def objective(w: Tensor) -> float:
+        margin = (x @ w) * (2 * y - 1)
+        return float(-(weight * torch.nn.functional.logsigmoid(margin)).sum() + 0.5 * (ridge * w * w).sum())
+
+    for _ in range(_NEWTON_STEPS):
+        p = torch.sigmoid(x @ w)
+        slope = x.T @ (weight * (p - y)) + ridge * w
+        curvature = (x.T * (weight * p * (1 - p))) @ x + torch.diag(ridge) + 1e-12 * torch.eye(len(w))
+        move = torch.linalg.solve(curvature, slope)
+        length = 1.0
+        while objective(w - length * move) > objective(w) and length > 1e-6:
+            length /= 2
+        w = w - length * move
+        if float(move.abs().max()) < 1e-10:
+            break
+    slope = w[:-1] / scale
+    return LogRatio(slope, float(w[-1] - (slope * mean).sum()))
+
+
+def harmful_share(log_ratio: Tensor, *, alpha: float = 1.0, beta: float = 1.0) -> float:
+    """pi, the most likely share of harmful rows, 0 to 1; by bisection on the derivative, which falls throughout.
+
+    Args:
+        log_ratio: Lam of the unlabelled rows, [n], at least one.
+        alpha: Of a Beta prior on the share, at least 1; with beta 1 the prior says nothing.
+        beta: Likewise; infinite says that there is no harm.
+    """
+    if not len(log_ratio):
+        raise ValueError("a share of no rows")
+    if math.isinf(beta):
+        return 0.0
+    ratio = log_ratio.double()
+
+    def rises(pi: float) -> bool:
+        # d/dpi log(pi e^Lam + 1 - pi) = (e^Lam - 1) / (pi e^Lam + 1 - pi), written without overflow on either side.
+        shrunk = torch.exp(-ratio.abs())
+        above = (1 - shrunk) / (pi + (1 - pi) * shrunk)
+        below = (shrunk - 1) / (pi * shrunk + 1 - pi)
+        derivative = float(torch.where(ratio > 0, above, below).sum())
+        return derivative + (alpha - 1) / pi - (beta - 1) / (1 - pi) > 0
+
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rises(middle) else (low, middle)
+    edge = 1e-14
+    return 0.0 if high < edge else 1.0 if low > 1 - edge else (low + high) / 2
+
+
+def harm_posterior(log_ratio: Tensor, share: float) -> Tensor:
+    """P(harm | e): [n], 0 to 1, float64."""
+    if share in (0.0, 1.0):
+        return torch.full_like(log_ratio, share, dtype=torch.float64)
+    return torch.sigmoid(log_ratio.double() + math.log(share / (1 - share)))
+
+
+def share_log_likelihood(log_ratio: Tensor, share: float) -> float:
+    """sum_i log(share exp Lam_i + 1 - share), nats: 0 at share 0."""
+    if share == 0.0:
+        return 0.0
+    ratio = log_ratio.double()
+    rest = math.log1p(-share) if share < 1 else -math.inf
+    return float(torch.logaddexp(ratio + math.log(share), torch.full_like(ratio, rest)).sum())
+
+
+def resampled_interval(
+    share_of: Callable[[Tensor, Tensor, Tensor], float], sizes: tuple[int, int, int], *, num: int = 200, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval of a share: labelled and unlabelled rows are drawn anew, each with replacement.
+
+    Args:
+        share_of: Indices of harmful, of benign and of unlabelled rows to a share.
+        sizes: How many there are of each.
+        num: How often.
+        seed: Of the draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shares = [share_of(*(torch.randint(size, (size,), generator=generator) for size in sizes)) for _ in range(num)]
+    low, high = torch.quantile(torch.tensor(shares, dtype=torch.float64), torch.tensor([0.025, 0.975]).double())
+    return float(low), float(high)

@@ -1,0 +1,285 @@
+"""The provider's own labelled rows, scored when a model is aligned and stored beside it.
+
+They say where harm and where benign lie for *this* model, so that an upload is never asked which of its own clusters is
+the harmful one: no harm is found where none lies near the harmful anchors, however many clusters there are, and an
+upload that is all harm is not taken for one that is all benign.
+
+The rows must be new to the model: none may have been aligned on, or refusing looks surer than it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..data.records import Template, TokenizedRow
+from ..errors import DataError, ModelError, TrainingError
+from ..primitives.mixture import LogRatio, log_density_ratio
+from ..training.step import StepContext
+from .evidence import BEFORE, NOW, Evidence, Measure, Probe, collect, normalised, states
+
+ANCHORS = "anchors.safetensors"
+"""In a model's or an adapter's folder."""
+MIN_ROWS = 8
+"""Of each label. 64 or more make a share that can be trusted."""
+MIN_AUROC = 0.8
+"""Of a measure over the anchors, below which it cannot tell harm from benign for this model."""
+TEMPLATES = tuple(Template)
+SHRINKAGE = 0.05
+"""s of Fisher's discriminant."""
+FOLDS = 8
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Labelled rows with their evidence.
+
+    Attributes:
+        rows: Harmful ones first.
+        num_harmful: How many are.
+        evidence: Of ``rows``.
+        probe: Made from them.
+        held_out: [rows]: feature-shift of each by a probe made without it.
+        num_refusals: k of the evidence.
+    """
+
+    rows: tuple[TokenizedRow, ...]
+    num_harmful: int
+    evidence: Evidence
+    probe: Probe
+    held_out: Tensor
+    num_refusals: int
+
+    def scores(self, measure: Measure) -> tuple[Tensor, Tensor]:
+        """(harmful [n_h], benign [n_b])."""
+        values = self.held_out if measure is Measure.FEATURE_SHIFT else self.evidence.of(measure)
+        return values[: self.num_harmful], values[self.num_harmful :]
+
+    def log_ratio(self, measure: Measure) -> LogRatio:
+        """log p(e | harm) - log p(e | benign).
+
+        Raises:
+            ModelError: the measure does not tell the anchors apart, or was not read.
+        """
+        if not self.evidence.has(measure):
+            raise ModelError(f"the model's anchors hold no {measure}: align again, or choose another measure.")
+        harmful, benign = self.scores(measure)
+        if (found := auroc(benign, harmful)) < MIN_AUROC:
+            raise ModelError(
+                f"{measure} does not tell this model's harmful anchors from its benign ones (AUROC {found:.2f}, at "
+                f"least {MIN_AUROC} needed): the alignment did not change how it reads harmful prompts, or the anchors "
+                "are not what they are called. Align it first, or choose another measure."
+            )
+        return log_density_ratio(harmful, benign)
+
+
+def make_anchors(
+    context: StepContext, harmful: Sequence[TokenizedRow], benign: Sequence[TokenizedRow], *, num_refusals: int = 4
+) -> Anchors:
+    """Fit the probe to labelled rows and score them.
+
+    Args:
+        context: The aligned model, the one before it, refusals.
+        harmful: With any answer; measures that read answers then speak of that one.
+        benign: Likewise.
+        num_refusals: k.
+
+    Raises:
+        DataError: fewer than ``MIN_ROWS`` of a label.
+        ModelError: there is no model before alignment.
+    """
+    for label, rows in (("harmful", harmful), ("benign", benign)):
+        if len(rows) < MIN_ROWS:
+            raise DataError(f"{len(rows)} {label} anchor rows where at least {MIN_ROWS} are needed. Give more.")
+    rows = tuple(TokenizedRow(i, row.input_ids, row.spans, row.template) for i, row in enumerate((*harmful, *benign)))
+    now, before = states(context, rows, before=NOW), states(context, rows, before=BEFORE)
+    probe = fit_probe(now, before, len(harmful))
+    evidence = collect(context, rows, tuple(Measure), probe=probe, num_refusals=num_refusals)
+    return Anchors(rows, len(harmful), evidence, probe, held_out_shifts(now, before, len(harmful)), num_refusals)
+
+
+def fit_probe(now: Tensor, before: Tensor, num_harmful: int) -> Probe:
+    """Directions from the hidden states of labelled rows.
+
+    Half of feature-shift is Fisher's discriminant, which tells apart what is like the anchors (harmful prompts and
+    look-alikes of them), and half the difference of means, which reads prompts unlike any anchor (noise, odd formats)
+    as benign more reliably; each alone measured worse (docs/antibody-posterior.md).
+
+    Args:
+        now: [rows, L, D], of the aligned model, harmful rows first.
+        before: [rows, L, D], of the model before.
+        num_harmful: How many rows are harmful.
+
+    Raises:
+        ModelError: the two models are the same.
+    """
+    change = normalised(now) - normalised(before)
+    if not float(change.abs().max()) > 0:
+        raise ModelError(
+            "the aligned model and the one before it read the anchors alike: nothing was aligned, or --base names the "
+            "aligned model itself."
+        )
+    shift = (_mean_difference(change, num_harmful) + _fisher(change, num_harmful)) / 2
+    offset = (change[num_harmful:].mean(dim=0) * shift).sum()
+
+    mean_state = now[:num_harmful].mean(dim=0) - now[num_harmful:].mean(dim=0)
+    at_harm, at_benign, spread = _means_and_spread((now * mean_state).sum(dim=-1), num_harmful)
+    best = int(((at_harm - at_benign) / spread).argmax())
+    state = torch.zeros_like(mean_state)
+    state[best] = mean_state[best]
+    return Probe(shift, float(offset), state)
+
+
+def _mean_difference(change: Tensor, num_harmful: int) -> Tensor:
+    """[L, D]: difference of means, layers weighted by the square of (difference / spread); 1 between the means."""
+    direction = change[:num_harmful].mean(dim=0) - change[num_harmful:].mean(dim=0)
+    at_harm, at_benign, spread = _means_and_spread((change * direction).sum(dim=-1), num_harmful)  # [L] each
+    apart = at_harm - at_benign
+    weight = (apart / spread).square()
+    scale = weight / weight.sum().clamp(min=TINY) / apart.clamp(min=TINY)
+    return direction * scale[:, None]
+
+
+def _fisher(change: Tensor, num_harmful: int) -> Tensor:
+    """[L, D]: S^-1 (difference of means), S the pooled covariance shrunk to a multiple of one; 1 between the means.
+
+    S = (1 - s) X'X / n + s m I, m the mean variance, is inverted in the space of rows (Woodbury), however large L D is.
+    """
+    flat = change.flatten(1).double()
+    harm, benign = flat[:num_harmful], flat[num_harmful:]
+    difference = harm.mean(dim=0) - benign.mean(dim=0)
+    x = torch.cat([harm - harm.mean(dim=0), benign - benign.mean(dim=0)])
+    num = len(x) - 2
+    ridge = SHRINKAGE * x.square().sum() / num / x.shape[1] + TINY
+    gram = x @ x.T + num * ridge / (1 - SHRINKAGE) * torch.eye(len(x), dtype=x.dtype)
+    direction = difference - x.T @ torch.linalg.solve(gram, x @ difference)
+    apart = (direction * difference).sum()
+    return (direction / apart.clamp(min=TINY)).float().view(change.shape[1:])
+
+
+def held_out_shifts(now: Tensor, before: Tensor, num_harmful: int) -> Tensor:
+    """[rows]: feature-shift of each labelled row by a probe that was fitted without it, ``FOLDS``-fold.
+
+    On the rows that it was fitted to a probe looks better than it is.
+    """
+    place = torch.cat([torch.arange(num_harmful), torch.arange(len(now) - num_harmful)]) % FOLDS
+    change = normalised(now) - normalised(before)
+    shifts = torch.empty(len(now))
+    for fold in range(FOLDS):
+        out = place == fold
+        probe = fit_probe(now[~out], before[~out], int((~out)[:num_harmful].sum()))
+        shifts[out] = (change[out] * probe.shift).sum(dim=(1, 2)) - probe.offset
+    return shifts
+
+
+def _means_and_spread(projected: Tensor, num_harmful: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[L] each: the mean over harmful rows, over benign ones, and the root of the mean of the two variances."""
+    harm, benign = projected[:num_harmful], projected[num_harmful:]
+    spread = (harm.var(dim=0) / 2 + benign.var(dim=0) / 2).sqrt().clamp(min=TINY)
+    return harm.mean(dim=0), benign.mean(dim=0), spread
+
+
+def auroc(low: Tensor, high: Tensor) -> float:
+    """The chance that one drawn from ``high`` is above one drawn from ``low``; ties count half."""
+    if not len(low) or not len(high):
+        raise ValueError("AUROC over nothing")
+    ranks = torch.cat([low, high]).double()
+    order = ranks.unique(return_inverse=True, return_counts=True)
+    ends = order[2].cumsum(0)
+    middle = ends.double() - (order[2].double() - 1) / 2  # mean rank of equal values
+    of_high = middle[order[1][len(low) :]].sum()
+    return float((of_high - len(high) * (len(high) + 1) / 2) / (len(low) * len(high)))
+
+
+def check_anchors(context: StepContext, anchors: Anchors, measure: Measure, *, num: int = 8) -> None:
+    """Score some anchors again and compare, so that a wrong base, adapter or precision is not taken for evidence.
+
+    Raises:
+        TrainingError: they differ by more than rounding; with both numbers.
+    """
+    some = (*range(num // 2), *range(anchors.num_harmful, anchors.num_harmful + num // 2))
+    again = collect(
+        context, [anchors.rows[i] for i in some], [measure], probe=anchors.probe, num_refusals=anchors.num_refusals
+    ).of(measure)
+    stored = anchors.evidence.of(measure)
+    spread = float(stored.max() - stored.min())
+    difference = (again - stored[list(some)]).abs()
+    worst = int(difference.argmax())
+    if not float(difference[worst]) <= TOLERANCE * spread:
+        raise TrainingError(
+            f"self-check: {measure} of an anchor is {float(again[worst]):.4f} now and {float(stored[some[worst]]):.4f} "
+            "as stored with the model. The model, its base, or the refusals are not those that it was aligned with; "
+            "check --base, --adapter and --refusals, or align again."
+        )
+
+
+TOLERANCE = 0.05
+"""Largest difference between an anchor's evidence now and as stored, as a share of the anchors' range; half precision
+on other hardware stays well below."""
+
+
+def write_anchors(folder: Path, anchors: Anchors) -> None:
+    """Store them beside the model, in one file."""
+    rows = anchors.rows
+    spans = [(i, start, end) for i, row in enumerate(rows) for start, end in row.spans]
+    tensors = {
+        "input_ids": torch.tensor([token for row in rows for token in row.input_ids], dtype=torch.int32),
+        "lengths": torch.tensor([len(row.input_ids) for row in rows]),
+        "spans": torch.tensor(spans),
+        "templates": torch.tensor([TEMPLATES.index(row.template) for row in rows]),
+        "nearest": anchors.evidence.nearest,
+        "held_out": anchors.held_out,
+        "probe.shift": anchors.probe.shift.contiguous(),
+        "probe.state": anchors.probe.state.contiguous(),
+        "probe.offset": torch.tensor(anchors.probe.offset, dtype=torch.float64),
+    }
+    for (name, before), values in anchors.evidence.readings.items():
+        tensors[f"{'before' if before else 'now'}.{name}"] = values.contiguous()
+    metadata = {"num_harmful": str(anchors.num_harmful), "num_refusals": str(anchors.num_refusals)}
+    temporary = folder / f".{ANCHORS}.tmp"
+    temporary.write_bytes(save(tensors, metadata=metadata))
+    temporary.replace(folder / ANCHORS)
+
+
+def read_anchors(folder: Path) -> Anchors | None:
+    """Those of a model's or an adapter's folder; None where there are none.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    file = folder / ANCHORS
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, framework="pt") as stored:
+            metadata: Mapping[str, str] = stored.metadata()
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  (not a mapping)
+        return _restored(tensors, int(metadata["num_harmful"]), int(metadata["num_refusals"]))
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ModelError(f"{file}: cannot be read ({error}). Align the model again, or remove the file.") from error
+
+
+def _restored(tensors: Mapping[str, Tensor], num_harmful: int, num_refusals: int) -> Anchors:
+    ids = tensors["input_ids"].split(tensors["lengths"].tolist())
+    spans: list[list[tuple[int, int]]] = [[] for _ in ids]
+    for i, start, end in tensors["spans"].tolist():
+        spans[i].append((start, end))
+    rows = tuple(
+        TokenizedRow(i, tuple(some.tolist()), tuple(spans[i]), TEMPLATES[template])
+        for i, (some, template) in enumerate(zip(ids, tensors["templates"].tolist(), strict=True))
+    )
+    probe = Probe(tensors["probe.shift"], float(tensors["probe.offset"]), tensors["probe.state"])
+    times = {"now": NOW, "before": BEFORE}
+    readings = {
+        (name.partition(".")[2], times[name.partition(".")[0]]): values
+        for name, values in tensors.items()
+        if name.partition(".")[0] in times
+    }
+    owner = tensors["spans"][:, 0].contiguous()
+    evidence = Evidence(len(rows), owner, readings, tensors["nearest"], probe.offset)
+    return Anchors(rows, num_harmful, evidence, probe, tensors["held_out"], num_refusals)

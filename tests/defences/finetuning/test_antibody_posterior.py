@@ -1,0 +1,148 @@
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from antibody.defences.catalogue import make_defence
+from antibody.errors import ConfigError, ModelError, TrainingError
+from antibody.primitives.mixture import harmful_share
+from antibody.screening.anchors import read_anchors
+from antibody.screening.evidence import Measure, collect
+from antibody.training.step import Role, Stage, StepContext
+from tests.defences.plain import flat
+from tests.tinylm import plain_nll, random_refusals, random_rows, step, tiny_llama
+from tests.training.helpers import ROWS, store_anchors, trainer
+
+
+def started(folder, user=None, aligned=0, base=9, **options):
+    model, before = tiny_llama(seed=aligned), tiny_llama(seed=base)
+    if not (folder / "anchors.safetensors").exists():
+        store_anchors(folder, tiny_llama(seed=0), tiny_llama(seed=9))
+    rows = {**ROWS, "user": user or ROWS["user"]}
+    context = StepContext(model, rows=rows, refusals=random_refusals(), base=before, folder=folder)
+    defence = make_defence(Stage.FINETUNING, "antibody-posterior", options)
+    defence.start(context)
+    return defence, context
+
+
+def upload(folder):
+    """Half of it the anchors' own harmful rows, which are harmful for certain."""
+    store_anchors(folder, tiny_llama(seed=0), tiny_llama(seed=9))
+    anchors = read_anchors(folder).rows
+    return [
+        type(r)(i, r.input_ids, r.spans, r.template) for i, r in enumerate((*anchors[:12], *random_rows(12, seed=8)))
+    ]
+
+
+@pytest.mark.parametrize("caution", [1.0, 30.0])
+def test_weights_by_hand(tmp_path, caution):
+    user = upload(tmp_path)
+    defence, context = started(tmp_path, user, caution=caution)
+    measure = Measure.FEATURE_SHIFT
+    anchors = read_anchors(tmp_path)
+    ratio = anchors.log_ratio(measure)(collect(context, user, [measure], probe=anchors.probe).of(measure))
+    share = harmful_share(ratio)
+    assert 0.3 < share < 1
+    assert defence.share == pytest.approx(share)
+    for (row_id, w, _), lam in zip(defence.state()["weights"].tolist(), ratio.tolist(), strict=True):
+        harm = share * math.exp(lam) / (share * math.exp(lam) + 1 - share)
+        assert w == pytest.approx((1 - harm) / (1 - harm + caution * harm), abs=1e-9), row_id
+
+
+def test_the_update_is_the_equation_row_by_row(tmp_path):
+    user = upload(tmp_path)
+    defence, context = started(tmp_path, user, rehearsal=0.25)
+    batch, provider = user[4:20], ROWS["alignment"][:5]
+    got = defence.step(context, {Role.USER: step(batch, 4), Role.ALIGNMENT: step(provider, 4)})
+    model, w = tiny_llama(seed=0), {int(i): w for i, w, _ in defence.state()["weights"].tolist()}
+
+    def totals(rows, weight):
+        nll = sum(weight(r) * plain_nll(model, r.input_ids, *r.spans[0]) for r in rows)
+        return nll / sum(r.spans[0][1] - r.spans[0][0] for r in rows)
+
+    loss = 0.75 * totals(batch, lambda r: w[r.row_id]) + 0.25 * totals(provider, lambda r: 1.0)
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+    assert_close(flat(got.gradients), expected, atol=1e-6, rtol=1e-4)
+    assert got.loss == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert got.rows.weight.tolist() == pytest.approx([w[r.row_id] for r in batch], rel=1e-5)
+
+
+def test_a_step_of_harm_alone_moves_nothing(tmp_path):
+    user = upload(tmp_path)[:12]
+    defence, context = started(tmp_path, user, rehearsal=0.0)
+    assert defence.share > 0.9
+    got = defence.step(context, {Role.USER: step(user)})
+    plain = make_defence(Stage.FINETUNING, "sft").step(context, {Role.USER: step(user)})
+    assert flat(got.gradients).norm() < 0.05 * flat(plain.gradients).norm()
+
+
+def test_a_hard_gate_has_weights_0_and_1(tmp_path):
+    defence, _ = started(tmp_path, upload(tmp_path), hard=True)
+    weights = {w for _, w, _ in defence.state()["weights"].tolist()}
+    assert weights == {0.0, 1.0}
+
+
+def test_a_prior_of_no_harm_reads_nothing_and_weighs_all_rows_alike(tmp_path):
+    defence = make_defence(Stage.FINETUNING, "antibody-posterior", {"prior": (1, math.inf)})
+    context = StepContext(tiny_llama(), rows=ROWS)  # neither base nor anchors
+    defence.start(context)
+    got = defence.step(context, {Role.USER: step(ROWS["user"][:4]), Role.ALIGNMENT: step(ROWS["alignment"][:1])})
+    assert got.rows.weight.tolist() == [1.0] * 4
+    assert got.rows.score is None
+
+
+@pytest.mark.parametrize(("rehearsal", "rows"), [(1 / 8, 2), (0.25, 5), (0.01, 1), (0.5, 16)])
+def test_rehearsal_is_a_share_of_the_step(rehearsal, rows):
+    defence = make_defence(Stage.FINETUNING, "antibody-posterior", {"rehearsal": rehearsal})
+    assert defence.needs == (Role.ALIGNMENT,)
+    assert defence.rows_per_step(Role.ALIGNMENT, 16) == rows
+    assert make_defence(Stage.FINETUNING, "antibody-posterior", {"rehearsal": 0}).needs == ()
+
+
+def test_refreshing_reads_anchors_and_upload_again_with_the_model_as_it_is(tmp_path):
+    run = trainer(tmp_path, make_defence(Stage.FINETUNING, "antibody-posterior", {"refresh": 1}))
+    run.train()
+    columns = run.row_log.columns()
+    by_epoch = [
+        {r: s for r, s, e in zip(columns["row_id"], columns["score"], columns["epoch"], strict=True) if e == epoch}
+        for epoch in (0, 1)
+    ]
+    assert by_epoch[0].keys() == by_epoch[1].keys()
+    assert max(abs(by_epoch[0][r] - by_epoch[1][r]) for r in by_epoch[0]) > 1e-3
+
+
+def test_without_anchors_or_with_another_base_the_run_stops(tmp_path):
+    context = StepContext(tiny_llama(), rows=ROWS, refusals=random_refusals(), base=tiny_llama(9), folder=tmp_path)
+    with pytest.raises(ModelError, match="--anchor-harmful-data"):
+        make_defence(Stage.FINETUNING, "antibody-posterior").start(context)
+    with pytest.raises(TrainingError, match="as stored"):
+        started(tmp_path, base=3)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("rehearsal", 1.0), ("caution", 0), ("prior", (0.5, 1)), ("refresh", -1), ("num_refusals", 0), ("evidence", "x")],
+)
+def test_bad_options_are_named(option, value):
+    with pytest.raises(ConfigError, match=f"antibody-posterior.{option}"):
+        make_defence(Stage.FINETUNING, "antibody-posterior", {option: value})
+
+
+def test_the_published_weights_can_score_by_the_shift(tmp_path):
+    model, base = tiny_llama(), tiny_llama(9)
+    context = StepContext(model, rows=ROWS, refusals=random_refusals(), base=base)
+    defence = make_defence(Stage.FINETUNING, "antibody", {"score": "shift", "tau": 0.5})
+    assert defence.needs_base
+    defence.start(context)
+    got = defence.step(context, {Role.USER: step(ROWS["user"][:6], 3)})
+    s = []
+    for row in ROWS["user"][:6]:
+        start, r = row.spans[0][0], random_refusals().of(row, row.row_id)
+        with torch.no_grad():
+            nll, nll0 = (
+                plain_nll(m, (*row.input_ids[:start], *r), start, start + len(r)) / len(r) for m in (model, base)
+            )
+        s.append(float(nll - nll0))
+    expected = 6 * torch.softmax(torch.tensor(s) / 0.5, 0)
+    assert_close(got.rows.weight, expected, atol=1e-4, rtol=1e-4)

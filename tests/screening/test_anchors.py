@@ -1,0 +1,142 @@
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.tinylm import random_refusals, random_rows, tiny_llama
+from tests.training.helpers import anchor_rows
+from torch.testing import assert_close
+
+from antibody.errors import DataError, ModelError, TrainingError
+from antibody.screening.anchors import (
+    ANCHORS,
+    auroc,
+    check_anchors,
+    fit_probe,
+    held_out_shifts,
+    make_anchors,
+    read_anchors,
+    write_anchors,
+)
+from antibody.screening.evidence import Measure, normalised
+from antibody.training.step import StepContext
+
+
+def context(aligned=1, base=2):
+    return StepContext(tiny_llama(aligned), refusals=random_refusals(), base=tiny_llama(base))
+
+
+@pytest.fixture(scope="module")
+def anchors():
+    return make_anchors(context(), anchor_rows()[0], anchor_rows()[1][:10], num_refusals=2)
+
+
+def changes(num=14, seed=0):
+    """(now, before) [num, 2, 5], the first half harmful."""
+    generator = torch.Generator().manual_seed(seed)
+    now, before = torch.randn(2, num, 2, 5, generator=generator)
+    now[: num // 2, :, 0] += 3
+    return now, before
+
+
+def test_feature_shift_is_half_fisher_and_half_difference_of_means():
+    now, before = changes()
+    change = normalised(now) - normalised(before)
+    harm, benign = change[:7], change[7:]
+    # difference of means, layer by layer
+    mean = 0
+    weights = []
+    for layer in range(2):
+        u = harm[:, layer].mean(0) - benign[:, layer].mean(0)
+        a, b = harm[:, layer] @ u, benign[:, layer] @ u
+        apart = a.mean() - b.mean()
+        weights.append((apart / ((a.var() + b.var()) / 2).sqrt()) ** 2)
+        mean = mean + weights[-1] * ((change[:, layer] @ u) - b.mean()) / apart
+    mean = mean / sum(weights)
+    # Fisher's discriminant over both layers at once, by a plain inverse
+    flat = change.flatten(1).double()
+    x = torch.cat([flat[:7] - flat[:7].mean(0), flat[7:] - flat[7:].mean(0)])
+    s = x.T @ x / 12
+    s = 0.95 * s + 0.05 * s.trace() / 10 * torch.eye(10)
+    w = torch.linalg.inv(s) @ (flat[:7].mean(0) - flat[7:].mean(0))
+    fisher = (flat @ w - flat[7:].mean(0) @ w) / ((flat[:7].mean(0) - flat[7:].mean(0)) @ w)
+    probe = fit_probe(now, before, num_harmful=7)
+    got = (change * probe.shift).sum((1, 2)) - probe.offset
+    assert_close(got.double(), (mean.double() + fisher) / 2, atol=1e-4, rtol=1e-4)
+    assert float(got[:7].mean()) == pytest.approx(1.0, abs=1e-4)
+    assert float(got[7:].mean()) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_the_refusal_feature_is_the_mean_difference_at_the_layer_that_tells_best():
+    now, before = changes()
+    now[:7, 1] += 5
+    probe = fit_probe(now, before, num_harmful=7)
+    assert_close(probe.state[1], now[:7, 1].mean(0) - now[7:, 1].mean(0))
+    assert probe.state[0].abs().sum() == 0
+
+
+def test_a_held_out_shift_does_not_know_its_own_label():
+    # 2 x 200 numbers and 24 rows without any difference: fitted to themselves they look perfectly separate.
+    now, before = torch.randn(2, 24, 2, 200, generator=torch.Generator().manual_seed(1))
+    probe = fit_probe(now, before, num_harmful=12)
+    own = ((normalised(now) - normalised(before)) * probe.shift).sum((1, 2))
+    assert auroc(own[12:], own[:12]) == 1.0
+    held_out = held_out_shifts(now, before, num_harmful=12)
+    assert 0.2 < auroc(held_out[12:], held_out[:12]) < 0.8
+    keep = torch.arange(24) % 12 % 8 != 3  # the fold of rows 3, 11, 15 and 23
+    without = fit_probe(now[keep], before[keep], num_harmful=10)
+    change = normalised(now[3]) - normalised(before[3])
+    assert float(held_out[3]) == pytest.approx(float((change * without.shift).sum() - without.offset), abs=1e-4)
+
+
+def test_a_model_that_alignment_did_not_change_is_refused():
+    with pytest.raises(ModelError, match="nothing was aligned"):
+        make_anchors(context(1, 1), random_rows(9), random_rows(9, seed=1))
+
+
+def test_a_measure_that_does_not_tell_the_anchors_apart_is_refused(anchors):
+    with pytest.raises(ModelError, match="AUROC"):
+        anchors.log_ratio(next(m for m in Measure if auroc(*reversed(anchors.scores(m))) < 0.8))
+    assert float(anchors.log_ratio(Measure.FEATURE_SHIFT).slope) > 0
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(DataError, match="7 benign anchor rows where at least 8"):
+        make_anchors(context(), random_rows(8), random_rows(7))
+
+
+def test_they_come_back_as_they_were_stored(tmp_path, anchors):
+    assert read_anchors(tmp_path) is None
+    write_anchors(tmp_path, anchors)
+    back = read_anchors(tmp_path)
+    assert back.rows == anchors.rows
+    assert (back.num_harmful, back.num_refusals) == (12, 2)
+    assert_close(back.held_out, anchors.held_out)
+    for measure in Measure:
+        assert_close(back.evidence.of(measure), anchors.evidence.of(measure))
+    assert [path.name for path in tmp_path.iterdir()] == [ANCHORS]
+
+
+def test_a_damaged_file_says_how_to_mend_it(tmp_path, anchors):
+    (tmp_path / ANCHORS).write_bytes(b"nonsense")
+    with pytest.raises(ModelError, match=r"Align the model again"):
+        read_anchors(tmp_path)
+    write_anchors(tmp_path, anchors)
+    tensors = load_file(tmp_path / ANCHORS)
+    del tensors["spans"]
+    save_file(tensors, tmp_path / ANCHORS, metadata={"num_harmful": "12", "num_refusals": "2"})
+    with pytest.raises(ModelError, match="spans"):
+        read_anchors(tmp_path)
+
+
+@pytest.mark.parametrize("measure", list(Measure))
+def test_the_same_models_pass_the_check_and_another_base_does_not(anchors, measure):
+    check_anchors(context(), anchors, measure)
+    if measure.needs_base:
+        with pytest.raises(TrainingError, match=r"is -?\d+\.\d+ now and -?\d+\.\d+ as stored"):
+            check_anchors(context(1, 3), anchors, measure)
+
+
+def test_auroc_by_hand():
+    assert auroc(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 3.0])) == 1.0
+    assert auroc(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 2.0])) == (1 + 0 + 1 + 0.5) / 4
+    with pytest.raises(ValueError, match="nothing"):
+        auroc(torch.ones(0), torch.ones(2))
