@@ -11,7 +11,7 @@ from antibody.screening.anchors import read_anchors
 from antibody.screening.evidence import Measure, collect
 from antibody.training.step import Role, Stage, StepContext
 from tests.defences.plain import flat
-from tests.tinylm import plain_nll, random_refusals, random_rows, step, tiny_llama
+from tests.tinylm import plain_nll, random_refusals, step, tiny_llama
 from tests.training.helpers import ROWS, store_anchors, trainer
 
 
@@ -27,12 +27,9 @@ def started(folder, user=None, aligned=0, base=9, **options):
 
 
 def upload(folder):
-    """Half of it the anchors' own harmful rows, which are harmful for certain."""
+    """The anchors' own rows: half of them harmful, half benign."""
     store_anchors(folder, tiny_llama(seed=0), tiny_llama(seed=9))
-    anchors = read_anchors(folder).rows
-    return [
-        type(r)(i, r.input_ids, r.spans, r.template) for i, r in enumerate((*anchors[:12], *random_rows(12, seed=8)))
-    ]
+    return list(read_anchors(folder).rows)
 
 
 @pytest.mark.parametrize("caution", [1.0, 30.0])
@@ -43,7 +40,7 @@ def test_weights_by_hand(tmp_path, caution):
     anchors = read_anchors(tmp_path)
     ratio = anchors.log_ratio(measure)(collect(context, user, [measure], probe=anchors.probe).of(measure))
     share = harmful_share(ratio)
-    assert 0.3 < share < 1
+    assert 0.3 < share < 0.7
     assert defence.share == pytest.approx(share)
     for (row_id, w, _), lam in zip(defence.state()["weights"].tolist(), ratio.tolist(), strict=True):
         harm = share * math.exp(lam) / (share * math.exp(lam) + 1 - share)
@@ -61,7 +58,9 @@ def test_the_update_is_the_equation_row_by_row(tmp_path):
         nll = sum(weight(r) * plain_nll(model, r.input_ids, *r.spans[0]) for r in rows)
         return nll / sum(r.spans[0][1] - r.spans[0][0] for r in rows)
 
-    loss = 0.75 * totals(batch, lambda r: w[r.row_id]) + 0.25 * totals(provider, lambda r: 1.0)
+    mean = sum(w.values()) / len(w)
+    assert mean > 0.1
+    loss = 0.75 * totals(batch, lambda r: w[r.row_id] / mean) + 0.25 * totals(provider, lambda r: 1.0)
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
     assert_close(flat(got.gradients), expected, atol=1e-6, rtol=1e-4)
     assert got.loss == pytest.approx(float(loss.detach()), rel=1e-5)
@@ -74,7 +73,7 @@ def test_a_step_of_harm_alone_moves_nothing(tmp_path):
     assert defence.share > 0.9
     got = defence.step(context, {Role.USER: step(user)})
     plain = make_defence(Stage.FINETUNING, "sft").step(context, {Role.USER: step(user)})
-    assert flat(got.gradients).norm() < 0.05 * flat(plain.gradients).norm()
+    assert flat(got.gradients).norm() < 0.1 * flat(plain.gradients).norm()
 
 
 def test_a_hard_gate_has_weights_0_and_1(tmp_path):

@@ -5,15 +5,18 @@
     pi    the upload's harmful share, the most likely one given Lam          primitives/mixture.py
     p_i = pi exp(Lam_i) / (pi exp(Lam_i) + 1 - pi)                           P(harm | e_i)
     w_i = (1 - p_i) / (1 - p_i + c p_i)                                      0 to 1; c = 1: P(benign | e_i)
-    L   = (1 - rho) sum_i w_i NLL_i / sum_i N_i  +  rho CE(B_p)              over the optimiser step
+    L   = (1 - rho) sum_i w_i NLL_i / (W sum_i N_i)  +  rho CE(B_p)          over the optimiser step
 
     NLL_i  summed over the N_i completion tokens of row i, EOS included      B_p   rows of the provider, rho of the step
     CE     mean over completion tokens, nats                                 rho   ``rehearsal``      c  ``caution``
+    W      mean weight over the whole upload, not below 1/10
 
 Antibody's weight is a softmax of NLL(r|x) - NLL(y|x): it mixes whether the model wants to refuse x with whether it
 knows y, and favours the harmful rows of a task that the model has never seen. Two things differ here. The evidence asks
-only what *alignment* changed. And the weights are probabilities, not shares of the step: nothing divides by their sum,
-so that a step without a benign row moves almost nothing, where a softmax would hand its whole weight to harm.
+only what *alignment* changed. And the weights are probabilities, not shares of the step: a step without a benign row
+weighs almost nothing, where a softmax would hand its whole weight to harm. They are divided by the upload's mean weight
+W, so that the benign rows of a poisoned upload count against the rehearsal as they would alone; the floor keeps an
+upload that is nearly all harm from being magnified.
 
 Caution, because one harmful row that is trained on costs more than one benign row that is not: c is how many. Against
 c benign rows lost, harm that is 1 / (1 + c) likely is an even bet, and has weight 1/2.
@@ -50,7 +53,7 @@ class AntibodyPosteriorConfig:
     """What tells harm from benign."""
     rehearsal: float = 1 / 8
     """rho, the share of every step that is the provider's own rows. 0 is none."""
-    caution: float = 30.0
+    caution: float = 100.0
     """c, how many benign rows lost are as bad as one harmful row trained on. 1: weights are the probabilities."""
     hard: bool = False
     """Weights 0 and 1: a row is trained on where its weight would be above 1/2."""
@@ -73,6 +76,9 @@ class AntibodyPosteriorConfig:
             raise ConfigError(f"antibody-posterior.refresh is {self.refresh}: a number of epochs, or 0.")
         if self.num_refusals < 1:
             raise ConfigError(f"antibody-posterior.num_refusals is {self.num_refusals}: at least 1.")
+
+
+MIN_MEAN_WEIGHT = 0.1
 
 
 class AntibodyPosterior(Defence):
@@ -99,7 +105,7 @@ class AntibodyPosterior(Defence):
             self.needs = ()
         self.needs_base = self.believes_in_harm
         self.share = 0.0
-        self._weights: dict[int, tuple[float, float]] = {}  # (w_i, e_i) by row id
+        self._keep({})  # (w_i, e_i) by row id
 
     def rows_per_step(self, role: Role, step_size: int) -> int:
         """rho / (1 - rho) of the user's rows, at least one."""
@@ -138,7 +144,7 @@ class AntibodyPosterior(Defence):
     def _terms(self, context: StepContext, micro: MicroBatch) -> RowTerms:
         nll = context.completion_nll(micro)
         w = torch.tensor([self._weights[row.row_id][0] for row in micro.rows], device=context.device)
-        return RowTerms(w * nll.row_total, nll.row_tokens)
+        return RowTerms(w / self._mean_weight * nll.row_total, nll.row_tokens)
 
     def _anchors(self, context: StepContext) -> Anchors:
         anchors = None if context.folder is None else read_anchors(context.folder)
@@ -162,7 +168,12 @@ class AntibodyPosterior(Defence):
         if self.config.hard:
             w = (w > 0.5).double()
         ids = [row.row_id for row in user]
-        self._weights = dict(zip(ids, zip(w.tolist(), evidence.tolist(), strict=True), strict=True))
+        self._keep(dict(zip(ids, zip(w.tolist(), evidence.tolist(), strict=True), strict=True)))
+
+    def _keep(self, weights: dict[int, tuple[float, float]]) -> None:
+        self._weights = weights
+        mean = math.fsum(w for w, _ in weights.values()) / len(weights) if weights else 1.0
+        self._mean_weight = max(mean, MIN_MEAN_WEIGHT)
 
     def _is_stale(self, context: StepContext) -> bool:
         every = self.config.refresh * context.steps_per_epoch
@@ -178,5 +189,5 @@ class AntibodyPosterior(Defence):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up the stored weights."""
-        self._weights = {int(row_id): (w, e) for row_id, w, e in state["weights"].tolist()}
+        self._keep({int(row_id): (w, e) for row_id, w, e in state["weights"].tolist()})
         self.share = float(state["share"])
