@@ -1,12 +1,14 @@
 """Every defence under the same attack, on the lab.
 
-    python benchmarks/defences.py --output DIR [--only NAME,...] [--tasks familiar,novel] [--poison-ratios 0,0.2,0.5]
-                                  [--budgets default,long] [--seeds 3] [--jobs N]
-    python benchmarks/defences.py --report DIR/results.json --write docs/defences.md
+    python benchmarks/defences.py --output DIR [--only NAME,...] [--tasks familiar,novel] [--poison-ratios 0,0.05:1,0.2]
+                                  [--budgets default,long] [--alignments sft,antibody] [--regime full] [--seeds 3]
+                                  [--jobs N]
+    python benchmarks/defences.py --report DIR/results.json ... --write docs/defences.md
 
-The first writes ``DIR/results.json``, anew after every row; what its rows say stands in
-``src/antibody/benchmark/defences.py``. Killed, the same command goes on where it was. A defence that fails leaves a row
-with ``error``, and the exit code is 1. The second writes the tables for people.
+A poison ratio may name its own number of seeds: 0.05:1. The first writes ``DIR/results.json``, anew after every row;
+what its rows say stands in ``src/antibody/benchmark/defences.py``. Killed, the same command goes on where it was. A
+defence that fails leaves a row with ``error``, and the exit code is 1. The second writes the tables for people, of one
+results file or of several.
 """
 
 import os
@@ -22,8 +24,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from antibody.benchmark.defences import BUDGETS, TASKS, plan, run_defences
-from antibody.benchmark.defences_report import markdown
+from antibody.benchmark.defences import ALIGNMENTS, BUDGETS, REGIMES, TASKS, plan, run_defences
+from antibody.benchmark.defences_report import markdown, merged
 from antibody.errors import AntibodyError
 from antibody.runs.folder import write_text
 
@@ -32,8 +34,10 @@ def names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def ratios(text: str) -> list[float]:
-    return [float(part) for part in names(text)]
+def ratios(text: str) -> dict[float, int | None]:
+    """Poison ratio to its number of seeds, where it has one of its own."""
+    parts = [part.partition(":") for part in names(text)]
+    return {float(ratio): int(count) if count else None for ratio, _, count in parts}
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -41,11 +45,15 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="folder for every run and results.json")
     parser.add_argument("--only", type=names, help="defences of any stage  [default: all]")
     parser.add_argument("--tasks", type=names, default=list(TASKS), help="[default: familiar,novel]")
-    parser.add_argument("--poison-ratios", type=ratios, default=[0.2], help="[default: 0.2]")
+    parser.add_argument("--poison-ratios", type=ratios, default={0.2: None}, help="[default: 0.2]")
     parser.add_argument("--budgets", type=names, default=["default"], help=f"of {', '.join(BUDGETS)}")
+    parser.add_argument(
+        "--alignments", type=names, default=list(ALIGNMENTS), help="under fine-tuning defences  [default: sft,antibody]"
+    )
+    parser.add_argument("--regime", choices=REGIMES, default="full", help="[default: full]")
     parser.add_argument("--seeds", type=int, default=3, help="how many  [default: 3]")
     parser.add_argument("--jobs", type=int, help="processes of one thread  [default: one per core]")
-    parser.add_argument("--report", type=Path, metavar="RESULTS", help="a results.json to make tables of")
+    parser.add_argument("--report", type=Path, nargs="+", metavar="RESULTS", help="results.json to make tables of")
     parser.add_argument("--write", type=Path, metavar="FILE", help="where the tables go  [default: stdout]")
     options = parser.parse_args(arguments)
     if (options.output is None) == (options.report is None):
@@ -55,10 +63,25 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def flags(options: argparse.Namespace) -> str:
+    """What plans the same rows again."""
+    poison = ",".join(f"{p:g}" if count is None else f"{p:g}:{count}" for p, count in options.poison_ratios.items())
+    said = {
+        "only": options.only and ",".join(options.only),
+        "tasks": ",".join(options.tasks),
+        "poison-ratios": poison,
+        "budgets": ",".join(options.budgets),
+        "alignments": ",".join(options.alignments) if options.alignments != list(ALIGNMENTS) else None,
+        "regime": options.regime if options.regime != "full" else None,
+        "seeds": options.seeds,
+    }
+    return " ".join(f"--{name} {value}" for name, value in said.items() if value)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parsed(arguments)
     if options.report is not None:
-        text = markdown(json.loads(options.report.read_text(encoding="utf-8")))
+        text = markdown(merged([json.loads(file.read_text(encoding="utf-8")) for file in options.report]))
         if options.write is None:
             print(text)
         else:
@@ -68,9 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         entries = plan(
             only=options.only,
             tasks=options.tasks,
-            poison_ratios=options.poison_ratios,
+            poison_ratios=list(options.poison_ratios),
             budgets=options.budgets,
+            alignments=options.alignments,
+            regime=options.regime,
             seeds=options.seeds,
+            seeds_at={ratio: count for ratio, count in options.poison_ratios.items() if count is not None},
         )
     except AntibodyError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -78,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = run_defences(
         entries,
         output=options.output,
+        flags=flags(options),
         jobs=options.jobs,
         progress=lambda what, done, total: print(f"[{done}/{total}] {what}", file=sys.stderr, flush=True),
     )

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from antibody.benchmark.cell import MEASURES, Alignment, Cell
+from antibody.benchmark.cell import MEASURES, VARIANTS, Alignment, Cell
 from antibody.benchmark.defences import plan, run_defences
-from antibody.benchmark.defences_report import markdown
-from antibody.defences.catalogue import CATALOGUE
+from antibody.benchmark.defences_report import markdown, merged
+from antibody.defences.catalogue import CATALOGUE, make_defence
 from antibody.errors import ConfigError
 from antibody.training.step import Stage
 from benchmarks import defences as script
@@ -39,7 +39,9 @@ def rows_of(results, defence, stage, alignment="sft"):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     entries = plan(only=["vaccine", "tar", "lisa", "antidote"], tasks=["novel"], seeds=2)
-    return run_defences(entries, output=tmp_path_factory.mktemp("run"), jobs=1, carry_out=stand_in)
+    return run_defences(
+        entries, output=tmp_path_factory.mktemp("run"), flags="--tasks novel --seeds 2", jobs=1, carry_out=stand_in
+    )
 
 
 def test_the_default_set_holds_every_defence_of_the_catalogue_on_the_alignments_of_its_stage():
@@ -102,8 +104,35 @@ def test_the_page_gives_the_mean_and_the_worst_seed_and_does_not_hide_a_failure(
 
 
 def test_the_page_names_the_flags_that_repeat_it(results):
-    flags = "--tasks novel --poison-ratios 0.2 --budgets default --seeds 2 --only sft,tar,vaccine,lisa,antidote"
-    assert flags in markdown(results)
+    assert "python benchmarks/defences.py --output DIR --tasks novel --seeds 2\n" in markdown(results)
+
+
+def test_the_flags_of_a_run_plan_the_same_rows_again():
+    given = "--only antibody-posterior --tasks novel --poison-ratios 0.05:1,0.2 --budgets default --alignments antibody"
+    given += " --regime lora --seeds 2"
+    assert script.flags(script.parsed(["--output", "x", *given.split()])) == given
+
+
+def test_a_poison_ratio_may_have_its_own_number_of_seeds():
+    entries = plan(only=["sft"], poison_ratios=[0.05, 0.2], seeds=3, seeds_at={0.05: 1})
+    assert {(e.cell.poison_ratio, e.cell.seed) for e in entries} == {(0.05, 0), (0.2, 0), (0.2, 1), (0.2, 2)}
+
+
+def test_what_takes_a_defence_apart_comes_along_with_it():
+    planned = {e.defence: e.cell.finetuning for e in plan(only=["antibody-posterior"], alignments=["antibody"])}
+    assert set(planned) == {
+        "sft", "oracle", "antibody-posterior", "sft-rehearsal", "antibody-posterior-no-rehearsal"
+    }  # fmt: skip
+    for name, options in VARIANTS.values():
+        make_defence(Stage.FINETUNING, name, options)
+
+
+def test_of_two_results_with_the_same_row_the_later_counts(results):
+    again = {**results, "flags": ["--again"], "rows": [{**results["rows"][0], "harmful_score": 0.77}]}
+    both = merged([results, again])
+    assert len(both["rows"]) == len(results["rows"])
+    assert both["rows"][0]["harmful_score"] == 0.77
+    assert both["flags"] == [*results["flags"], "--again"]
 
 
 def test_the_page_says_which_options_were_cut_down(results):

@@ -6,6 +6,7 @@ Every part is an ordinary run of this library in a folder of its own, so that wh
     finetuning "none"     the aligned model as it is, before any upload
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -32,6 +33,16 @@ EPOCHS = 4
 LONG = 20
 """Epochs of the longer attack."""
 CURVE_POINTS = 8
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sft-rehearsal": ("antibody-posterior", {"prior": (1.0, math.inf)}),
+    "antibody-shift": ("antibody", {"score": "shift"}),
+    "antibody-posterior-no-rehearsal": ("antibody-posterior", {"rehearsal": 0.0}),
+    "antibody-posterior-uncautious": ("antibody-posterior", {"caution": 1.0}),
+    "antibody-posterior-hard": ("antibody-posterior", {"hard": True}),
+    "antibody-posterior-by-shift": ("antibody-posterior", {"evidence": "shift"}),
+    "antibody-posterior-by-refusal-feature": ("antibody-posterior", {"evidence": "refusal-feature"}),
+}
+"""Fine-tuning defences with options other than their own: name to (defence, options)."""
 MEASURES = ("harmful_score", "finetune_accuracy", "over_refusal", "incoherent", "retention")
 
 
@@ -156,12 +167,14 @@ def _finetune(folder: Path, cell: Cell) -> Told:
     if cell.finetuning == "oracle":
         rows = [row for row, truth in zip(rows, upload.truth, strict=True) if not truth["is_harmful"]]
     steps = -(-len(rows) // BATCH_SIZE) * cell.epochs
+    name, options = VARIANTS.get(cell.finetuning, (cell.finetuning, {}))
     cost = StepCost(folder / f"{cell.name}-cost.json")
     curve = HarmfulScoreCurve(folder / f"{cell.name}-curve.json", max(1, steps // CURVE_POINTS))
     result = finetune(
         folder / cell.aligned.name,
         data=rows,
-        defence="sft" if cell.finetuning == "oracle" else cell.finetuning,
+        defence="sft" if name == "oracle" else name,
+        options=options,
         regime=cell.regime,
         epochs=cell.epochs,
         seed=cell.seed,

@@ -5,7 +5,8 @@
     post stage          repair of the model that sft + sft made
     oracle              plain SFT on the truly benign rows only, on both alignments
 
-``sft`` and the oracle are always among them: every other row is read against theirs.
+``sft`` and the oracle are always among them: every other row is read against theirs. So are, where a defence has parts
+that can be had alone, its ``COMPANIONS``; any name of ``VARIANTS`` (cell.py) can be asked for.
 
 A row is that of the demonstration, and
 
@@ -29,8 +30,9 @@ from typing import Any
 from ..defences.catalogue import CATALOGUE, nearest
 from ..errors import ConfigError
 from ..runs.folder import write_text
+from ..runs.train import Regime
 from ..training.step import Stage
-from .cell import EPOCHS, LONG, Cell, Job, Told
+from .cell import EPOCHS, LONG, VARIANTS, Cell, Job, Told
 from .matrix import CarryOut, all_jobs, carried_out
 from .matrix import carry_out as in_earnest
 
@@ -39,7 +41,10 @@ TASKS = ("familiar", "novel")
 BUDGETS = {"default": EPOCHS, "long": LONG}
 ALIGNMENTS = ("sft", "antibody")
 """Under which fine-tuning defences are tried."""
+REGIMES: tuple[Regime, ...] = ("full", "lora")
 BASELINES = ("sft", "oracle")
+COMPANIONS = {"antibody-posterior": ("sft-rehearsal", "antibody-posterior-no-rehearsal")}
+"""What shows which part of a defence does the work."""
 
 
 @dataclass(frozen=True)
@@ -69,63 +74,79 @@ def plan(
     tasks: Sequence[str] = TASKS,
     poison_ratios: Sequence[float] = (0.2,),
     budgets: Sequence[str] = ("default",),
+    alignments: Sequence[str] = ALIGNMENTS,
+    regime: Regime = "full",
     seeds: int = 3,
+    seeds_at: Mapping[float, int] | None = None,
 ) -> list[Entry]:
     """All rows, seed by seed, the baselines of each setting first.
 
     Args:
-        only: Names in the catalogue, of whatever stage; by default all of them.
+        only: Names in the catalogue, of whatever stage, or in ``VARIANTS``; by default the whole catalogue.
         tasks: Among ``TASKS``.
         poison_ratios: Harmful shares of the upload, 0 to 1.
         budgets: Among ``BUDGETS``.
+        alignments: Among ``ALIGNMENTS``; only fine-tuning defences obey.
+        regime: Of alignment and fine-tuning.
         seeds: How many, from 0.
+        seeds_at: How many where it differs, by poison ratio.
 
     Raises:
         ConfigError: nothing of that name, or a number out of its range.
     """
     names = list(dict.fromkeys(name for _, name in CATALOGUE))
-    for kind, given, known in (
-        ("--only", only or (), [*names, "oracle"]),
+    choices: tuple[tuple[str, Sequence[str], Sequence[str]], ...] = (
+        ("--only", only or (), [*names, *VARIANTS, "oracle"]),
         ("--tasks", tasks, list(TASKS)),
         ("--budgets", budgets, list(BUDGETS)),
-    ):
+        ("--alignments", alignments, list(ALIGNMENTS)),
+        ("--regime", [regime], REGIMES),
+    )
+    for kind, given, known in choices:
         for name in given:
             if name not in known:
-                raise ConfigError(f"{kind}: there is no '{name}'{nearest(name, known)} There are: {', '.join(known)}.")
+                raise ConfigError(f"{kind}: there is no '{name}'{nearest(name, list(known))} There are: {', '.join(known)}.")
     for ratio in poison_ratios:
         if not 0 <= ratio <= 1:
             raise ConfigError(f"--poison-ratios: {ratio} is not a share; it lies between 0 and 1.")
-    if seeds < 1:
-        raise ConfigError(f"--seeds is {seeds}: at least one is needed.")
+    counts = {ratio: (seeds_at or {}).get(ratio, seeds) for ratio in poison_ratios}
+    for count in counts.values():
+        if count < 1:
+            raise ConfigError(f"--seeds is {count}: at least one is needed.")
     chosen = {*names, "oracle"} if only is None else {*only, *BASELINES}
+    chosen |= {companion for name in chosen for companion in COMPANIONS.get(name, ())}
     return [
         entry
-        for seed in range(seeds)
+        for seed in range(max(counts.values(), default=0))
         for task in tasks
-        for ratio in poison_ratios
+        for ratio, count in counts.items()
         for budget in budgets
-        for entry in _setting(chosen, task, ratio, budget, seed)
+        for entry in _setting(chosen, alignments, regime, task, ratio, budget, seed)
+        if seed < count
     ]
 
 
-def _setting(chosen: set[str], task: str, ratio: float, budget: str, seed: int) -> list[Entry]:
+def _setting(
+    chosen: set[str], alignments: Sequence[str], regime: Regime, task: str, ratio: float, budget: str, seed: int
+) -> list[Entry]:
     """Rows of one task, poison ratio, budget and seed."""
     plain = Cell(
         alignment="sft",
         finetuning="sft",
+        regime=regime,
         task=task,
         poison_ratio=ratio,
         epochs=BUDGETS[budget],
         seed=seed,
     )
     entries = []
-    for alignment in ALIGNMENTS:
+    for alignment in alignments:
         aligned = replace(plain, alignment=alignment)
         entries += [
             Entry("sft", Stage.FINETUNING, budget, aligned),
             Entry("oracle", Stage.FINETUNING, budget, _oracle(aligned)),
         ]
-    for stage, name in CATALOGUE:
+    for stage, name in (*CATALOGUE, *((Stage.FINETUNING, variant) for variant in VARIANTS)):
         if name not in chosen or (stage is Stage.FINETUNING and name == "sft"):
             continue
         match stage:
@@ -134,7 +155,7 @@ def _setting(chosen: set[str], task: str, ratio: float, budget: str, seed: int) 
             case Stage.FINETUNING:
                 entries += [
                     Entry(name, stage, budget, replace(plain, alignment=alignment, finetuning=name))
-                    for alignment in ALIGNMENTS
+                    for alignment in alignments
                 ]
             case Stage.POST:
                 entries.append(Entry(name, stage, budget, replace(plain, post=name)))
@@ -152,6 +173,7 @@ def run_defences(
     entries: Sequence[Entry],
     *,
     output: str | Path,
+    flags: str = "",
     jobs: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     carry_out: CarryOut = in_earnest,
@@ -161,12 +183,13 @@ def run_defences(
     Args:
         entries: Of ``plan``.
         output: Where everything goes; what is complete there already is not run again.
+        flags: What planned the entries, for whoever repeats it.
         jobs: Processes; by default one per core.
         progress: Called with (what came to its end, how many have, number of all).
         carry_out: What is done with each job.
 
     Returns:
-        {"rows": [...], "seconds": wall time of this call, "complete": bool}.
+        {"flags": [flags], "rows": [...], "seconds": wall time of this call, "complete": bool}.
     """
     started = time.monotonic()
     folder = Path(output)
@@ -181,6 +204,7 @@ def run_defences(
             errors[done.job] = f"{type(done.error).__name__}: {done.error}"
         rows = [row for entry in entries if (row := row_of(entry, told, errors)) is not None]
         results = {
+            "flags": [flags],
             "rows": rows,
             "seconds": time.monotonic() - started,
             "complete": number == len(planned),
