@@ -105,7 +105,9 @@ def plan(
     for kind, given, known in choices:
         for name in given:
             if name not in known:
-                raise ConfigError(f"{kind}: there is no '{name}'{nearest(name, list(known))} There are: {', '.join(known)}.")
+                raise ConfigError(
+                    f"{kind}: there is no '{name}'{nearest(name, list(known))} There are: {', '.join(known)}."
+                )
     for ratio in poison_ratios:
         if not 0 <= ratio <= 1:
             raise ConfigError(f"--poison-ratios: {ratio} is not a share; it lies between 0 and 1.")
