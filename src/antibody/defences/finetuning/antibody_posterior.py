@@ -19,7 +19,8 @@ W, so that the benign rows of a poisoned upload count against the rehearsal as t
 upload that is nearly all harm from being magnified.
 
 Caution, because one harmful row that is trained on costs more than one benign row that is not: c is how many. Against
-c benign rows lost, harm that is 1 / (1 + c) likely is an even bet, and has weight 1/2.
+c benign rows lost, harm that is 1 / (1 + c) likely is an even bet, and has weight 1/2. It costs a clean upload nothing:
+where no harm is found pi is 0, and every weight 1.
 
 Rehearsal, because even truly benign rows wear safety down: each step holds about rho of provider rows (refusals and
 harmless answers, ``alignment`` data), of weight rho.
@@ -53,7 +54,7 @@ class AntibodyPosteriorConfig:
     """What tells harm from benign."""
     rehearsal: float = 1 / 8
     """rho, the share of every step that is the provider's own rows. 0 is none."""
-    caution: float = 100.0
+    caution: float = 1000.0
     """c, how many benign rows lost are as bad as one harmful row trained on. 1: weights are the probabilities."""
     hard: bool = False
     """Weights 0 and 1: a row is trained on where its weight would be above 1/2."""
