@@ -5,7 +5,7 @@ others. A file that cannot be read at all is a ``DataError`` at once.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,45 +58,84 @@ def read_text(path: Path) -> str:
     """
     try:
         raw = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file. Check the path; a Hub data set is written OWNER/NAME.") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: a directory, not a data file. {_files_in(path)}") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+        raise _cannot_be_read(path, error) from None
     if raw.startswith(BOM):
-        raise DataError(
-            f"{path}, line 1: begins with a byte order mark (EF BB BF). Save the file as UTF-8 without BOM, "
-            f"for example with: sed -i '1s/^\\xEF\\xBB\\xBF//' {path}"
-        )
+        raise _begins_with_bom(path)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}, line {line}: not UTF-8 (byte 0x{raw[error.start]:02X} at offset {error.start}). "
-            "Save the file as UTF-8, for example with: iconv -f WINDOWS-1252 -t UTF-8"
-        ) from None
+        raise _not_utf8(path, line, raw[error.start], error.start) from None
     if not text.strip():
-        raise DataError(f"{path}: the file is empty. Give one JSON object on each line.")
+        raise _empty(path)
     return text
 
 
 def read_json_rows(path: Path) -> list[RawRow]:
     """The rows of a JSON Lines file, or of a file that holds one JSON list. Blank lines are no rows."""
-    text = read_text(path)
-    if text.lstrip().startswith("["):
-        return _list_rows(str(path), text)
-    rows: list[RawRow] = []
-    # Only \n ends a line: str.splitlines would also cut at U+2028, which JSON allows inside a string.
-    for line, content in enumerate(text.split("\n"), 1):
-        if not content.strip():
-            continue
-        try:
-            rows.append((line, json.loads(content)))
-        except (ValueError, RecursionError) as error:
-            rows.append((line, BadRow("broken JSON", _what_broke(error, "line"))))
-    return rows
+    return list(iter_json_rows(path))
+
+
+def iter_json_rows(path: Path) -> Iterator[RawRow]:
+    """As ``read_json_rows``, one row at a time: of JSON Lines only one line is in memory. A JSON list is read whole.
+
+    Raises:
+        DataError: as ``read_text``; where a later line is not UTF-8, when that line is reached.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise _cannot_be_read(path, error) from None
+    offset, begun = 0, False
+    with file:
+        # Only \n ends a line: str.splitlines would also cut at U+2028, which JSON allows inside a string.
+        for line, raw in enumerate(file, 1):
+            if line == 1 and raw.startswith(BOM):
+                raise _begins_with_bom(path)
+            try:
+                content = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, line, raw[error.start], offset + error.start) from None
+            offset += len(raw)
+            if not content.strip():
+                continue
+            if not begun and content.lstrip().startswith("["):
+                yield from _list_rows(str(path), read_text(path))
+                return
+            begun = True
+            try:
+                yield line, json.loads(content)
+            except (ValueError, RecursionError) as error:
+                yield line, BadRow("broken JSON", _what_broke(error, "line"))
+    if not begun:
+        raise _empty(path)
+
+
+def _cannot_be_read(path: Path, error: OSError) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path}: no such file. Check the path; a Hub data set is written OWNER/NAME.")
+    if isinstance(error, IsADirectoryError):
+        return DataError(f"{path}: a directory, not a data file. {_files_in(path)}")
+    return DataError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.")
+
+
+def _begins_with_bom(path: Path) -> DataError:
+    return DataError(
+        f"{path}, line 1: begins with a byte order mark (EF BB BF). Save the file as UTF-8 without BOM, "
+        f"for example with: sed -i '1s/^\\xEF\\xBB\\xBF//' {path}"
+    )
+
+
+def _not_utf8(path: Path, line: int, byte: int, offset: int) -> DataError:
+    return DataError(
+        f"{path}, line {line}: not UTF-8 (byte 0x{byte:02X} at offset {offset}). "
+        "Save the file as UTF-8, for example with: iconv -f WINDOWS-1252 -t UTF-8"
+    )
+
+
+def _empty(path: Path) -> DataError:
+    return DataError(f"{path}: the file is empty. Give one JSON object on each line.")
 
 
 def _list_rows(source: str, text: str) -> list[RawRow]:
