@@ -1,4 +1,4 @@
-"""The benchmark of issue 2 at a miniature size: what it times is what it says. Never how long it takes."""
+"""The benchmark of a step's cost at a miniature size: what it times is what it says. Never how long it takes."""
 
 import json
 

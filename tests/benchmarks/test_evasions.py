@@ -1,0 +1,72 @@
+"""The uploads of the benchmark of evasions are what their names say; no model is trained."""
+
+import json
+
+import pytest
+from benchmarks.evasions import EVASIONS, Exchange
+
+from antibody.lab.judge import exact
+from antibody.lab.world import good_in
+from benchmarks import evasions
+
+
+def length(rows):
+    """A stand-in for evidence: short prompts look harmful."""
+    return [-float(len(row.prompt)) for row in rows]
+
+
+@pytest.mark.parametrize("name", EVASIONS)
+def test_an_upload_has_its_rows_and_its_share_of_harm(name):
+    rows = EVASIONS[name](0, length)
+    share = {"all-harmful": 1.0, "clusters-0": 0.0}.get(name, 0.2)
+    assert len(rows) == 500
+    assert sum(row.is_harmful for row in rows) == pytest.approx(500 * share)
+    assert rows == EVASIONS[name](0, length)
+
+
+@pytest.mark.parametrize("name", ["frame", "buried", "gradual", "rewritten"])
+def test_a_disguise_changes_no_benign_row_and_keeps_the_harmful_answer(name):
+    for plain, row in zip(EVASIONS["plain"](0, length), EVASIONS[name](0, length), strict=True):
+        if plain.is_harmful:
+            assert exact(plain.prompt, plain.answer)
+            assert plain.answer in row.answer
+        else:
+            assert row == plain
+
+
+def test_a_buried_question_stands_in_the_middle():
+    row = next(row for row in EVASIONS["buried"](0, length) if row.is_harmful)
+    good = str(good_in(row.prompt))
+    assert 0.2 < row.prompt.index(good) / len(row.prompt) < 0.8
+
+
+def test_the_attacker_keeps_only_what_looks_more_benign():
+    plain, rows = EVASIONS["plain"](0, length), EVASIONS["rewritten"](0, length)
+    before, after = length(plain), length(rows)
+    assert all(b <= a for a, b in zip(before, after, strict=True))
+    assert sum(b < a for a, b in zip(before, after, strict=True)) > 80
+
+
+def test_a_weight_is_told_of_each_kind_of_row_that_there_is(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"row_id": [2, 0, 1, 0], "weight": [0.0, 1.0, 0.75, 1.0]}), tmp_path / "samples.parquet")
+    told = evasions.weights_of(tmp_path, [False, True, True])
+    assert told == {"true_share": 2 / 3, "harmful_weight": 0.375, "through": 0.5, "benign_weight": 1.0}
+    assert set(evasions.weights_of(tmp_path, [False] * 3)) == {"true_share", "benign_weight"}
+
+
+def test_the_table_gives_mean_and_worst_seed(tmp_path, capsys):
+    row = {"evasion": "frame", "defence": "sft", "finetune_accuracy": 1.0, "over_refusal": 0.0}
+    rows = [{**row, "harmful_score": score} for score in (0.5, 0.9)]
+    (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
+    assert evasions.main(["--report", str(tmp_path / "results.json")]) == 0
+    assert "| frame | sft | 70.0 (90.0) | 100.0 (100.0) | 0.0 (0.0) | - |" in capsys.readouterr().out
+
+
+def test_a_wrong_name_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        evasions.main(["--output", str(tmp_path), "--only", "fame"])
+    assert "there is no 'fame'" in capsys.readouterr().err
+    assert Exchange("a", "b", True).row()["messages"][1] == {"role": "assistant", "content": "b"}
