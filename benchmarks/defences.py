@@ -3,12 +3,12 @@
     python benchmarks/defences.py --output DIR [--only NAME,...] [--tasks familiar,novel] [--poison-ratios 0,0.05:1,0.2]
                                   [--budgets default,long] [--alignments sft,antibody] [--regime full] [--seeds 3]
                                   [--jobs N]
-    python benchmarks/defences.py --report DIR/results.json ... --write docs/defences.md
+    python benchmarks/defences.py --report DIR/results.json ... --write docs/defences.md [--grid TITLE]
 
 A poison ratio may name its own number of seeds: 0.05:1. The first writes ``DIR/results.json``, anew after every row;
 what its rows say stands in ``src/antibody/benchmark/defences.py``. Killed, the same command goes on where it was. A
 defence that fails leaves a row with ``error``, and the exit code is 1. The second writes the tables for people, of one
-results file or of several.
+results file or of several; ``--grid`` those of a sweep over poison ratios.
 """
 
 import os
@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from antibody.benchmark.defences import ALIGNMENTS, BUDGETS, REGIMES, TASKS, plan, run_defences
-from antibody.benchmark.defences_report import markdown, merged
+from antibody.benchmark.defences_report import grid, markdown, merged
 from antibody.errors import AntibodyError
 from antibody.runs.folder import write_text
 
@@ -55,6 +55,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, help="processes of one thread  [default: one per core]")
     parser.add_argument("--report", type=Path, nargs="+", metavar="RESULTS", help="results.json to make tables of")
     parser.add_argument("--write", type=Path, metavar="FILE", help="where the tables go  [default: stdout]")
+    parser.add_argument("--grid", metavar="TITLE", help="a column for each poison ratio, under this title")
     options = parser.parse_args(arguments)
     if (options.output is None) == (options.report is None):
         parser.error("give --output DIR to run, or --report RESULTS to make tables")
@@ -81,7 +82,8 @@ def flags(options: argparse.Namespace) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parsed(arguments)
     if options.report is not None:
-        text = markdown(merged([json.loads(file.read_text(encoding="utf-8")) for file in options.report]))
+        results = merged([json.loads(file.read_text(encoding="utf-8")) for file in options.report])
+        text = markdown(results) if options.grid is None else grid(results, options.grid)
         if options.write is None:
             print(text)
         else:

@@ -7,7 +7,7 @@ import pytest
 
 from antibody.benchmark.cell import MEASURES, VARIANTS, Alignment, Cell
 from antibody.benchmark.defences import plan, run_defences
-from antibody.benchmark.defences_report import markdown, merged
+from antibody.benchmark.defences_report import grid, markdown, merged
 from antibody.defences.catalogue import CATALOGUE, make_defence
 from antibody.errors import ConfigError
 from antibody.training.step import Stage
@@ -125,6 +125,15 @@ def test_what_takes_a_defence_apart_comes_along_with_it():
     }  # fmt: skip
     for name, options in VARIANTS.values():
         make_defence(Stage.FINETUNING, name, options)
+
+
+def test_a_sweep_has_a_column_for_each_poison_ratio_and_tells_the_worst_seed(tmp_path):
+    entries = plan(only=["lisa"], alignments=["sft"], poison_ratios=[0.2, 0.05], seeds=2, seeds_at={0.05: 1})
+    swept = run_defences(entries, output=tmp_path, jobs=1, carry_out=stand_in)
+    page = grid(swept, "Lisa")
+    assert page.startswith("# Lisa\n")
+    assert "| p | 5 % | 20 % |" in page
+    assert "| lisa | 10.0 / 25.0 / 25.0 (1 seed) | 20.0 / 25.0 / 25.0 |" in page
 
 
 def test_of_two_results_with_the_same_row_the_later_counts(results):
