@@ -76,7 +76,7 @@ runs:
 
 {commands}
 
-    for row in sorted(rows, key=lambda r: (*_setting(r)[:3], ALIGNMENTS.index(r["alignment"]), *_order(r))):
+Each cell: harmful score / accuracy / over-refusal, percent, the worst of its seeds each; one seed where it says so.
 What each word means: [defences.md](defences.md).
 """
 
