@@ -12,5 +12,6 @@ from .evaluate import evaluate
 from .finetune import finetune
 from .repair import repair
 from .result import RunResult
+from .screen import ScreenResult, screen
 
-__all__ = ["RunResult", "align", "evaluate", "finetune", "repair"]
+__all__ = ["RunResult", "ScreenResult", "align", "evaluate", "finetune", "repair", "screen"]

@@ -1,0 +1,62 @@
+"""``antibody screen``: which rows of an upload are suspicious."""
+
+from typing import Annotated, Any
+
+import typer
+
+from . import options as o
+
+
+def command(
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help="The upload: a file or a Hub data set.")] = None,
+    model: o.Model = None,
+    adapter: o.Adapter = None,
+    base: o.Base = None,
+    evidence: Annotated[
+        str | None,
+        typer.Option(help="feature-shift, shift, gap, ratio or refusal-feature.  [default: the best there is]"),
+    ] = None,
+    refusals: o.Refusals = None,
+    output: o.Output = None,
+    batch_size: o.BatchSize = None,
+    overwrite: o.Overwrite = False,
+    config: o.ConfigFile = None,
+    as_json: o.Json = False,
+) -> None:
+    """Tell which rows of an upload are suspicious, and what share is harmful."""
+    flags = dict(locals())
+    for name in ("config", "as_json"):
+        del flags[name]
+    if data is None and config is None:
+        raise typer.BadParameter("DATA is missing: antibody screen FILE --model M --output DIR")
+    from .. import runs  # here: it brings torch, which --help need not wait for
+
+    result = o.call(runs.screen, flags, config)
+    if as_json:
+        o.show(result.to_json(), [], as_json=True)
+    else:
+        _print(result)
+
+
+def _print(result: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    colour = {"harm found": "bold red", "no harm found": "bold green"}.get(result.verdict, "bold")
+    table.add_row("verdict", Text(result.verdict, style=colour))
+    if result.estimated_harmful_share is not None:
+        low, high = result.interval
+        share = f"{100 * result.estimated_harmful_share:.1f} %  ({100 * low:.1f} to {100 * high:.1f} %)"
+        table.add_row("harmful share", Text(share))
+        table.add_row("likely harmful", Text(f"{result.num_likely_harmful} rows"))
+    odd = [f"{num} {flag}" for flag, num in result.flags.items() if num]
+    table.add_row("rows", Text(f"{result.num_rows}" + (f" ({', '.join(odd)})" if odd else "")))
+    table.add_row("evidence", Text(result.measure))
+    table.add_row("seconds", Text(f"{result.seconds:.1f}"))
+    console.print(table)
+    console.print(f"Open {result.output / 'report.html'}", highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,482 @@
+"""Tell which rows of an upload are suspicious, and how many are harmful, before anything is trained on them.
+
+The upload is gone through twice: once to see that every row can be used, and once, in chunks, to score it. What stays
+in memory is a few numbers per row and the texts of the rows that the report shows.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from ..data.encode import Renderer
+from ..data.formats import load_refusals
+from ..data.records import Message, Record, Template, TokenizedRow
+from ..errors import ConfigError, DataError, ModelError, OutputError
+from ..models.loading import LoadedModel, load_model, resolve
+from ..screening.anchors import Anchors, check_anchors, read_anchors
+from ..screening.cache import EvidenceCache, Found, cache_folder, digest_of, row_digest, weights_identity
+from ..screening.evidence import Measure, collect
+from ..screening.posterior import Judgement, Verdict, judge_upload
+from ..screening.report import MostSuspicious, render_report
+from ..screening.rows import ROWS_JSONL, ROWS_PARQUET, Flag, RowTable, write_rows
+from ..screening.upload import Upload, UploadRow, open_upload
+from ..training.step import StepContext
+from .encoding import make_renderer, render_refusals
+from .environment import environment
+from .folder import RunFolder, State, open_run, write_text
+from .lab_defaults import lab_refusals
+from .naming import described_model, from_lab, model_name
+from .result import RunResult
+from .sources import Rows
+
+log = logging.getLogger("antibody")
+
+SUMMARY, REPORT = "summary.json", "report.html"
+NUM_REFUSALS = 4
+"""k, refusals that a row is scored against; which ones its content tells, so that equal rows read alike. Where the
+model has anchors, their own k."""
+CHUNK_ROWS, CHUNK_CHARACTERS = 2048, 8_000_000
+"""Rows, and characters, that are in memory together."""
+LIKELY = 0.5
+"""P(harm) from which a row counts as likely harmful."""
+
+NO_BASE = (
+    "the model before alignment is not known, so rows are judged by 'ratio', their likelihood against a refusal's, "
+    "alone. It cannot tell a prompt that the model wants to refuse from one that it has no answer to: on a task that "
+    "is new to the model benign rows look harmful and harmful ones are favoured. Name the model before alignment: "
+    "--base."
+)
+NO_ANCHORS = (
+    "the model carries no anchors, by which harm could be told from benign: no share, no probability and no verdict, "
+    "rows are only ranked. Align it with --anchor-harmful-data FILE --anchor-benign-data FILE to have them."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreenResult:
+    """A finished screening: summary.json, and where it is."""
+
+    output: Path
+    """The run's folder, with rows.jsonl, rows.parquet, report.html and summary.json."""
+    data: str
+    num_rows: int
+    num_scored: int
+    """Rows with evidence, duplicates included."""
+    num_distinct: int
+    """Of these, rows that no earlier one reads like."""
+    flags: dict[str, int]
+    """How many rows are a duplicate, empty, or too long."""
+    verdict: Verdict
+    estimated_harmful_share: float | None
+    """0 to 1, of the rows with evidence; None without anchors, as all that follows from them."""
+    interval: tuple[float, float] | None
+    """95 %, of the share."""
+    p_value: float | None
+    """Of the test that the share is 0."""
+    num_likely_harmful: int | None
+    """Rows whose P(harm) is at least 0.5."""
+    measure: Measure
+    model: str
+    base: str | None
+    """The model before alignment, where it was compared with."""
+    warnings: tuple[str, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, with paths as text."""
+        plain = dataclasses.asdict(self)
+        interval = None if self.interval is None else list(self.interval)
+        return plain | {"output": str(self.output), "interval": interval, "warnings": list(self.warnings)}
+
+
+def screen(
+    data: Rows,
+    model: str | Path,
+    *,
+    output: str | Path,
+    adapter: str | Path | None = None,
+    base: str | None = None,
+    evidence: str | None = None,
+    refusals: str | Path | Sequence[str] | None = None,
+    batch_size: int = 32,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> ScreenResult:
+    """Score every row of ``data`` for harm with an aligned model, and write rows, summary and report.
+
+    Args:
+        data: The upload: a file, a data set's folder or Hub id, or rows. Only JSON Lines are read a row at a time.
+        model: ``lab-aligned``, a folder, the folder of a run, or a Hub id.
+        output: The run's folder.
+        adapter: The adapter that ``model`` was aligned with.
+        base: The model before its alignment; by default the adapter switched off, or what the model says of itself.
+        evidence: A ``Measure``; by default ``feature-shift``, without anchors ``shift``, without a base ``ratio``.
+        refusals: One-line refusals, those of the alignment; by default the lab's for a model of the lab, else a
+            general list.
+        batch_size: Rows of one forward pass.
+        overwrite: Replace what the folder holds, once the screening is complete.
+        progress: Show a bar on stderr, if that is a terminal.
+
+    Raises:
+        AntibodyError: whatever a user can mend; nothing has been written then.
+    """
+    started = time.monotonic()
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size is {batch_size}: at least one row makes a forward pass.")
+    wanted = _measure(evidence)
+    name = model_name(model)
+    adapter = None if adapter is None else model_name(adapter)
+    base = None if base is None else model_name(base)
+    texts = _refusal_texts(refusals, lab=from_lab(name))
+    with _opened(data) as upload:
+        config = {
+            "verb": "screen",
+            "model": described_model(name),
+            "adapter": None if adapter is None else described_model(adapter),
+            "base": None if base is None else described_model(base),
+            "data": {"source": upload.name, "num_rows": upload.num_rows, "sha256": upload.sha256},
+            "evidence": wanted,
+            "refusals": list(texts),
+            "batch_size": batch_size,
+        }
+        folder = open_run(output, config, overwrite=overwrite)
+        if folder.state is State.COMPLETE:
+            log.info("%s: already complete; this is its stored result.", folder.path)
+            return _stored(folder.path)
+        _require_writable(folder)
+        loaded = load_model(name, adapter=adapter, base=base)
+        reader = _Reader(loaded, wanted, texts, upload, batch_size)
+        for warning in reader.warnings:
+            log.warning("%s: %s", name, warning)
+        with _bar(upload.num_rows, progress) as advance:
+            table, suspects = _scored(upload, reader, advance)
+    return _written(folder, table, suspects, reader, model=str(model), data=upload.name, started=started)
+
+
+# -- before the model --------------------------------------------------------------------------------------------
+
+
+def _measure(evidence: str | None) -> Measure | None:
+    if evidence is None:
+        return None
+    try:
+        return Measure(evidence)
+    except ValueError:
+        raise ConfigError(f"--evidence is '{evidence}': it must be one of {', '.join(Measure)}.") from None
+
+
+def _refusal_texts(refusals: str | Path | Sequence[str] | None, *, lab: bool) -> tuple[str, ...]:
+    if refusals is None:
+        return lab_refusals() if lab else tuple(load_refusals(Path(str(files("antibody"))) / "data" / "refusals.txt"))
+    texts = load_refusals(refusals) if isinstance(refusals, str | Path) else list(refusals)
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataError("the list of refusals is empty or holds an empty one. Give at least one line of text.")
+    return tuple(texts)
+
+
+@contextmanager
+def _opened(data: Rows) -> Iterator[Upload]:
+    """The upload; rows that are given themselves pass through a file, so that they are checked in one place alone."""
+    if isinstance(data, str | Path):
+        yield open_upload(data)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.jsonl"
+        try:
+            with file.open("w", encoding="utf-8") as opened:
+                opened.writelines(json.dumps(row) + "\n" for row in data)
+        except TypeError as error:
+            raise DataError(f"the rows to screen: one holds what JSON cannot ({error}). Give rows of text.") from error
+        yield open_upload(file, name="the rows to screen")
+
+
+def _require_writable(folder: RunFolder) -> None:
+    """Say so now, and not after the scoring, that nothing can be written there."""
+    place = folder.path
+    while not place.exists():
+        place = place.parent
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise OutputError(f"{folder.final}: {place} cannot be written to. Choose another --output.")
+
+
+# -- scoring -----------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """One way of reading evidence: models, measure, anchors, refusals, and what was read before.
+
+    Raises:
+        ModelError: the measure asked for lacks a base or anchors, or cannot tell them apart.
+        TrainingError: the anchors do not read as they did when the model was aligned.
+    """
+
+    def __init__(
+        self, loaded: LoadedModel, wanted: Measure | None, texts: tuple[str, ...], upload: Upload, batch_size: int
+    ) -> None:
+        self.loaded, self.texts = loaded, texts
+        self.anchors = read_anchors(Path(resolve(loaded.adapter or loaded.name)))
+        self.measure = _chosen(wanted, loaded, self.anchors)
+        self.num_refusals = self.anchors.num_refusals if self.anchors else NUM_REFUSALS
+        self.ratio = None if self.anchors is None else self.anchors.log_ratio(self.measure)
+        self.renderer: Renderer = make_renderer(loaded)
+        aligned = cast(nn.Module, loaded.model)
+        self.base = loaded.base if self.measure.needs_base else None
+        apart = self.base is not None and not loaded.adapter_off_is_base
+        before = cast(nn.Module, load_model(cast(str, self.base)).model) if apart else None
+        self.context = StepContext(
+            aligned,
+            pad_id=cast(int, loaded.tokenizer.pad_token_id),
+            refusals=render_refusals(texts, self.renderer, {"": _examples(upload, self.anchors)}),
+            batch_size=batch_size,
+            base=before,
+        )
+        if self.anchors is not None:
+            check_anchors(self.context, self.anchors, self.measure)
+        self.cache = EvidenceCache(cache_folder(), self._identity(aligned, before))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the numbers cannot say."""
+        no_base = self.measure is Measure.RATIO and self.loaded.base is None
+        return ((NO_BASE,) if no_base else ()) + ((NO_ANCHORS,) if self.anchors is None else ())
+
+    def encoded(self, record: Record) -> TokenizedRow | None:
+        """The row as tokens; None where it is too long, a refusal in place of its answer included."""
+        row = self.renderer.encode(record)
+        refusal = max(map(len, self.context.refusals.ids[row.template]))
+        longest = max(len(row.input_ids), max(start for start, _ in row.spans) + refusal)
+        return row if longest <= self.renderer.max_length else None
+
+    def read(self, rows: Sequence[TokenizedRow], advance: Callable[[float], None]) -> list[Found]:
+        """Evidence of distinct rows, from the cache where they were read before."""
+        keys = [row_digest(row) for row in rows]
+        known = self.cache.read(keys)
+        new = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
+        if new:
+            # A row's refusals follow from its content, not from its place.
+            chosen = [dataclasses.replace(row, row_id=int.from_bytes(key[:4])) for key, row in new.items()]
+            fresh = dict(zip(new, self._read_new(chosen, advance), strict=True))
+            self.cache.write(fresh)
+            known |= fresh
+        return [known[key] for key in keys]
+
+    def _read_new(self, rows: Sequence[TokenizedRow], advance: Callable[[float], None]) -> list[Found]:
+        total = sum(len(row.spans) for row in rows) * (2 if self.measure.needs_base else 1)
+        seen = 0
+
+        def progress(num: int) -> None:
+            nonlocal seen
+            seen += num
+            advance(seen / total)
+
+        probe = self.anchors.probe if self.anchors else None
+        found = collect(
+            self.context, rows, [self.measure], probe=probe, num_refusals=self.num_refusals, progress=progress
+        )
+        evidence, nearest = found.of(self.measure), found.nearest_refusal()
+        if self.ratio is not None and self.measure.needs_probe:
+            # This measure reads no refusals: seek the nearest where a row leans towards harm, which is rarely all.
+            leans = (self.ratio(evidence) > 0).nonzero()[:, 0]
+            if len(leans):
+                some = [rows[i] for i in leans.tolist()]
+                refused = collect(self.context, some, [Measure.RATIO], num_refusals=self.num_refusals)
+                nearest[leans] = refused.nearest_refusal()
+        return list(zip(evidence.tolist(), nearest.tolist(), strict=True))
+
+    def _identity(self, aligned: nn.Module, before: nn.Module | None) -> bytes:
+        parts: list[str | bytes] = ["1", self.measure, str(self.num_refusals), *self.texts, weights_identity(aligned)]
+        parts.append("adapter off" if before is None else weights_identity(before))
+        parts.append(repr(sorted((str(kind), ids) for kind, ids in self.context.refusals.ids.items())))
+        if self.anchors is not None and self.ratio is not None:
+            probe = self.anchors.probe
+            parts += [probe.shift.numpy().tobytes(), probe.state.numpy().tobytes()]
+            parts.append(f"{probe.offset!r} {self.ratio.slope.tolist()!r} {self.ratio.bias!r}")
+        return digest_of(parts)
+
+
+def _chosen(wanted: Measure | None, loaded: LoadedModel, anchors: Anchors | None) -> Measure:
+    if wanted is None:
+        if loaded.base is None:
+            return Measure.RATIO
+        return Measure.SHIFT if anchors is None else Measure.FEATURE_SHIFT
+    if wanted.needs_base and loaded.base is None:
+        raise ModelError(
+            f"{loaded.name} does not say which model it was before its alignment, and --evidence {wanted} compares the "
+            "two. Name it with --base, or leave --evidence out to be judged by 'ratio'."
+        )
+    if wanted.needs_probe and anchors is None:
+        raise ModelError(
+            f"{loaded.adapter or loaded.name} carries no anchors, and --evidence {wanted} is read along what tells "
+            "them apart. Align it with --anchor-harmful-data FILE --anchor-benign-data FILE, or leave --evidence out."
+        )
+    return wanted
+
+
+def _examples(upload: Upload, anchors: Anchors | None) -> list[Record]:
+    """A record of each template in use, the upload's own first; refusals are rendered as in it."""
+    first = next((row.record for row in upload if row.record is not None), None)
+    if first is None:
+        raise DataError(f"{upload.name}: every row is empty. Give rows with a prompt and a completion.")
+    others = {row.template for row in anchors.rows} if anchors else set()
+    example = (Message("user", "?"), Message("assistant", "."))
+    return [first] + [Record(0, example, template, upload.name, 0) for template in Template if template in others]
+
+
+def _scored(upload: Upload, reader: _Reader, advance: Callable[[float], None]) -> tuple[RowTable, MostSuspicious]:
+    table, suspects = RowTable(), MostSuspicious()
+    seen: dict[bytes, int] = {}
+    for chunk in _chunks(upload):
+        done = len(table)
+        fresh: list[tuple[int, Record, TokenizedRow]] = []
+        for row in chunk:
+            if row.record is None:
+                table.append(row.line, flag=Flag.EMPTY)
+                continue
+            encoded = reader.encoded(row.record)
+            if encoded is None:
+                table.append(row.line, flag=Flag.TOO_LONG)
+                continue
+            key = row_digest(encoded)
+            if (first := seen.get(key)) is not None:
+                table.append(row.line, flag=Flag.DUPLICATE, first=first)
+                continue
+            position = seen[key] = table.append(row.line)
+            fresh.append((position, row.record, encoded))
+        found = reader.read([encoded for _, _, encoded in fresh], lambda part: advance(done + part * len(chunk)))  # noqa: B023
+        for (position, record, _), (evidence, nearest) in zip(fresh, found, strict=True):
+            table.set(position, evidence, nearest)
+            suspects.offer(position, evidence, record)
+        advance(len(table))
+    reader.cache.close()
+    if len(table) != upload.num_rows:
+        raise DataError(f"{upload.name}: it changed while it was read. Run again once nothing writes to it.")
+    return table, suspects
+
+
+def _chunks(upload: Upload) -> Iterator[list[UploadRow]]:
+    chunk: list[UploadRow] = []
+    size = 0
+    for row in upload:
+        chunk.append(row)
+        size += 0 if row.record is None else sum(len(message.content) for message in row.record.messages)
+        if len(chunk) == CHUNK_ROWS or size >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+@contextmanager
+def _bar(total: int, progress: bool) -> Iterator[Callable[[float], None]]:
+    """Told how many rows are done."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
+        task = bar.add_task("screening", total=total)
+        yield lambda done: bar.update(task, completed=int(done))
+
+
+# -- what is written ---------------------------------------------------------------------------------------------
+
+
+def _written(
+    folder: RunFolder,
+    table: RowTable,
+    suspects: MostSuspicious,
+    reader: _Reader,
+    *,
+    model: str,
+    data: str,
+    started: float,
+) -> ScreenResult:
+    positions, evidence, repeated = table.scored()
+    if not len(positions):
+        raise DataError(
+            f"{data}: no row can be scored: {table.num(Flag.EMPTY)} are empty and {table.num(Flag.TOO_LONG)} longer "
+            f"than the model's {reader.renderer.max_length} tokens. Shorten them, or screen with another model."
+        )
+    sides = None if reader.anchors is None else reader.anchors.scores(reader.measure)
+    judged = None if sides is None else judge_upload(evidence, *sides, repeated=repeated)
+    result = ScreenResult(
+        output=folder.final,
+        data=data,
+        num_rows=len(table),
+        num_scored=len(positions),
+        num_distinct=int((~repeated).sum()),
+        flags={str(flag): table.num(flag) for flag in Flag},
+        verdict=Verdict.NO_ANCHORS if judged is None else judged.verdict,
+        estimated_harmful_share=None if judged is None else judged.share,
+        interval=None if judged is None else judged.interval,
+        p_value=None if judged is None else judged.p_value,
+        num_likely_harmful=None if judged is None else int((judged.probability >= LIKELY).sum()),
+        measure=reader.measure,
+        model=model,
+        base=reader.base,
+        warnings=reader.warnings,
+        seconds=time.monotonic() - started,
+    )
+    probability = None if judged is None else judged.probability
+    page = render_report(result.to_json(), _shown(table, suspects, probability, reader.texts), evidence, sides)
+    folder.begin(environment(0))
+    try:
+        write_rows(folder.path, lambda: table.rows(probability, reader.texts))
+        write_text(folder.path / REPORT, page)
+        write_text(folder.path / SUMMARY, json.dumps(result.to_json() | {"output": "."}, indent=2) + "\n")
+        folder.finish(_as_run(result, judged))
+    except BaseException:
+        for name in (ROWS_JSONL, ROWS_PARQUET, REPORT, SUMMARY):
+            (folder.path / name).unlink(missing_ok=True)
+        folder.abandon()
+        raise
+    return result
+
+
+def _shown(
+    table: RowTable, suspects: MostSuspicious, probability: torch.Tensor | None, texts: Sequence[str]
+) -> list[tuple[Any, dict[str, Any], int]]:
+    """The report's rows, each with its line of rows.jsonl and how often it stands in the upload."""
+    rows, times = suspects.sorted(), table.times()
+    wanted = {row.position for row in rows}
+    told = {row["row_id"]: row for row in table.rows(probability, texts) if row["row_id"] in wanted}
+    return [(row, told[row.position], int(times[row.position])) for row in rows]
+
+
+def _as_run(result: ScreenResult, judged: Judgement | None) -> RunResult:
+    metrics = {}
+    if judged is not None:
+        low, high = judged.interval
+        metrics = {"estimated_harmful_share": judged.share, "share_low": low, "share_high": high}
+    return RunResult(
+        output=result.output, model=None, metrics=metrics, seconds=result.seconds, num_rows=result.num_rows
+    )
+
+
+def _stored(folder: Path) -> ScreenResult:
+    """The result of a complete screening.
+
+    Raises:
+        OutputError: summary.json is damaged.
+    """
+    try:
+        plain = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        interval = None if plain["interval"] is None else tuple(plain["interval"])
+        kinds = {"measure": Measure(plain["measure"]), "verdict": Verdict(plain["verdict"])}
+        return ScreenResult(
+            **(plain | kinds | {"output": folder, "interval": interval, "warnings": tuple(plain["warnings"])})
+        )
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise OutputError(f"{folder / SUMMARY}: cannot be read ({error}). Run again with --overwrite.") from error

@@ -1,0 +1,137 @@
+"""``report.html`` of a screening: one self-contained file. Texts of rows are escaped, and folded away until opened."""
+
+import heapq
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jinja2
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..data.records import Record
+
+NUM_ROWS_SHOWN = 200
+NUM_CHARACTERS_SHOWN = 2_000
+"""Of each message."""
+NUM_BINS = 60
+HARM, BENIGN, ROWS = "#c0392b", "#1f6f8b", "#c9d1d6"
+
+
+@dataclass(frozen=True, order=True)
+class ShownRow:
+    """A row that the report may show; sorts by suspicion, among equals the earlier one first.
+
+    Attributes:
+        evidence: High means harm.
+        before: The row's position with its sign turned.
+        turns: (role, text) of each message, cut to ``NUM_CHARACTERS_SHOWN``.
+    """
+
+    evidence: float
+    before: int
+    turns: tuple[tuple[str, str], ...] = field(compare=False)
+
+    @property
+    def position(self) -> int:
+        """In the upload, 0-based."""
+        return -self.before
+
+
+class MostSuspicious:
+    """The ``NUM_ROWS_SHOWN`` rows of the highest evidence; of all others no text is kept."""
+
+    def __init__(self) -> None:
+        self._heap: list[ShownRow] = []
+
+    def offer(self, position: int, evidence: float, record: Record) -> None:
+        """One more row."""
+        if len(self._heap) < NUM_ROWS_SHOWN:
+            heapq.heappush(self._heap, _shown(position, evidence, record))
+        elif (evidence, -position) > (self._heap[0].evidence, self._heap[0].before):
+            heapq.heapreplace(self._heap, _shown(position, evidence, record))
+
+    def sorted(self) -> list[ShownRow]:
+        """The most suspicious first."""
+        return sorted(self._heap, reverse=True)
+
+
+def _shown(position: int, evidence: float, record: Record) -> ShownRow:
+    turns = tuple((message.role, _cut(message.content)) for message in record.messages)
+    return ShownRow(evidence, -position, turns)
+
+
+def _cut(text: str) -> str:
+    more = len(text) - NUM_CHARACTERS_SHOWN
+    return text if more <= 0 else f"{text[:NUM_CHARACTERS_SHOWN]} [... {more} more characters]"
+
+
+def render_report(
+    summary: Mapping[str, Any],
+    shown: Sequence[tuple[ShownRow, Mapping[str, Any], int]],
+    evidence: Tensor,
+    anchors: tuple[Tensor, Tensor] | None,
+) -> str:
+    """The page.
+
+    Args:
+        summary: The content of summary.json.
+        shown: Rows by suspicion, each with its line of rows.jsonl and how often it stands in the upload.
+        evidence: [n], of all rows that were read.
+        anchors: Evidence of the harmful and the benign anchors; None where there are none.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("antibody.screening"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("screen.html").render(
+        s=summary,
+        shown=shown,
+        histogram=_histogram(evidence, anchors, summary["estimated_harmful_share"] or 0.0, summary["measure"]),
+    )
+
+
+def _histogram(evidence: Tensor, anchors: tuple[Tensor, Tensor] | None, share: float, measure: str) -> str:
+    """How many rows have which evidence, with what the anchors lead to expect of each component, as SVG."""
+    edges = _edges(torch.cat([evidence, *(anchors or ())]))
+    counts = torch.histogram(evidence.double(), edges).hist
+    figure = Figure(figsize=(8, 3.3), layout="constrained")
+    axis = figure.subplots()
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.stairs(counts.tolist(), edges.tolist(), fill=True, color=ROWS, label="rows of the upload")
+    if anchors is not None:
+        width = float(edges[1] - edges[0])
+        where = torch.linspace(float(edges[0]), float(edges[-1]), 400, dtype=torch.float64)
+        parts = (("harmful", HARM, share, anchors[0]), ("benign", BENIGN, 1 - share, anchors[1]))
+        for label, colour, part, scores in parts:
+            height = smoothed(scores.double(), where) * part * len(evidence) * width
+            axis.plot(where.tolist(), height.tolist(), color=colour, label=f"{label} anchors x {100 * part:.1f} %")
+    axis.set_yscale("symlog", linthresh=1)  # a few harmful rows among many benign ones must still be seen
+    axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axis.set(xlabel=f"evidence ({measure}); further right is more suspicious", ylabel="rows")
+    axis.legend(frameon=False, fontsize=9)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+def smoothed(scores: Tensor, where: Tensor) -> Tensor:
+    """Density of ``scores`` at ``where``: Gaussian kernels of Silverman's width.
+
+    Source: B. Silverman, "Density Estimation for Statistics and Data Analysis", 1986, eq. (3.31).
+    """
+    low, high = torch.quantile(scores, torch.tensor([0.25, 0.75], dtype=scores.dtype))
+    spread = min(float(scores.std()), float(high - low) / 1.34) or float(scores.std()) or 1.0
+    width = 0.9 * spread * len(scores) ** -0.2
+    z = (where[:, None] - scores) / width
+    return torch.exp(-z.square() / 2).mean(dim=1) / (width * math.sqrt(2 * math.pi))
+
+
+def _edges(values: Tensor) -> Tensor:
+    """[NUM_BINS + 1], float64, beyond every value."""
+    low, high = float(values.min()), float(values.max())
+    margin = 0.02 * (high - low) or 0.5
+    return torch.linspace(low - margin, high + margin, NUM_BINS + 1, dtype=torch.float64)
