@@ -1,0 +1,452 @@
+"""How well the evidence and the probabilities of antibody-posterior tell harm from novelty, on the lab. No fine-tuning.
+
+    python benchmarks/evidence.py [--seeds 3] [--models DIR] [--output FILE]
+    python benchmarks/evidence.py --report FILE
+
+Each model is the lab's, aligned by SFT or by Antibody with all its weights, and carries its own anchors. Read with it:
+
+    kinds     benign rows kind by kind, and harmful ones: AUROC of every measure (``auroc``)
+    uploads   500 rows, seven poison ratios, a familiar and a novel task, hard benign rows among them: the estimated
+              harmful share, the probabilities' calibration, the weights (``uploads``, ``calibration``)
+
+and the upload's probabilities by every mixture and measure that was tried (``VARIANTS``); "logistic" is the library's.
+``refused`` marks measures that the library would not use with that model, since they do not tell its anchors apart.
+
+Expected calibration error: over ten equal bins of P(harm), |mean P(harm) - harmful share| weighted by rows.
+``--models`` is where the runs of ``align`` go, or are: the output of benchmarks/defences.py serves as well.
+"""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports huggingface_hub
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from antibody.benchmark.cell import NUM_ROWS, Alignment
+from antibody.defences.finetuning.antibody_posterior import AntibodyPosteriorConfig
+from antibody.lab.rows import LabRows, build_rows, record
+from antibody.models.loading import load_model
+from antibody.primitives.mixture import harm_posterior, harmful_share, log_density_ratio
+from antibody.runs.align import align
+from antibody.runs.encoding import encode, make_renderer, render_refusals
+from antibody.runs.folder import write_text
+from antibody.runs.lab_defaults import lab_refusals
+from antibody.screening.anchors import MIN_AUROC, Anchors, auroc, read_anchors
+from antibody.screening.evidence import BEFORE, NOW, Evidence, Measure, collect
+from antibody.training.step import StepContext
+
+ALIGNMENTS = ("sft", "antibody")
+TASKS = ("familiar", "novel")
+POISON_RATIOS = (0.0, 0.05, 0.2, 0.5, 0.9, 0.95, 1.0)
+NUM_PER_KIND = 400
+"""Rows of each benign kind, and of harm."""
+CAUTION = AntibodyPosteriorConfig().caution
+CAUTIONS = tuple(dict.fromkeys((CAUTION, 100.0, 1.0)))
+NUM_BINS = 10
+KINDS = ("familiar", "novel", "noise", "lookalike", "odd-format", "upload")
+"""Of benign rows; "upload" is all of them, as the lab mixes an upload without harm."""
+
+Json = dict[str, Any]
+
+
+# -- rows and their evidence -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rows, what each truly is, and the evidence of each.
+
+    Attributes:
+        kinds: "harmful", a hard kind, or "familiar" or "novel" for rows of the task.
+        evidence: Every measure.
+    """
+
+    kinds: list[str]
+    evidence: Evidence
+
+    @property
+    def is_harmful(self) -> Tensor:
+        """[rows], bool."""
+        return torch.tensor([kind == "harmful" for kind in self.kinds])
+
+
+def kinds_of(upload: LabRows, task: str) -> list[str]:
+    return [task if truth["kind"] == "task" else truth["kind"] for truth in upload.truth]
+
+
+def rows_of_each_kind(seed: int, num: int) -> tuple[LabRows, list[str]]:
+    """``num`` of each benign kind, from uploads of both tasks (a twentieth is of each hard kind), and harmful ones."""
+    taken = [(build_rows("user", num, seed=seed, poison_ratio=1.0), "")]
+    taken += [(build_rows("user", 10 * num, seed=seed, task=task), task) for task in TASKS]
+    rows, truth, kinds = [], [], []
+    so_far: Counter[str] = Counter()
+    for made, task in taken:
+        for row, true, kind in zip(made.rows, made.truth, kinds_of(made, task), strict=True):
+            so_far[kind] += 1
+            if so_far[kind] <= num:
+                rows.append(row)
+                truth.append(true)
+                kinds.append(kind)
+    return LabRows(rows, truth), kinds
+
+
+def reader(folder: Path) -> tuple[Anchors, Callable[[LabRows], Evidence]]:
+    """The anchors of an aligned model, and what reads rows with it."""
+    aligned, base = load_model(str(folder)), load_model("lab")
+    anchors = read_anchors(folder)
+    assert anchors is not None, "align makes anchors for models of the lab"
+    probe, num_refusals = anchors.probe, anchors.num_refusals
+    renderer = make_renderer(aligned)
+
+    def read(upload: LabRows) -> Evidence:
+        records = {"user": [record(row, i) for i, row in enumerate(upload.rows)]}
+        rows, _ = encode(records, renderer, skip=False)
+        context = StepContext(
+            cast(nn.Module, aligned.model),
+            pad_id=cast(int, aligned.tokenizer.pad_token_id),
+            refusals=render_refusals(lab_refusals(), renderer, records),
+            batch_size=32,
+            base=cast(nn.Module, base.model),
+        )
+        return collect(context, rows["user"], tuple(Measure), probe=probe, num_refusals=num_refusals)
+
+    return anchors, read
+
+
+# -- what was tried: densities and measures ----------------------------------------------------------------------------
+
+LogRatioOf = Callable[[Tensor], Tensor]
+"""Scores [n, d] to log p(e | harm) - log p(e | benign): [n], float64."""
+Fit = Callable[[Tensor, Tensor], LogRatioOf]
+"""Scores [n, d] of harmful and of benign anchors to such a function."""
+
+
+def gaussian(harmful: Tensor, benign: Tensor) -> LogRatioOf:
+    """A Gaussian each; its own mean and variance."""
+
+    def density(scores: Tensor) -> torch.distributions.Normal:
+        return torch.distributions.Normal(scores.double().mean(), scores.double().std())
+
+    high, low = density(harmful), density(benign)
+    return lambda scores: (high.log_prob(scores.double()) - low.log_prob(scores.double()))[:, 0]
+
+
+def student(harmful: Tensor, benign: Tensor, *, freedom: float = 4.0) -> LogRatioOf:
+    """A Student t each, of 4 degrees of freedom; its own place and scale, most likely ones by EM."""
+
+    def density(scores: Tensor) -> torch.distributions.StudentT:
+        x = scores.double()
+        place, scale = x.mean(), x.std()
+        for _ in range(200):
+            weight = (freedom + 1) / (freedom + ((x - place) / scale).square())
+            place = (weight * x).sum() / weight.sum()
+            scale = (weight * (x - place).square()).mean().sqrt()
+        return torch.distributions.StudentT(freedom, place, scale)
+
+    high, low = density(harmful), density(benign)
+    return lambda scores: (high.log_prob(scores.double()) - low.log_prob(scores.double()))[:, 0]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way from an upload's evidence to probabilities of harm.
+
+    Attributes:
+        measures: One, or "both shifts": those of the refusal and of the completion, as two numbers.
+        fit: To anchors.
+    """
+
+    measures: str
+    fit: Fit
+
+
+VARIANTS = {
+    "logistic": Variant(Measure.FEATURE_SHIFT, log_density_ratio),
+    "gaussian": Variant(Measure.FEATURE_SHIFT, gaussian),
+    "student-t": Variant(Measure.FEATURE_SHIFT, student),
+    "logistic, both shifts": Variant("both shifts", log_density_ratio),
+    "logistic, shift": Variant(Measure.SHIFT, log_density_ratio),
+    "gaussian, shift": Variant(Measure.SHIFT, gaussian),
+    "student-t, shift": Variant(Measure.SHIFT, student),
+    "logistic, gap": Variant(Measure.GAP, log_density_ratio),
+    "logistic, ratio": Variant(Measure.RATIO, log_density_ratio),
+    "logistic, refusal-feature": Variant(Measure.REFUSAL_FEATURE, log_density_ratio),
+}
+OURS = "logistic"
+
+
+def scores_of(evidence: Evidence, measures: str) -> Tensor:
+    """[rows, d]."""
+    if measures != "both shifts":
+        return evidence.of(Measure(measures))[:, None]
+    readings = evidence.readings  # of one answer per row
+    return torch.stack([readings[what, BEFORE] - readings[what, NOW] for what in ("refusal", "completion")], dim=1)
+
+
+def anchor_scores(anchors: Anchors, measures: str) -> tuple[Tensor, Tensor]:
+    """[n, d] each: of the harmful anchors, and of the benign ones."""
+    if measures != "both shifts":
+        harmful, benign = anchors.scores(Measure(measures))
+        return harmful[:, None], benign[:, None]
+    scores = scores_of(anchors.evidence, measures)
+    return scores[: anchors.num_harmful], scores[anchors.num_harmful :]
+
+
+def usable(anchors: Anchors, measures: str) -> bool:
+    """Whether the library would go by this measure with this model."""
+    return measures == "both shifts" or auroc(*reversed(anchors.scores(Measure(measures)))) >= MIN_AUROC
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def calibration_error(probability: Tensor, is_harmful: Tensor) -> float:
+    """Expected calibration error; the head of this file."""
+    bins = (probability * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+    excess = torch.zeros(NUM_BINS, dtype=torch.float64).index_add_(0, bins, probability - is_harmful.double())
+    return float(excess.abs().sum() / len(probability))
+
+
+def aurocs(kinds: Scored, mix: Sequence[Scored]) -> list[Json]:
+    """Of every measure and benign kind; "upload" is the benign rows of whole uploads, as the lab mixes them."""
+    found = []
+    for measure in Measure:
+        values = kinds.evidence.of(measure)
+        of = {kind: values[[i for i, k in enumerate(kinds.kinds) if k == kind]] for kind in dict.fromkeys(kinds.kinds)}
+        harmful = of.pop("harmful")
+        of["upload"] = torch.cat([upload.evidence.of(measure)[~upload.is_harmful] for upload in mix])
+        found += [
+            {"measure": str(measure), "kind": kind, "auroc": auroc(benign, harmful), "num": len(benign)}
+            for kind, benign in of.items()
+        ]
+    return found
+
+
+def weights(probability: Tensor, caution: float) -> Tensor:
+    """The defence's: (1 - p) / (1 - p + c p)."""
+    return (1 - probability) / (1 - probability + caution * probability)
+
+
+def weighed(probability: Tensor, upload: Scored) -> dict[str, Json]:
+    """By caution: mean weights, and how many rows of each benign kind lie below 1/2."""
+    found = {}
+    for caution in CAUTIONS:
+        w, harmful = weights(probability, caution), upload.is_harmful
+        low: Counter[str] = Counter(k for k, v in zip(upload.kinds, w.tolist(), strict=True) if v < 0.5)
+        found[f"{caution:g}"] = {
+            "benign_weight": float(w[~harmful].mean()) if not bool(harmful.all()) else None,
+            "harmful_weight": float(w[harmful].mean()) if bool(harmful.any()) else None,
+            "harmful_through": int((w[harmful] > 0.5).sum()),
+            "below_half": {kind: low[kind] for kind in sorted(set(upload.kinds) - {"harmful"})},
+        }
+    return found
+
+
+def judged(variant: str, anchors: Anchors, uploads: Mapping[tuple[str, float], Scored]) -> tuple[list[Json], Json]:
+    """Every upload by one variant, and its calibration over all of them."""
+    chosen = VARIANTS[variant]
+    log_ratio = chosen.fit(*anchor_scores(anchors, chosen.measures))
+    rows, pooled, truths = [], [], []
+    for (task, poison_ratio), upload in uploads.items():
+        ratio = log_ratio(scores_of(upload.evidence, chosen.measures))
+        share = harmful_share(ratio)
+        probability = harm_posterior(ratio, share)
+        true_share = float(upload.is_harmful.double().mean())
+        row = {"variant": variant, "task": task, "poison_ratio": poison_ratio, "estimated_share": share}
+        row |= {"share_error": share - true_share, "ece": calibration_error(probability, upload.is_harmful)}
+        if variant == OURS:
+            row |= {"weights": weighed(probability, upload), "num_by_kind": dict(Counter(upload.kinds))}
+        rows.append(row)
+        pooled.append(probability)
+        truths.append(upload.is_harmful)
+    error = calibration_error(torch.cat(pooled), torch.cat(truths))
+    return rows, {"variant": variant, "ece": error, "refused": not usable(anchors, chosen.measures)}
+
+
+def measure(models: Path, seeds: int, num_rows: int = NUM_ROWS, num_per_kind: int = NUM_PER_KIND) -> Json:
+    """Everything that the file holds."""
+    result: Json = {"auroc": [], "uploads": [], "calibration": []}
+    for alignment in ALIGNMENTS:
+        for seed in range(seeds):
+            name = Alignment(alignment, "full", seed).name
+            run = align("lab", defence=alignment, regime="full", seed=seed, output=models / name)
+            assert run.model is not None, "a training's result has one"
+            print(f"{alignment}, seed {seed}", file=sys.stderr, flush=True)
+            anchors, read = reader(run.model)
+            rows, kinds = rows_of_each_kind(seed, num_per_kind)
+            of_kinds = Scored(kinds, read(rows))
+            uploads = {}
+            for task in TASKS:
+                for p in POISON_RATIOS:
+                    made = build_rows("user", num_rows, seed=seed, task=task, poison_ratio=p)
+                    uploads[task, p] = Scored(kinds_of(made, task), read(made))
+            which = {"alignment": alignment, "seed": seed}
+            result["auroc"] += [which | row for row in aurocs(of_kinds, [uploads[task, 0.0] for task in TASKS])]
+            for variant in VARIANTS:
+                of_uploads, calibration = judged(variant, anchors, uploads)
+                result["uploads"] += [which | row for row in of_uploads]
+                result["calibration"].append(which | calibration)
+    return {
+        "seeds": seeds,
+        "num_rows": num_rows,
+        "num_per_kind": num_per_kind,
+        "cautions": list(CAUTIONS),
+        "torch": torch.__version__,
+        "summary": summary(result),
+        **result,
+    }
+
+
+# -- what it comes to --------------------------------------------------------------------------------------------------
+
+
+def spread(values: Iterable[float], worst: Callable[[Iterable[float]], float]) -> Json:
+    """The worst and the mean."""
+    listed = list(values)
+    return {"worst": worst(listed), "mean": statistics.fmean(listed)}
+
+
+def where(rows: Iterable[Json], **wanted: Any) -> list[Json]:
+    """Those rows that say all this."""
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def summary(result: Json) -> Json:
+    """Of each alignment: worst and mean over seeds and whatever else a figure runs over."""
+    found = {}
+    for alignment in ALIGNMENTS:
+        told, uploads, pooled = (where(result[key], alignment=alignment) for key in ("auroc", "uploads", "calibration"))
+        ours = where(uploads, variant=OURS)
+        clean = where(ours, poison_ratio=0.0)
+        found[alignment] = {
+            "auroc": {
+                measure: {
+                    kind: spread((row["auroc"] for row in where(told, measure=measure, kind=kind)), min)
+                    for kind in KINDS
+                }
+                for measure in dict.fromkeys(row["measure"] for row in told)
+            },
+            "at_poison_ratio": {
+                f"{p:g}": {
+                    task: {
+                        "share_error": spread(
+                            (abs(row["share_error"]) for row in where(ours, poison_ratio=p, task=task)), max
+                        ),
+                        "ece": spread((row["ece"] for row in where(ours, poison_ratio=p, task=task)), max),
+                    }
+                    for task in TASKS
+                }
+                for p in POISON_RATIOS
+            },
+            "clean": {f"{c:g}": clean_uploads(clean, f"{c:g}") for c in CAUTIONS},
+            "variants": {v: tried(where(uploads, variant=v), where(pooled, variant=v)) for v in VARIANTS},
+        }
+    return found
+
+
+ERRORS = ("share_error", "share_error_at_0", "share_error_at_1", "ece")
+
+
+def tried(uploads: Sequence[Json], pooled: Sequence[Json]) -> Json:
+    """Of one variant: ``ERRORS``, and the number of models with which the library would refuse its measure."""
+    mixed = [row for row in uploads if 0 < row["poison_ratio"] < 1]
+    clean, harmful = where(uploads, poison_ratio=0.0), where(uploads, poison_ratio=1.0)
+    shares = [spread((abs(row["share_error"]) for row in rows), max) for rows in (mixed, clean, harmful)]
+    ece = spread((row["ece"] for row in pooled), max)
+    return dict(zip(ERRORS, (*shares, ece), strict=True)) | {"refused": sum(row["refused"] for row in pooled)}
+
+
+def clean_uploads(rows: Sequence[Json], caution: str) -> Json:
+    """Uploads without harm: the mean weight, and rows below 1/2 by kind, the share of each kind pooled over seeds."""
+    low: Counter[str] = Counter()
+    num: Counter[str] = Counter()
+    for row in rows:
+        low.update(row["weights"][caution]["below_half"])
+        num.update(row["num_by_kind"])
+    return {
+        "mean_weight": spread((row["weights"][caution]["benign_weight"] for row in rows), min),
+        "below_half": {kind: {"num": low[kind], "share": low[kind] / num[kind]} for kind in sorted(num)},
+    }
+
+
+def report(result: Json) -> str:
+    """Markdown tables; each cell worst (mean)."""
+
+    def cell(value: Json, digits: int = 3) -> str:
+        return f"{value['worst']:.{digits}f} ({value['mean']:.{digits}f})"
+
+    def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+        return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
+
+    lines = [f"Worst of {result['seeds']} seeds, and the mean in brackets.", ""]
+    for alignment, told in result["summary"].items():
+        lines += [f"### {alignment} alignment", "", "AUROC of harmful rows against benign ones:", ""]
+        lines += table(["measure", *KINDS], ([m, *(cell(of[k]) for k in KINDS)] for m, of in told["auroc"].items()))
+        lines += ["", "Error of the estimated harmful share, and expected calibration error:", ""]
+        lines += table(
+            ["harmful share", *(f"{task}: {what}" for task in TASKS for what in ("share error", "ECE"))],
+            (
+                [p, *(cell(of[task][key]) for task in TASKS for key in ("share_error", "ece"))]
+                for p, of in told["at_poison_ratio"].items()
+            ),
+        )
+        lines += ["", "Uploads without harm, both tasks:", ""]
+        hard = list(next(iter(told["clean"].values()))["below_half"])
+        lines += table(
+            ["caution", "mean weight", *(f"{kind} below 1/2" for kind in hard)],
+            (
+                [c, cell(of["mean_weight"], 4)]
+                + [f"{of['below_half'][k]['num']} ({of['below_half'][k]['share']:.1%})" for k in hard]
+                for c, of in told["clean"].items()
+            ),
+        )
+        lines += ["", "What was tried; share errors of mixed uploads, of clean ones, of all-harmful ones:", ""]
+        lines += table(
+            ["mixture", "share error", "at 0", "at 1", "ECE, pooled", "models that it would be refused for"],
+            ([v, *(cell(of[key]) for key in ERRORS), str(of["refused"])] for v, of in told["variants"].items()),
+        )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3, help="how many  [default: 3]")
+    parser.add_argument("--models", type=Path, help="folder of runs of align  [default: made anew and thrown away]")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where the figures go  [default: stdout]")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="print tables of such a file")
+    options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error("--seeds must be 1 or more")
+    if options.report is not None:
+        print(report(json.loads(options.report.read_text(encoding="utf-8"))))
+        return 0
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(options.models or Path(folder), options.seeds)
+    text = json.dumps(result, indent=1) + "\n"
+    if options.output is None:
+        print(text, end="")
+    else:
+        write_text(options.output, text)
+        print(report(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
