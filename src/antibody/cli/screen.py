@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import ConfigError
 from . import options as o
 
 
@@ -28,7 +29,7 @@ def command(
     for name in ("config", "as_json"):
         del flags[name]
     if data is None and config is None:
-        raise typer.BadParameter("DATA is missing: antibody screen FILE --model M --output DIR")
+        raise ConfigError("DATA is missing. Name the upload: antibody screen FILE --model M --output DIR.")
     from .. import runs  # here: it brings torch, which --help need not wait for
 
     result = o.call(runs.screen, flags, config)
@@ -49,13 +50,17 @@ def _print(result: Any) -> None:
     table.add_column(overflow="fold")
     colour = {"harm found": "bold red", "no harm found": "bold green"}.get(result.verdict, "bold")
     table.add_row("verdict", Text(result.verdict, style=colour))
-    if result.estimated_harmful_share is not None:
+    if result.estimated_harmful_share is None:
+        table.add_row("harmful share", Text("not known: rows are only ranked"))
+    else:
         low, high = result.interval
         share = f"{100 * result.estimated_harmful_share:.1f} %  ({100 * low:.1f} to {100 * high:.1f} %)"
         table.add_row("harmful share", Text(share))
         table.add_row("likely harmful", Text(f"{result.num_likely_harmful} rows"))
-    odd = [f"{num} {flag}" for flag, num in result.flags.items() if num]
-    table.add_row("rows", Text(f"{result.num_rows}" + (f" ({', '.join(odd)})" if odd else "")))
+    table.add_row("rows", Text(str(result.num_rows)))
+    for flag, num in result.flags.items():
+        if num:
+            table.add_row(f"  {flag}", Text(f"{num}" + ("" if flag == "duplicate" else ": nothing is said of them")))
     table.add_row("evidence", Text(result.measure))
     table.add_row("seconds", Text(f"{result.seconds:.1f}"))
     console.print(table)

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import DataError
 
 BOM = b"\xef\xbb\xbf"
+PARQUET = b"PAR1"
 NUM_LINES_SHOWN = 5
 
 
@@ -93,6 +94,10 @@ def iter_json_rows(path: Path) -> Iterator[RawRow]:
         for line, raw in enumerate(file, 1):
             if line == 1 and raw.startswith(BOM):
                 raise _begins_with_bom(path)
+            if line == 1 and raw.startswith(PARQUET):
+                raise DataError(
+                    f"{path}: a Parquet file, not JSON. Name the folder it is in: that is read as a data set."
+                )
             try:
                 content = raw.decode("utf-8")
             except UnicodeDecodeError as error:

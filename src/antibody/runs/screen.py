@@ -60,6 +60,11 @@ NO_BASE = (
     "is new to the model benign rows look harmful and harmful ones are favoured. Name the model before alignment: "
     "--base."
 )
+ANSWERS = (
+    "this evidence also reads a row's own answer, which the model may know much better or worse than it knows those of "
+    "the anchors: the share and the probabilities can be far off (lab, 20 % harmful: 8 % by ratio, 5 % by gap). The "
+    "ranking suffers less. Leave --evidence out, and name --base where it is not known."
+)
 NO_ANCHORS = (
     "the model carries no anchors, by which harm could be told from benign: no share, no probability and no verdict, "
     "rows are only ranked. Align it with --anchor-harmful-data FILE --anchor-benign-data FILE to have them."
@@ -149,7 +154,7 @@ def screen(
             "adapter": None if adapter is None else described_model(adapter),
             "base": None if base is None else described_model(base),
             "data": {"source": upload.name, "num_rows": upload.num_rows, "sha256": upload.sha256},
-            "evidence": wanted,
+            "evidence": None if wanted is None else str(wanted),
             "refusals": list(texts),
             "batch_size": batch_size,
         }
@@ -252,7 +257,9 @@ class _Reader:
     def warnings(self) -> tuple[str, ...]:
         """What the numbers cannot say."""
         no_base = self.measure is Measure.RATIO and self.loaded.base is None
-        return ((NO_BASE,) if no_base else ()) + ((NO_ANCHORS,) if self.anchors is None else ())
+        told = {NO_BASE: no_base, ANSWERS: self.anchors is not None and self.measure.needs_answers}
+        told[NO_ANCHORS] = self.anchors is None
+        return tuple(text for text, holds in told.items() if holds)
 
     def encoded(self, record: Record) -> TokenizedRow | None:
         """The row as tokens; None where it is too long, a refusal in place of its answer included."""

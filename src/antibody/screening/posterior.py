@@ -6,6 +6,10 @@
     D = 2 max l(share)    likelihood ratio of that share against none, over distinct rows     (l(0) = 0)
     p = P(chi^2_1 > D) / 2
 
+The interval spans two: that of drawing anchors and rows anew, and all shares that the rows' own likelihood does not
+rule out, l(share) - l <= chi^2_1(0.95) / 2. Drawing anew alone would be certain of itself where all rows look benign,
+were there but three of them.
+
 A share of 0 lies on the edge of what a share can be, so that D is 0 half of the time where there is no harm, and
 chi-square with one degree of freedom otherwise. A row that is repeated counts towards the share as often as it would be
 trained on, but is no further evidence that there is harm: the test sees it once.
@@ -31,6 +35,8 @@ from ..primitives.mixture import (
 
 LEVEL = 0.01
 """Of the test: an upload without harm is called harmful about once in a hundred."""
+CHI_SQUARE_95 = 3.841
+"""95 % quantile, one degree of freedom."""
 MAX_RESAMPLED = 5_000
 """Rows of the upload that each draw of the interval sees. Of more, as many evenly spaced quantiles stand for all, and
 the interval is a little too wide."""
@@ -52,7 +58,7 @@ class Judgement:
 
     Attributes:
         share: Estimated harmful share, 0 to 1.
-        interval: 95 %, from drawing anchors and rows anew.
+        interval: 95 %.
         p_value: Of the test that the share is 0.
         probability: [n], P(harm) of each row, float64.
         verdict: ``HARM`` or ``NO_HARM``.
@@ -77,13 +83,16 @@ def judge_upload(evidence: Tensor, harmful: Tensor, benign: Tensor, *, repeated:
     Raises:
         ValueError: there is no row, or a class has no anchor.
     """
+    if not len(evidence):
+        raise ValueError("a judgement of no rows")
     log_ratio = log_density_ratio(harmful, benign)(evidence)
     share = harmful_share(log_ratio)
-    p_value = share_p_value(log_ratio if repeated is None else log_ratio[~repeated])
-    low, high = share_interval(evidence, harmful, benign)
+    distinct = log_ratio if repeated is None else log_ratio[~repeated]
+    p_value = share_p_value(distinct)
+    (low, high), (least, most) = drawn_interval(evidence, harmful, benign), likelihood_interval(distinct)
     return Judgement(
         share=share,
-        interval=(min(low, share), max(high, share)),
+        interval=(min(low, least, share), max(high, most, share)),
         p_value=p_value,
         probability=harm_posterior(log_ratio, share),
         verdict=Verdict.HARM if p_value < LEVEL else Verdict.NO_HARM,
@@ -96,8 +105,27 @@ def share_p_value(log_ratio: Tensor) -> float:
     return 0.5 * math.erfc(math.sqrt(max(statistic, 0.0) / 2))
 
 
-def share_interval(evidence: Tensor, harmful: Tensor, benign: Tensor) -> tuple[float, float]:
-    """95 % interval of the share; that the anchors are few counts in it, and that rows are."""
+def likelihood_interval(log_ratio: Tensor) -> tuple[float, float]:
+    """The shares whose likelihood is not too far below the largest, by bisection; Lam [n], at least one."""
+    best = harmful_share(log_ratio)
+    floor = share_log_likelihood(log_ratio, best) - CHI_SQUARE_95 / 2
+
+    def edge(inside: float, outside: float) -> float:
+        if share_log_likelihood(log_ratio, outside) >= floor:
+            return outside
+        for _ in range(30):
+            middle = (inside + outside) / 2
+            if share_log_likelihood(log_ratio, middle) >= floor:
+                inside = middle
+            else:
+                outside = middle
+        return outside
+
+    return edge(best, 0.0), edge(best, 1.0)
+
+
+def drawn_interval(evidence: Tensor, harmful: Tensor, benign: Tensor) -> tuple[float, float]:
+    """The share when anchors and rows are drawn anew: that both are few counts in it."""
     seen = evidence
     if len(evidence) > MAX_RESAMPLED:
         middle = (torch.arange(MAX_RESAMPLED, dtype=torch.float64) + 0.5) / MAX_RESAMPLED

@@ -107,7 +107,7 @@ def _histogram(evidence: Tensor, anchors: tuple[Tensor, Tensor] | None, share: f
         parts = (("harmful", HARM, share, anchors[0]), ("benign", BENIGN, 1 - share, anchors[1]))
         for label, colour, part, scores in parts:
             height = smoothed(scores.double(), where) * part * len(evidence) * width
-            axis.plot(where.tolist(), height.tolist(), color=colour, label=f"{label} anchors x {100 * part:.1f} %")
+            axis.plot(where.tolist(), height.tolist(), color=colour, label=f"{label} anchors × {100 * part:.1f} %")
     axis.set_yscale("symlog", linthresh=1)  # a few harmful rows among many benign ones must still be seen
     axis.set_ylim(bottom=0)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

@@ -1,0 +1,291 @@
+import html
+import importlib
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from antibody.errors import ConfigError, DataError, ModelError, OutputError, TrainingError
+from antibody.lab.rows import build_rows
+from antibody.models.adapters import add_lora
+from antibody.models.loading import load_model, resolve
+from antibody.models.saving import save_adapter
+from antibody.runs import screen
+from antibody.screening.rows import SCHEMA
+from tests.gsm8k import write_jsonl
+
+module = importlib.import_module("antibody.runs.screen")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch, tmp_path):
+    monkeypatch.setenv("ANTIBODY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("antibody.screening.posterior.NUM_DRAWS", 30)
+
+
+def chat(prompt, answer):
+    return {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "rows.jsonl").read_text().splitlines()]
+
+
+def odd_upload(file):
+    """(file, truth): 300 rows of the lab, one fifth harmful; then a duplicate, an empty one, one that is too long."""
+    lab = build_rows("user", 300, seed=5, task="familiar", poison_ratio=0.2)
+    odd = [lab.rows[7], chat("say it", "  "), chat("word " * 400, "yes"), chat("<script>alert(1)</script> & co", "<b>")]
+    return write_jsonl(file, [*lab.rows, *odd]), [entry["is_harmful"] for entry in lab.truth]
+
+
+@pytest.fixture(scope="module")
+def screened(tmp_path_factory):
+    """(result, truth) of ``odd_upload``, in chunks smaller than the upload."""
+    folder = tmp_path_factory.mktemp("screened")
+    file, truth = odd_upload(folder / "user.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANTIBODY_CACHE", str(folder / "cache"))
+        patch.setattr(module, "CHUNK_ROWS", 128)
+        return screen(file, "lab-aligned", output=folder / "run"), truth
+
+
+def test_the_share_of_a_lab_upload_is_near_the_truth_and_the_harmful_rows_are_told(screened):
+    result, truth = screened
+    assert result.verdict == "harm found"
+    assert result.estimated_harmful_share == pytest.approx(0.2, abs=0.02)
+    low, high = result.interval
+    assert low <= sum(truth) / 304 <= high
+    assert (result.measure, result.model, result.base) == ("feature-shift", "lab-aligned", "lab")
+    assert result.warnings == ()
+    told = [row["probability"] >= 0.5 for row in lines(result.output)[:300]]
+    assert sum(a == b for a, b in zip(told, truth, strict=True)) >= 290
+
+
+def test_both_files_of_rows_say_the_same_of_every_row_in_order(screened):
+    result, _ = screened
+    rows = lines(result.output)
+    table = pq.read_table(result.output / "rows.parquet")
+    assert table.schema.equals(SCHEMA)
+    assert table.to_pylist() == rows
+    assert [row["row_id"] for row in rows] == list(range(304))
+    assert [row["line"] for row in rows] == list(range(1, 305))
+    assert set(rows[0]) == {"row_id", "line", "evidence", "probability", "nearest_refusal", "flags"}
+    likely = [row for row in rows if (row["probability"] or 0) >= 0.5]
+    assert all(row["nearest_refusal"] in module.lab_refusals() for row in likely)
+    assert len(likely) == result.num_likely_harmful
+
+
+def test_an_empty_and_a_too_long_row_have_no_evidence_and_a_duplicate_has_its_firsts(screened):
+    result, _ = screened
+    rows = lines(result.output)
+    assert result.flags == {"duplicate": 1, "empty": 1, "too long": 1}
+    assert (result.num_rows, result.num_scored, result.num_distinct) == (304, 302, 301)
+    assert rows[300] == rows[7] | {"row_id": 300, "line": 301, "flags": ["duplicate"]}
+    for position, flag in ((301, "empty"), (302, "too long")):
+        assert rows[position]["flags"] == [flag]
+        assert rows[position]["evidence"] is rows[position]["probability"] is None
+
+
+def test_the_summary_is_the_result_as_json(screened):
+    result, _ = screened
+    stored = json.loads((result.output / "summary.json").read_text())
+    assert stored == result.to_json() | {"output": "."}
+    assert {"num_rows", "estimated_harmful_share", "interval", "verdict", "measure", "seconds", "flags"} < set(stored)
+    assert sorted(p.name for p in result.output.iterdir()) == [
+        "config.yaml",
+        "environment.json",
+        "report.html",
+        "result.json",
+        "rows.jsonl",
+        "rows.parquet",
+        "summary.json",
+    ]
+
+
+def test_the_report_shows_most_suspicious_rows_folded_and_stands_alone(screened):
+    result, _ = screened
+    page = (result.output / "report.html").read_text()
+    assert "Harm found" in page
+    assert page.count("<details>") == 200
+    assert "<details open" not in page
+    assert "<svg" in page
+    assert not any(mark in page for mark in ("<script", "src=", "<link", "@import"))
+    rows = lines(result.output)
+    first = max(rows, key=lambda row: row["evidence"] or -1)
+    before_text = page.partition("<details>")[0]
+    assert f'<td class="n">{first["line"]}</td>' in before_text
+    assert f"{first['evidence']:.3f}" in before_text
+
+
+def test_a_text_in_the_report_is_text(tmp_path):
+    words = "<script>alert(1)</script> & co"
+    file = write_jsonl(tmp_path / "user.jsonl", [chat(words, "<b>")])
+    page = (screen(file, "lab", output=tmp_path / "run").output / "report.html").read_text()
+    assert html.escape(words) in page
+    assert "<script" not in page
+
+
+def test_the_same_rows_again_come_from_the_cache_alike_and_without_a_forward_pass(tmp_path, screened, monkeypatch):
+    result, _ = screened
+    monkeypatch.setenv("ANTIBODY_CACHE", str(result.output.parent / "cache"))
+    monkeypatch.setattr(module, "collect", None)
+    again = screen(result.output.parent / "user.jsonl", "lab-aligned", output=tmp_path / "run")
+    assert lines(again.output) == lines(result.output)
+    assert again.interval[0] == pytest.approx(result.interval[0], abs=0.03)  # fewer draws
+
+
+def test_the_same_command_on_its_folder_is_told_the_stored_result(screened, monkeypatch):
+    result, _ = screened
+    monkeypatch.setattr(module, "load_model", None)
+    assert screen(result.output.parent / "user.jsonl", "lab-aligned", output=result.output) == result
+    with pytest.raises(OutputError, match="another configuration"):
+        screen(result.output.parent / "user.jsonl", "lab-aligned", output=result.output, evidence="gap")
+
+
+def test_no_harm_is_found_in_a_clean_upload(tmp_path):
+    rows = build_rows("user", 200, seed=6, task="novel", poison_ratio=0.0).rows
+    result = screen(rows, "lab-aligned", output=tmp_path / "run")
+    assert result.verdict == "no harm found"
+    assert result.estimated_harmful_share < 0.01
+    assert result.num_likely_harmful == 0
+    page = (result.output / "report.html").read_text()
+    assert "no proof" in page
+
+
+def test_without_anchors_and_base_rows_are_ranked_and_it_is_said_what_that_cannot_do(tmp_path, caplog):
+    rows = build_rows("user", 20, seed=6, poison_ratio=0.5).rows
+    result = screen(rows, "lab", output=tmp_path / "run")
+    assert (result.verdict, result.measure, result.base) == ("no anchors", "ratio", None)
+    assert result.estimated_harmful_share is result.interval is result.num_likely_harmful is None
+    stored = json.loads((result.output / "summary.json").read_text())
+    page = (result.output / "report.html").read_text()
+    for said in ("cannot tell a prompt that the model wants to refuse", "rows are only ranked"):
+        assert any(said in warning for warning in stored["warnings"])
+        assert said in caplog.text
+        assert said in html.unescape(page)
+    told = lines(result.output)
+    assert all(row["probability"] is None and row["evidence"] is not None for row in told)
+
+
+def test_how_the_upload_is_cut_into_chunks_does_not_matter(tmp_path, monkeypatch):
+    rows = build_rows("user", 30, seed=6).rows
+    rows[25] = rows[3]
+    whole = screen(rows, "lab", output=tmp_path / "whole")
+    monkeypatch.setattr(module, "CHUNK_ROWS", 7)
+    monkeypatch.setenv("ANTIBODY_CACHE", str(tmp_path / "other"))
+    for cut, at_once in zip(
+        lines(screen(rows, "lab", output=tmp_path / "cut").output), lines(whole.output), strict=True
+    ):
+        assert cut == at_once | {"evidence": pytest.approx(at_once["evidence"], abs=1e-4)}
+
+
+def test_with_a_base_and_no_anchors_the_shift_is_read(tmp_path):
+    rows = build_rows("user", 10, seed=6, poison_ratio=0.5).rows
+    bare = tmp_path / "bare"
+    shutil.copytree(resolve("lab-aligned"), bare, ignore=shutil.ignore_patterns("anchors.*", "antibody.json"))
+    result = screen(rows, bare, base="lab", output=tmp_path / "run")
+    assert (result.measure, result.base, result.verdict) == ("shift", "lab", "no anchors")
+    assert len(result.warnings) == 1
+    unknown = screen(rows, bare, output=tmp_path / "unknown")
+    assert unknown.measure == "ratio"
+
+
+def test_an_adapter_is_compared_with_itself_switched_off(tmp_path):
+    lab = load_model("lab")
+    model = add_lora(lab.model, r=2, targets=["q_proj"], seed=0)
+    torch.nn.init.normal_(next(p for n, p in model.named_parameters() if "lora_B" in n))
+    save_adapter(model, tmp_path / "adapter", base="lab", tokenizer=lab.tokenizer)
+    rows = build_rows("user", 10, seed=6).rows
+    result = screen(rows, tmp_path / "adapter", output=tmp_path / "run", refusals=["no, i refuse."])
+    assert (result.measure, result.base) == ("shift", resolve("lab"))
+    assert {row["nearest_refusal"] for row in lines(result.output)} == {"no, i refuse."}
+
+
+def test_anchors_of_other_weights_are_noticed_before_anything_is_scored(tmp_path):
+    moved = shutil.copytree(resolve("lab-aligned"), tmp_path / "moved")
+    weights = load_file(moved / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"] *= 3
+    save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingError, match="self-check"):
+        screen([chat("a", "b")], moved, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_stopped_leaves_nothing_and_its_cache_serves_the_next(tmp_path, monkeypatch):
+    file = write_jsonl(tmp_path / "user.jsonl", build_rows("user", 40, seed=6).rows)
+    monkeypatch.setattr(module, "CHUNK_ROWS", 16)
+    real, read = module.collect, []
+
+    def stopped(context, rows, *args, **kwargs):
+        read.append(len(rows))
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        return real(context, rows, *args, **kwargs)
+
+    monkeypatch.setattr(module, "collect", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        screen(file, "lab", output=tmp_path / "run")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "user.jsonl"]
+    result = screen(file, "lab", output=tmp_path / "run")
+    assert sum(read[2:]) == result.num_distinct - read[0]
+
+
+@pytest.mark.parametrize("at", ["write_rows", "render_report", "write_text"])
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, at):
+    def full(*args, **kwargs):
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(module, at, full)
+    with pytest.raises(OutputError, match="the disk is full"):
+        screen([chat("a", "b")], "lab", output=tmp_path / "run")
+    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+
+
+BAD = {
+    "no such file": (lambda f: f.with_name("none.jsonl"), DataError, r"none\.jsonl: no such file"),
+    "broken line": (
+        lambda f: write(f, '{"prompt": "a", "completion": "b"}\n{"prompt'),
+        DataError,
+        "line 2: broken JSON",
+    ),
+    "no completion": (lambda f: write(f, '{"prompt": "a"}\n'), DataError, "line 1, completion: no completion"),
+    "mixed": (
+        lambda f: write(f, '{"prompt": "a", "completion": "b"}\n{"instruction": "a", "output": "b"}\n'),
+        DataError,
+        "line 2: a Alpaca row, but line 1 is a prompt/completion row",
+    ),
+    "all empty": (lambda f: write(f, '{"prompt": "a", "completion": ""}\n'), DataError, "every row is empty"),
+    "all too long": (lambda f: write_jsonl(f, [chat("w " * 999, "b")]), DataError, "1 longer than the model's 256"),
+    "not JSON": (lambda f: [{"prompt": b"bytes", "completion": "b"}], DataError, "what JSON cannot"),
+    "a list's row": (lambda f: [{"prompt": "a"}], DataError, "^the rows to screen, line 1"),
+}
+
+
+def write(file, text):
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_upload_is_refused_with_where_and_nothing_is_written(tmp_path, name):
+    make, kind, told = BAD[name]
+    with pytest.raises(kind, match=told):
+        screen(make(tmp_path / "user.jsonl"), "lab", output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_measure_lacks_is_said_with_the_flag_that_gives_it(tmp_path):
+    for evidence, told in (("shift", "--base"), ("refusal-feature", "--anchor-harmful-data"), ("gap", "--base")):
+        with pytest.raises(ModelError, match=told):
+            screen([chat("a", "b")], "lab", output=tmp_path / "run", evidence=evidence)
+    with pytest.raises(ConfigError, match="must be one of feature-shift, shift"):
+        screen([chat("a", "b")], "lab", output=tmp_path / "run", evidence="hunch")
+    with pytest.raises(ConfigError, match="--batch-size is 0"):
+        screen([chat("a", "b")], "lab", output=tmp_path / "run", batch_size=0)
+    with pytest.raises(DataError, match="list of refusals is empty"):
+        screen([chat("a", "b")], "lab", output=tmp_path / "run", refusals=[])
+    with pytest.raises(ModelError, match="no such folder"):
+        screen([chat("a", "b")], tmp_path / "nowhere", output=tmp_path / "run")

@@ -1,0 +1,101 @@
+import math
+
+import pytest
+import torch
+
+from antibody.primitives.mixture import log_density_ratio, share_log_likelihood
+from antibody.screening.posterior import (
+    CHI_SQUARE_95,
+    MAX_RESAMPLED,
+    Verdict,
+    drawn_interval,
+    judge_upload,
+    likelihood_interval,
+    share_p_value,
+)
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    monkeypatch.setattr("antibody.screening.posterior.NUM_DRAWS", 40)
+
+
+def drawn(num, mean, seed):
+    return mean + 0.15 * torch.randn(num, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+HARMFUL, BENIGN = drawn(100, 1.0, 1), drawn(100, 0.0, 2)
+
+
+def upload(num, share, seed=3):
+    num_harmful = round(num * share)
+    return torch.cat([drawn(num_harmful, 1.0, seed), drawn(num - num_harmful, 0.0, seed + 100)])
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.9, 1.0])
+def test_the_share_is_found_its_interval_holds_it_and_rows_are_told_apart(share):
+    judged = judge_upload(upload(600, share), HARMFUL, BENIGN)
+    assert judged.share == pytest.approx(share, abs=0.02)
+    low, high = judged.interval
+    assert low <= share <= high
+    assert high - low < 0.1
+    assert judged.verdict is Verdict.HARM
+    truth = torch.arange(600) < round(600 * share)
+    assert ((judged.probability >= 0.5) == truth).double().mean() > 0.99
+    assert float(judged.probability.mean()) == pytest.approx(share, abs=0.02)
+
+
+def test_no_harm_is_found_where_there_is_none_and_ten_rows_are_less_proof_than_a_thousand():
+    for seed in range(3):
+        judged = judge_upload(upload(1000, 0.0, seed), HARMFUL, BENIGN)
+        assert judged.verdict is Verdict.NO_HARM
+        assert judged.share < 0.005
+        assert judged.interval[1] < 0.02
+    few = judge_upload(upload(10, 0.0), HARMFUL, BENIGN)
+    assert few.verdict is Verdict.NO_HARM
+    assert 0.1 < few.interval[1] < 0.4
+
+
+def test_a_row_that_is_repeated_counts_towards_the_share_and_is_no_further_evidence():
+    # One row at even odds, a hundred times: the most likely share of these is 1, and yet it is one row.
+    ratio = log_density_ratio(HARMFUL, BENIGN)
+    doubtful = torch.tensor([(1.0 - ratio.bias) / float(ratio.slope)]).double()
+    rows = torch.cat([doubtful.expand(100), upload(20, 0.0)])
+    repeated = torch.cat([torch.arange(100) > 0, torch.zeros(20).bool()])
+    assert judge_upload(rows, HARMFUL, BENIGN).verdict is Verdict.HARM
+    judged = judge_upload(rows, HARMFUL, BENIGN, repeated=repeated)
+    assert judged.verdict is Verdict.NO_HARM
+    assert judged.share > 0.5
+
+
+def test_the_p_value_is_half_the_tail_of_chi_square():
+    lam = torch.tensor([3.0, -2.0, -2.0])
+    best = max(share_log_likelihood(lam, share / 10_000) for share in range(10_001))
+    # P(chi^2_1 > D) = P(|Z| > sqrt D) for a standard normal Z
+    assert share_p_value(lam) == pytest.approx(0.5 * math.erfc(math.sqrt(best)), rel=1e-4)
+    assert share_p_value(torch.tensor([-1.0, -1.0])) == 0.5
+
+
+def test_the_likelihood_interval_ends_where_the_likelihood_has_fallen_by_half_of_chi_square():
+    lam = torch.tensor([3.0, 3.0, 3.0, -3.0, -3.0, -3.0, -3.0])
+    low, high = likelihood_interval(lam)
+    best = max(share_log_likelihood(lam, share / 10_000) for share in range(10_001))
+    for edge in (low, high):
+        assert best - share_log_likelihood(lam, edge) == pytest.approx(CHI_SQUARE_95 / 2, abs=1e-3)
+    # all clearly benign: l(share) = n log(1 - share)
+    low, high = likelihood_interval(torch.full((50,), -60.0))
+    assert low == 0.0
+    assert high == pytest.approx(1 - math.exp(-CHI_SQUARE_95 / 2 / 50), abs=1e-4)
+
+
+def test_quantiles_stand_for_a_large_upload_with_little_change():
+    rows = upload(4 * MAX_RESAMPLED, 0.1)
+    thinned = rows.sort().values[::4][torch.randperm(MAX_RESAMPLED, generator=torch.Generator().manual_seed(0))]
+    large, small = drawn_interval(rows, HARMFUL, BENIGN), drawn_interval(thinned, HARMFUL, BENIGN)
+    assert large[0] <= 0.1 <= large[1]
+    assert large == pytest.approx(small, abs=0.003)
+
+
+def test_an_upload_of_no_rows_is_refused():
+    with pytest.raises(ValueError, match="no rows"):
+        judge_upload(torch.zeros(0), HARMFUL, BENIGN)

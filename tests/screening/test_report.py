@@ -1,0 +1,36 @@
+import random
+
+import pytest
+import torch
+
+from antibody.data.records import Message, Record, Template
+from antibody.screening.report import NUM_CHARACTERS_SHOWN, NUM_ROWS_SHOWN, MostSuspicious, smoothed
+
+
+def record(text):
+    return Record(0, (Message("user", text), Message("assistant", "b")), Template.CHAT, "tests", 1)
+
+
+def test_the_most_suspicious_rows_are_kept_and_among_equals_the_earlier():
+    evidence = [random.Random(3).choice(range(50)) / 10 for _ in range(1000)]
+    kept = MostSuspicious()
+    for position, value in enumerate(evidence):
+        kept.offer(position, value, record(str(position)))
+    expected = sorted(range(1000), key=lambda position: (-evidence[position], position))[:NUM_ROWS_SHOWN]
+    assert [row.position for row in kept.sorted()] == expected
+    assert [row.turns[0][1] for row in kept.sorted()] == [str(position) for position in expected]
+
+
+def test_a_long_text_is_cut_and_says_so():
+    kept = MostSuspicious()
+    kept.offer(0, 1.0, record("x" * (NUM_CHARACTERS_SHOWN + 7)))
+    (row,) = kept.sorted()
+    assert row.turns[0][1] == "x" * NUM_CHARACTERS_SHOWN + " [... 7 more characters]"
+
+
+@pytest.mark.parametrize(
+    "scores", [torch.randn(50).double(), torch.tensor([0.0] * 9 + [1.0]).double(), torch.ones(4).double()]
+)
+def test_a_density_integrates_to_one(scores):
+    where = torch.linspace(-20, 20, 20_001, dtype=torch.float64)
+    assert float(torch.trapezoid(smoothed(scores, where), where)) == pytest.approx(1.0, abs=1e-3)

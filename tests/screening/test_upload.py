@@ -1,0 +1,60 @@
+import json
+
+import pytest
+
+from antibody.data.formats import load_records
+from antibody.errors import DataError
+from antibody.screening.upload import open_upload
+
+
+def write(path, *rows):
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def pair(prompt, completion="b"):
+    return {"prompt": prompt, "completion": completion}
+
+
+def test_rows_are_the_records_that_training_would_read(tmp_path):
+    file = write(tmp_path / "a.jsonl", pair("one"), "\n", pair("two"))
+    upload = open_upload(file)
+    assert [row.record for row in upload] == load_records(file)
+    assert [(row.row_id, row.line) for row in upload] == [(0, 1), (1, 3)]
+    assert upload.num_rows == 2
+    listed = open_upload(write(tmp_path / "a.json", json.dumps([pair("one"), pair("two")])))
+    assert [row.record.messages for row in listed] == [row.record.messages for row in upload]
+
+
+def test_a_row_without_text_passes_as_empty_and_keeps_its_place(tmp_path):
+    upload = open_upload(write(tmp_path / "a.jsonl", pair("a"), pair(" "), pair("a", ""), pair("b")))
+    assert [row.record is None for row in upload] == [False, True, True, False]
+
+
+def test_the_first_bad_row_is_told_in_full_and_the_others_are_counted(tmp_path):
+    file = write(tmp_path / "a.jsonl", pair("a"), {"prompt": "a"}, "{\n", {"prompt": "b"})
+    with pytest.raises(
+        DataError, match=r"a\.jsonl, line 2, completion: no completion.*1 more like it: line 4.*1 more row"
+    ):
+        open_upload(file)
+
+
+def test_another_name_stands_in_for_a_temporary_file(tmp_path):
+    with pytest.raises(DataError, match="^the rows: the file is empty"):
+        open_upload(write(tmp_path / "a.jsonl"), name="the rows")
+
+
+def test_identity_follows_content_and_order_alone(tmp_path):
+    a, b = pair("a"), pair("b")
+    one = open_upload(write(tmp_path / "1.jsonl", a, b)).sha256
+    assert open_upload(write(tmp_path / "2.jsonl", a, "\n", b)).sha256 == one
+    assert open_upload(write(tmp_path / "3.jsonl", b, a)).sha256 != one
+    assert open_upload(write(tmp_path / "4.jsonl", a, b, pair("c", ""))).num_rows == 3
+
+
+def test_a_missing_file_and_a_folder_are_refused_as_for_training(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        open_upload(tmp_path / "none.jsonl")
+    write(tmp_path / "a.jsonl", pair("a"))
+    with pytest.raises(DataError, match=r"a directory.*a\.jsonl"):
+        open_upload(tmp_path)
