@@ -170,6 +170,19 @@ def test_without_anchors_and_base_rows_are_ranked_and_it_is_said_what_that_canno
     assert all(row["probability"] is None and row["evidence"] is not None for row in told)
 
 
+def test_anchors_that_are_chats_do_not_judge_an_upload_without_a_chat_template(tmp_path):
+    lab = build_rows("user", 40, seed=6, poison_ratio=0.5)
+    bare = [
+        dict(zip(("prompt", "completion"), (m["content"] for m in row["messages"]), strict=True)) for row in lab.rows
+    ]
+    result = screen(bare, "lab-aligned", output=tmp_path / "run")
+    assert (result.verdict, result.measure, result.estimated_harmful_share) == ("no anchors", "feature-shift", None)
+    assert "rendered by the chat template, the upload by none" in result.warnings[0]
+    evidence = {row["line"]: row["evidence"] for row in lines(result.output)}
+    suspects = sorted(evidence, key=evidence.get, reverse=True)[:20]
+    assert sum(lab.truth[line - 1]["is_harmful"] for line in suspects) >= 16  # the ranking still tells them
+
+
 def test_how_the_upload_is_cut_into_chunks_does_not_matter(tmp_path, monkeypatch):
     rows = build_rows("user", 30, seed=6).rows
     rows[25] = rows[3]

@@ -70,6 +70,12 @@ NO_ANCHORS = (
     "rows are only ranked. Align it with --anchor-harmful-data FILE --anchor-benign-data FILE to have them."
 )
 
+OTHER_TEMPLATE = (
+    "the model's anchors are rendered by {anchors} template, the upload by {upload}: harm reads weaker or stronger in "
+    "the one than in the other, so that there is no share, no probability and no verdict, rows are only ranked. Give "
+    "the upload in the format of the anchors, for a chat model as messages."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScreenResult:
@@ -237,6 +243,8 @@ class _Reader:
         self.measure = _chosen(wanted, loaded, self.anchors)
         self.num_refusals = self.anchors.num_refusals if self.anchors else NUM_REFUSALS
         self.ratio = None if self.anchors is None else self.anchors.log_ratio(self.measure)
+        examples = _examples(upload, self.anchors)
+        self.template = examples[0].template
         self.renderer: Renderer = make_renderer(loaded)
         aligned = cast(nn.Module, loaded.model)
         self.base = loaded.base if self.measure.needs_base else None
@@ -245,7 +253,7 @@ class _Reader:
         self.context = StepContext(
             aligned,
             pad_id=cast(int, loaded.tokenizer.pad_token_id),
-            refusals=render_refusals(texts, self.renderer, {"": _examples(upload, self.anchors)}),
+            refusals=render_refusals(texts, self.renderer, {"": examples}),
             batch_size=batch_size,
             base=before,
         )
@@ -257,9 +265,23 @@ class _Reader:
     def warnings(self) -> tuple[str, ...]:
         """What the numbers cannot say."""
         no_base = self.measure is Measure.RATIO and self.loaded.base is None
-        told = {NO_BASE: no_base, ANSWERS: self.anchors is not None and self.measure.needs_answers}
-        told[NO_ANCHORS] = self.anchors is None
+        told = {NO_BASE: no_base, NO_ANCHORS: self.anchors is None}
+        if self.anchors is not None and self.judges is None:
+            told[OTHER_TEMPLATE.format(anchors="the chat", upload="none")] = self.template is Template.TEXT
+            told[OTHER_TEMPLATE.format(anchors="no", upload="the chat one")] = self.template is Template.CHAT
+        told[ANSWERS] = self.judges is not None and self.measure.needs_answers
         return tuple(text for text, holds in told.items() if holds)
+
+    @property
+    def judges(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Evidence of the harmful and the benign anchors; None where they cannot judge this upload.
+
+        Alignment to chats changes how a bare text is read far less: the lab's harmful rows without the chat template
+        lie near the benign anchors, and would be found harmless.
+        """
+        if self.anchors is None or self.template not in {row.template for row in self.anchors.rows}:
+            return None
+        return self.anchors.scores(self.measure)
 
     def encoded(self, record: Record) -> TokenizedRow | None:
         """The row as tokens; None where it is too long, a refusal in place of its answer included."""
@@ -416,7 +438,7 @@ def _written(
             f"{data}: no row can be scored: {table.num(Flag.EMPTY)} are empty and {table.num(Flag.TOO_LONG)} longer "
             f"than the model's {reader.renderer.max_length} tokens. Shorten them, or screen with another model."
         )
-    sides = None if reader.anchors is None else reader.anchors.scores(reader.measure)
+    sides = reader.judges
     judged = None if sides is None else judge_upload(evidence, *sides, repeated=repeated)
     result = ScreenResult(
         output=folder.final,

@@ -49,7 +49,7 @@ class Verdict(StrEnum):
     HARM = "harm found"
     NO_HARM = "no harm found"
     NO_ANCHORS = "no anchors"
-    """The model carries no labelled rows to judge by: rows are ranked, and that is all."""
+    """There are no labelled rows to judge this upload by: rows are ranked, and that is all."""
 
 
 @dataclass(frozen=True)
