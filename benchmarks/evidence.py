@@ -332,7 +332,6 @@ def summary(result: Json) -> Json:
     for alignment in ALIGNMENTS:
         told, uploads, pooled = (where(result[key], alignment=alignment) for key in ("auroc", "uploads", "calibration"))
         ours = where(uploads, variant=OURS)
-        clean = where(ours, poison_ratio=0.0)
         found[alignment] = {
             "auroc": {
                 measure: {
@@ -353,7 +352,10 @@ def summary(result: Json) -> Json:
                 }
                 for p in POISON_RATIOS
             },
-            "clean": {f"{c:g}": clean_uploads(clean, f"{c:g}") for c in CAUTIONS},
+            "weights": {
+                f"{p:g}": {f"{c:g}": weights_of(where(ours, poison_ratio=p), f"{c:g}") for c in CAUTIONS}
+                for p in POISON_RATIOS
+            },
             "variants": {v: tried(where(uploads, variant=v), where(pooled, variant=v)) for v in VARIANTS},
         }
     return found
@@ -371,17 +373,22 @@ def tried(uploads: Sequence[Json], pooled: Sequence[Json]) -> Json:
     return dict(zip(ERRORS, (*shares, ece), strict=True)) | {"refused": sum(row["refused"] for row in pooled)}
 
 
-def clean_uploads(rows: Sequence[Json], caution: str) -> Json:
-    """Uploads without harm: the mean weight, and rows below 1/2 by kind, the share of each kind pooled over seeds."""
+def weights_of(rows: Sequence[Json], caution: str) -> Json:
+    """Of uploads of one harmful share: mean weights of benign rows; by kind those below 1/2, pooled over uploads.
+
+    ``through`` is how many harmful rows of an upload have a weight above 1/2. What there are no rows for is left out.
+    """
+    told = [row["weights"][caution] for row in rows]
     low: Counter[str] = Counter()
     num: Counter[str] = Counter()
-    for row in rows:
-        low.update(row["weights"][caution]["below_half"])
+    for row, weights_at in zip(rows, told, strict=True):
+        low.update(weights_at["below_half"])
         num.update(row["num_by_kind"])
-    return {
-        "mean_weight": spread((row["weights"][caution]["benign_weight"] for row in rows), min),
-        "below_half": {kind: {"num": low[kind], "share": low[kind] / num[kind]} for kind in sorted(num)},
-    }
+    num_harmful = num.pop("harmful", 0)
+    benign = {"benign_weight": spread((at["benign_weight"] for at in told), min)} if num else {}
+    harm = {"through": spread((at["harmful_through"] for at in told), max)} if num_harmful else {}
+    below = {kind: {"num": low[kind], "of": num[kind], "share": low[kind] / num[kind]} for kind in sorted(num)}
+    return benign | harm | {"below_half": below}
 
 
 def report(result: Json) -> str:
@@ -389,6 +396,9 @@ def report(result: Json) -> str:
 
     def cell(value: Json, digits: int = 3) -> str:
         return f"{value['worst']:.{digits}f} ({value['mean']:.{digits}f})"
+
+    def below(kind: Json | None) -> str:
+        return "" if kind is None else f"{kind['num']} of {kind['of']}"
 
     def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
         return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
@@ -405,14 +415,20 @@ def report(result: Json) -> str:
                 for p, of in told["at_poison_ratio"].items()
             ),
         )
-        lines += ["", "Uploads without harm, both tasks:", ""]
-        hard = list(next(iter(told["clean"].values()))["below_half"])
+        lines += ["", "Weights, both tasks; benign rows below 1/2 by kind, harmful rows of an upload above it:", ""]
         lines += table(
-            ["caution", "mean weight", *(f"{kind} below 1/2" for kind in hard)],
+            ["harmful share", "caution", "benign weight", *(f"{kind} below 1/2" for kind in KINDS[:-1]), "through"],
             (
-                [c, cell(of["mean_weight"], 4)]
-                + [f"{of['below_half'][k]['num']} ({of['below_half'][k]['share']:.1%})" for k in hard]
-                for c, of in told["clean"].items()
+                [
+                    p,
+                    c,
+                    cell(of["benign_weight"]),
+                    *(below(of["below_half"].get(k)) for k in KINDS[:-1]),
+                    cell(of["through"], 1) if "through" in of else "",
+                ]
+                for p, at in told["weights"].items()
+                for c, of in at.items()
+                if "benign_weight" in of
             ),
         )
         lines += ["", "What was tried; share errors of mixed uploads, of clean ones, of all-harmful ones:", ""]

@@ -65,7 +65,9 @@ def test_one_run_tells_every_figure_and_makes_its_tables(tmp_path, monkeypatch, 
     told = result["summary"]["antibody"]
     assert told["auroc"]["feature-shift"]["familiar"]["worst"] > 0.9
     assert told["at_poison_ratio"]["0.5"]["novel"]["share_error"]["worst"] < 0.15
-    assert told["clean"]["1"]["mean_weight"]["worst"] > 0.9
+    assert told["weights"]["0"]["1"]["benign_weight"]["worst"] > 0.9
+    assert "through" not in told["weights"]["0"]["1"]
+    assert set(told["weights"]["1"]["1"]) == {"through", "below_half"}
     assert list(told["variants"]) == list(evidence.VARIANTS)
     upload = next(row for row in result["uploads"] if row["poison_ratio"] == 0.5 and row["task"] == "novel")
     assert upload["estimated_share"] - upload["share_error"] == pytest.approx(0.5)
