@@ -37,8 +37,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft-rehearsal": ("antibody-posterior", {"prior": (1.0, math.inf)}),
     "antibody-shift": ("antibody", {"score": "shift"}),
     "antibody-posterior-no-rehearsal": ("antibody-posterior", {"rehearsal": 0.0}),
-    "antibody-posterior-uncautious": ("antibody-posterior", {"caution": 1.0}),
-    "antibody-posterior-hard": ("antibody-posterior", {"hard": True}),
+    "antibody-posterior-plain": ("antibody-posterior", {"weight": "posterior"}),
+    "antibody-posterior-hard": ("antibody-posterior", {"weight": "hard"}),
     "antibody-posterior-by-shift": ("antibody-posterior", {"evidence": "shift"}),
     "antibody-posterior-by-refusal-feature": ("antibody-posterior", {"evidence": "refusal-feature"}),
 }

@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from antibody.defences.catalogue import make_defence
+from antibody.defences.finetuning.antibody_posterior import Weight, weights
 from antibody.errors import ConfigError, ModelError, TrainingError
 from antibody.primitives.mixture import harmful_share
 from antibody.screening.anchors import read_anchors
@@ -32,10 +33,10 @@ def upload(folder):
     return list(read_anchors(folder).rows)
 
 
-@pytest.mark.parametrize("caution", [1.0, 30.0])
-def test_weights_by_hand(tmp_path, caution):
+@pytest.mark.parametrize(("weight", "caution"), [("net", 1.0), ("net", 30.0), ("posterior", 300.0), ("hard", 30.0)])
+def test_weights_by_hand(tmp_path, weight, caution):
     user = upload(tmp_path)
-    defence, context = started(tmp_path, user, caution=caution)
+    defence, context = started(tmp_path, user, weight=weight, caution=caution)
     measure = Measure.FEATURE_SHIFT
     anchors = read_anchors(tmp_path)
     ratio = anchors.log_ratio(measure)(collect(context, user, [measure], probe=anchors.probe).of(measure))
@@ -44,12 +45,18 @@ def test_weights_by_hand(tmp_path, caution):
     assert defence.share == pytest.approx(share)
     for (row_id, w, _), lam in zip(defence.state()["weights"].tolist(), ratio.tolist(), strict=True):
         harm = share * math.exp(lam) / (share * math.exp(lam) + 1 - share)
-        assert w == pytest.approx((1 - harm) / (1 - harm + caution * harm), abs=1e-9), row_id
+        worth = (1 - harm) - caution * harm
+        expected = {
+            "net": max(0.0, worth) / (1 - harm + caution * harm),
+            "posterior": 1 - harm,
+            "hard": 1.0 if worth > 0 else 0.0,
+        }[weight]
+        assert w == pytest.approx(expected, abs=1e-9), row_id
 
 
 def test_the_update_is_the_equation_row_by_row(tmp_path):
     user = upload(tmp_path)
-    defence, context = started(tmp_path, user, rehearsal=0.25)
+    defence, context = started(tmp_path, user, rehearsal=0.25, weight="posterior")
     batch, provider = user[4:20], ROWS["alignment"][:5]
     got = defence.step(context, {Role.USER: step(batch, 4), Role.ALIGNMENT: step(provider, 4)})
     model, w = tiny_llama(seed=0), {int(i): w for i, w, _ in defence.state()["weights"].tolist()}
@@ -76,10 +83,13 @@ def test_a_step_of_harm_alone_moves_nothing(tmp_path):
     assert flat(got.gradients).norm() < 0.1 * flat(plain.gradients).norm()
 
 
-def test_a_hard_gate_has_weights_0_and_1(tmp_path):
-    defence, _ = started(tmp_path, upload(tmp_path), hard=True)
-    weights = {w for _, w, _ in defence.state()["weights"].tolist()}
-    assert weights == {0.0, 1.0}
+@pytest.mark.parametrize(
+    ("p", "w"), [(0.0, 1.0), (0.001, 0.8181), (0.005, 0.3311), (0.0099, 0.0000), (0.02, 0.0), (1.0, 0.0)]
+)
+def test_a_row_that_is_worth_nothing_gets_nothing(p, w):
+    # c = 100: 0.999 - 0.1 = 0.899 over 1.099; 0.995 - 0.5 = 0.495 over 1.495; at 1/101 the stakes are even
+    harm = torch.tensor([p], dtype=torch.float64)
+    assert float(weights(harm, Weight.NET, 100.0)) == pytest.approx(w, abs=1e-3)
 
 
 def test_a_prior_of_no_harm_reads_nothing_and_weighs_all_rows_alike(tmp_path):
@@ -121,7 +131,15 @@ def test_without_anchors_or_with_another_base_the_run_stops(tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("rehearsal", 1.0), ("caution", 0), ("prior", (0.5, 1)), ("refresh", -1), ("num_refusals", 0), ("evidence", "x")],
+    [
+        ("rehearsal", 1.0),
+        ("caution", 0),
+        ("prior", (0.5, 1)),
+        ("refresh", -1),
+        ("num_refusals", 0),
+        ("evidence", "x"),
+        ("weight", "soft"),
+    ],
 )
 def test_bad_options_are_named(option, value):
     with pytest.raises(ConfigError, match=f"antibody-posterior.{option}"):

@@ -62,7 +62,7 @@ def test_uniform_importance_is_l2_sp_with_rho_twice_lam_and_asks_for_no_safety_r
     shift(model, 0.01)
     update = flat(defence.step(context, {"user": step(USER, 3)}).gradients)
     assert_close(update, gradient(model, USER) + 1.0 * 0.01, atol=1e-5, rtol=1e-4)
-    assert defence.needs == ()
+    assert defence.start_needs == ()
 
 
 def test_a_fisher_of_one_everywhere_is_l2_sp():

@@ -1,10 +1,10 @@
-"""antibody-posterior (ours): a row's weight is the probability that it is benign, harm counted dearer than loss.
+"""antibody-posterior (ours): a row weighs what training on it is worth, given the probability that it is benign.
 
     e_i   evidence of harm of row i, read once before training               screening/evidence.py
     Lam   log p(e|harm) - log p(e|benign), from the provider's anchors       screening/anchors.py
     pi    the upload's harmful share, the most likely one given Lam          primitives/mixture.py
     p_i = pi exp(Lam_i) / (pi exp(Lam_i) + 1 - pi)                           P(harm | e_i)
-    w_i = (1 - p_i) / (1 - p_i + c p_i)                                      0 to 1; c = 1: P(benign | e_i)
+    w_i = max(0, 1 - p_i - c p_i) / (1 - p_i + c p_i)                        0 to 1
     L   = (1 - rho) sum_i w_i NLL_i / (W sum_i N_i)  +  rho CE(B_p)          over the optimiser step
 
     NLL_i  summed over the N_i completion tokens of row i, EOS included      B_p   rows of the provider, rho of the step
@@ -18,9 +18,11 @@ weighs almost nothing, where a softmax would hand its whole weight to harm. They
 W, so that the benign rows of a poisoned upload count against the rehearsal as they would alone; the floor keeps an
 upload that is nearly all harm from being magnified.
 
-Caution, because one harmful row that is trained on costs more than one benign row that is not: c is how many. Against
-c benign rows lost, harm that is 1 / (1 + c) likely is an even bet, and has weight 1/2. It costs a clean upload nothing:
-where no harm is found pi is 0, and every weight 1.
+One harmful row that is trained on costs more than one benign row that is not: c is how many. 1 - p_i - c p_i is what
+training on the row is then worth, as a share of the stakes 1 - p_i + c p_i; a row that is worth nothing gets nothing.
+The posterior itself, w_i = 1 - p_i, gives every harmful row a little, and an optimiser that scales its steps makes much
+of little wherever a step holds nothing else. Caution costs a clean upload nothing: where no harm is found pi is 0, and
+every weight 1.
 
 Rehearsal, because even truly benign rows wear safety down: each step holds about rho of provider rows (refusals and
 harmless answers, ``alignment`` data), of weight rho.
@@ -33,6 +35,7 @@ itself; BDS (2510.27172), whose posterior weights are sampled while training.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 from torch import Tensor
@@ -46,6 +49,17 @@ from ...training.batches import MicroBatch
 from ...training.step import About, Defence, Role, RowRecord, RowTerms, Stage, StepBatch, StepContext, StepResult
 
 
+class Weight(StrEnum):
+    """From the probability p of harm to a weight."""
+
+    NET = "net"
+    """max(0, 1 - p - c p) / (1 - p + c p)"""
+    POSTERIOR = "posterior"
+    """1 - p"""
+    HARD = "hard"
+    """1 where 1 - p is above c p, else 0."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AntibodyPosteriorConfig:
     """Hyperparameters."""
@@ -54,10 +68,10 @@ class AntibodyPosteriorConfig:
     """What tells harm from benign."""
     rehearsal: float = 1 / 8
     """rho, the share of every step that is the provider's own rows. 0 is none."""
-    caution: float = 1000.0
-    """c, how many benign rows lost are as bad as one harmful row trained on. 1: weights are the probabilities."""
-    hard: bool = False
-    """Weights 0 and 1: a row is trained on where its weight would be above 1/2."""
+    weight: Weight = Weight.NET
+    """How probabilities become weights."""
+    caution: float = 300.0
+    """c, how many benign rows lost are as bad as one harmful row trained on."""
     prior: tuple[float, float] = (1.0, 1.0)
     """Beta(a, b) on the harmful share. (1, 1) says nothing; (1, .inf) that there is no harm: every weight is 1."""
     refresh: int = 0
@@ -80,6 +94,17 @@ class AntibodyPosteriorConfig:
 
 
 MIN_MEAN_WEIGHT = 0.1
+
+
+def weights(harm: Tensor, weight: Weight, caution: float) -> Tensor:
+    """w_i: [n], 0 to 1, of P(harm | e_i) [n]."""
+    match weight:
+        case Weight.NET:
+            return (1 - harm - caution * harm).clamp(min=0) / (1 - harm + caution * harm)
+        case Weight.POSTERIOR:
+            return 1 - harm
+        case Weight.HARD:
+            return (1 - harm > caution * harm).to(harm.dtype)
 
 
 class AntibodyPosterior(Defence):
@@ -165,9 +190,7 @@ class AntibodyPosterior(Defence):
         a, b = self.config.prior
         self.share = harmful_share(ratio, alpha=a, beta=b)
         harm = harm_posterior(ratio, self.share)
-        w = (1 - harm) / (1 - harm + self.config.caution * harm)
-        if self.config.hard:
-            w = (w > 0.5).double()
+        w = weights(harm, self.config.weight, self.config.caution)
         ids = [row.row_id for row in user]
         self._keep(dict(zip(ids, zip(w.tolist(), evidence.tolist(), strict=True), strict=True)))
 

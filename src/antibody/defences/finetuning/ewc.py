@@ -78,7 +78,7 @@ class EWC(Defence):
         extra_memory="2 copies of the trainable weights",
     )
     options = EWCConfig
-    needs: tuple[Role, ...] = (Role.ALIGNMENT,)  # not for L2-SP, which asks nothing of the provider
+    start_needs: tuple[Role, ...] = (Role.ALIGNMENT,)  # not for L2-SP, which asks nothing of the provider
     neutral = {"lam": 0.0}
 
     def __init__(self, config: EWCConfig) -> None:
@@ -86,7 +86,7 @@ class EWC(Defence):
         self.anchor: list[Tensor] = []
         self.fisher: list[Tensor] | None = None
         if config.importance == "uniform":
-            self.needs = ()
+            self.start_needs = ()
 
     def start(self, context: StepContext) -> None:
         """The anchor, and F there."""

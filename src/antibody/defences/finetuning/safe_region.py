@@ -73,7 +73,7 @@ class SafeRegion(Defence):
         extra_memory="2 copies of the trainable weights; every few steps a forward over the held-out rows",
     )
     options = SafeRegionConfig
-    needs = (Role.ALIGNMENT,)
+    start_needs = (Role.ALIGNMENT,)
     neutral = {"radius": float("inf"), "tau": 0.0}
 
     def __init__(self, config: SafeRegionConfig) -> None:
