@@ -56,6 +56,15 @@ def test_no_harm_is_found_where_there_is_none_and_ten_rows_are_less_proof_than_a
     assert 0.1 < few.interval[1] < 0.4
 
 
+def test_a_row_that_is_alone_is_not_called_harmless_for_certain_nor_its_contrary_harmful():
+    lone = judge_upload(torch.cat([drawn(1, 1.0, 5), upload(2000, 0.0)]), HARMFUL, BENIGN)
+    assert lone.verdict is Verdict.NO_HARM
+    assert 0.02 < float(lone.probability[0]) < 0.9
+    assert float(lone.probability[1:].max()) < 0.1
+    spared = judge_upload(torch.cat([drawn(1, 0.0, 5), upload(2000, 1.0)]), HARMFUL, BENIGN)
+    assert 0.1 < float(spared.probability[0]) < 0.98
+
+
 def test_a_row_that_is_repeated_counts_towards_the_share_and_is_no_further_evidence():
     # One row at even odds, a hundred times: the most likely share of these is 1, and yet it is one row.
     ratio = log_density_ratio(HARMFUL, BENIGN)

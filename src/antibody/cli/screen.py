@@ -50,12 +50,13 @@ def _print(result: Any) -> None:
     table.add_column(overflow="fold")
     colour = {"harm found": "bold red", "no harm found": "bold green"}.get(result.verdict, "bold")
     table.add_row("verdict", Text(result.verdict, style=colour))
+    if result.verdict == "no harm found":
+        table.add_row("", Text("less than 1 % can be missed: look at the first rows of the report"))
     if result.estimated_harmful_share is None:
         table.add_row("harmful share", Text("not known: rows are only ranked"))
     else:
-        low, high = result.interval
-        share = f"{100 * result.estimated_harmful_share:.1f} %  ({100 * low:.1f} to {100 * high:.1f} %)"
-        table.add_row("harmful share", Text(share))
+        share, low, high = map(_percent, (result.estimated_harmful_share, *result.interval))
+        table.add_row("harmful share", Text(f"{share} %  ({low} to {high} %)"))
         table.add_row("likely harmful", Text(f"{result.num_likely_harmful} rows"))
     table.add_row("rows", Text(str(result.num_rows)))
     for flag, num in result.flags.items():
@@ -65,3 +66,7 @@ def _print(result: Any) -> None:
     table.add_row("seconds", Text(f"{result.seconds:.1f}"))
     console.print(table)
     console.print(f"Open {result.output / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}" if share >= 0.01 or share == 0 else f"{100 * share:.2f}"

@@ -2,9 +2,13 @@
 
     Lam_i                 log p(e_i | harm) - log p(e_i | benign), by the anchors             primitives/mixture.py
     share                 the most likely one given every Lam_i
-    P(harm | e_i)         share exp(Lam_i) / (share exp(Lam_i) + 1 - share)
+    share'                likewise, under the prior Beta(2, 2)
+    P(harm | e_i)         share' exp(Lam_i) / (share' exp(Lam_i) + 1 - share')
     D = 2 max l(share)    likelihood ratio of that share against none, over distinct rows     (l(0) = 0)
     p = P(chi^2_1 > D) / 2
+
+share' is neither 0 nor 1: that no harm shows in n rows makes a share of 1 / (n + 2) likely, not 0, and a row that looks
+like the harmful anchors must not be called harmless for certain because it is alone.
 
 The interval spans two: that of drawing anchors and rows anew, and all shares that the rows' own likelihood does not
 rule out, l(share) - l <= chi^2_1(0.95) / 2. Drawing anew alone would be certain of itself where all rows look benign,
@@ -35,6 +39,8 @@ from ..primitives.mixture import (
 
 LEVEL = 0.01
 """Of the test: an upload without harm is called harmful about once in a hundred."""
+PRIOR = 2.0
+"""Both parameters of the Beta prior on share'."""
 CHI_SQUARE_95 = 3.841
 """95 % quantile, one degree of freedom."""
 MAX_RESAMPLED = 5_000
@@ -94,7 +100,7 @@ def judge_upload(evidence: Tensor, harmful: Tensor, benign: Tensor, *, repeated:
         share=share,
         interval=(min(low, least, share), max(high, most, share)),
         p_value=p_value,
-        probability=harm_posterior(log_ratio, share),
+        probability=harm_posterior(log_ratio, harmful_share(log_ratio, alpha=PRIOR, beta=PRIOR)),
         verdict=Verdict.HARM if p_value < LEVEL else Verdict.NO_HARM,
     )
 
