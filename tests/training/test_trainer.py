@@ -198,3 +198,15 @@ def test_gradient_checkpointing_changes_no_update(tmp_path):
     checkpointed.train()
     for key, value in weights(plain).items():
         assert_close(value, weights(checkpointed)[key], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ewc", "safe-region"])
+def test_a_role_that_is_read_as_a_whole_must_be_given_and_sends_no_batch_to_a_step(tmp_path, name):
+    with pytest.raises(DataError, match="--alignment-data"):
+        trainer(tmp_path, make_defence(Stage.FINETUNING, name), rows={"user": random_rows(9)})
+    run = trainer(tmp_path, make_defence(Stage.FINETUNING, name), max_steps=1)
+    seen = []
+    step = run.defence.step
+    run.defence.step = lambda context, batches: seen.append(set(batches)) or step(context, batches)
+    run.train()
+    assert seen == [{"user"}]

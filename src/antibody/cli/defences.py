@@ -14,7 +14,9 @@ def command(as_json: o.Json = False) -> None:
             "name": name,
             "stage": str(stage),
             "paper": defence.about.paper,
-            "needs": [str(role) for role in dict.fromkeys((*defence.needs, *defence.prepare_needs))]
+            "needs": [
+                str(role) for role in dict.fromkeys((*defence.needs, *defence.start_needs, *defence.prepare_needs))
+            ]
             + (["refusals"] if defence.needs_refusals else []),
             "forwards": defence.about.forwards,
             "backwards": defence.about.backwards,

@@ -126,7 +126,8 @@ def train(run: TrainingRun) -> RunResult:
     loaded = _with_trainable_weights(loaded, run.regime, lora, run.seed)
     given = TrainingData({role: source.records for role, source in sources.items()}, loaded.tokenizer, run.seed)
     prepared = defence.prepare(given).records
-    records = {str(role): prepared[role] for role in dict.fromkeys((MAIN_ROLE[run.stage], *defence.needs))}
+    wanted = dict.fromkeys((MAIN_ROLE[run.stage], *defence.needs, *defence.start_needs))
+    records = {str(role): prepared[role] for role in wanted}
     renderer = make_renderer(loaded, args.max_length)
     rows, skipped = encode(records, renderer, args, skip=run.skip_too_long)
     _require_one_step(main.name, len(rows[MAIN_ROLE[run.stage]]), args)
@@ -187,7 +188,7 @@ _LAB_KINDS = {Role.USER: "user", Role.ALIGNMENT: "alignment", Role.HARMFUL: "har
 def _sources(run: TrainingRun, defence: Defence, lab: bool) -> dict[Role, Source]:
     """Rows of the stage's main role and of those that the defence needs, to train or to prepare."""
     main = MAIN_ROLE[run.stage]
-    needed = (main, *defence.needs, *defence.prepare_needs)
+    needed = (main, *defence.needs, *defence.start_needs, *defence.prepare_needs)
     sources: dict[Role, Source] = {}
     for role in needed:
         given, flag = run.data.get(role), _FLAGS.get(role, f"--{role}-data")

@@ -380,6 +380,8 @@ class Defence:
     options: ClassVar[type] = NoOptions
     needs: tuple[Role, ...] = ()
     """Roles of which a batch is wanted at every step, besides the stage's main role."""
+    start_needs: tuple[Role, ...] = ()
+    """Roles whose rows it reads as a whole, at the start or now and then, and of which no batch is wanted at a step."""
     prepare_needs: ClassVar[tuple[Role, ...]] = ()
     """Roles whose records ``prepare`` reads, and of which no batch is wanted at each step."""
     needs_refusals: ClassVar[bool] = False

@@ -74,7 +74,7 @@ class DefendedTrainer(SFTTrainer):
         _refuse_unsupported(args)
         self.defence = defence
         self.main_role = MAIN_ROLE[defence.stage]
-        for role in (self.main_role, *defence.needs):
+        for role in (self.main_role, *defence.needs, *defence.start_needs):
             if not rows.get(role):
                 raise DataError(
                     f"{type(defence).__name__} needs {role} rows and was given none. Pass --{role}-data FILE."
