@@ -1,12 +1,14 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from antibody.data.records import Template
 from antibody.defences.catalogue import make_defence
 from antibody.defences.finetuning.antibody_posterior import Weight, weights
-from antibody.errors import ConfigError, ModelError, TrainingError
+from antibody.errors import ConfigError, DataError, ModelError, TrainingError
 from antibody.primitives.mixture import harmful_share
 from antibody.screening.anchors import read_anchors
 from antibody.screening.evidence import Measure, collect
@@ -127,6 +129,14 @@ def test_without_anchors_or_with_another_base_the_run_stops(tmp_path):
         make_defence(Stage.FINETUNING, "antibody-posterior").start(context)
     with pytest.raises(TrainingError, match="as stored"):
         started(tmp_path, base=3)
+
+
+def test_rows_of_a_template_that_no_anchor_has_are_not_taken_for_benign(tmp_path):
+    store_anchors(tmp_path, tiny_llama(seed=0), tiny_llama(seed=9))
+    other = [replace(row, template=Template.CHAT) for row in upload(tmp_path)]
+    assert {row.template for row in read_anchors(tmp_path).rows} == {Template.TEXT}
+    with pytest.raises(DataError, match="chat template"):
+        started(tmp_path, other)
 
 
 @pytest.mark.parametrize(

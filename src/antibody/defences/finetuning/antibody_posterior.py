@@ -40,7 +40,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError, ModelError
+from ...errors import ConfigError, DataError, ModelError
 from ...primitives.gradients import combined
 from ...primitives.mixture import harm_posterior, harmful_share
 from ...screening.anchors import Anchors, check_anchors, make_anchors, read_anchors
@@ -178,6 +178,12 @@ class AntibodyPosterior(Defence):
             raise ModelError(
                 f"{context.folder}: the model carries no anchors, by which harm could be told from benign. Align "
                 "it with --anchor-harmful-data FILE --anchor-benign-data FILE."
+            )
+        if unseen := {row.template for row in context.rows[Role.USER]} - {row.template for row in anchors.rows}:
+            raise DataError(
+                f"antibody-posterior: the upload has rows of the {min(unseen)} template, and no anchor of the model "
+                "has. Alignment to one template changes little of how the other is read, so that harm would pass for "
+                "benign. Upload chats where the anchors are chats, or align with anchors of both kinds."
             )
         return anchors
 
