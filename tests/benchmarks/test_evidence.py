@@ -49,11 +49,6 @@ def test_rows_of_each_kind_are_as_many_as_asked_for_and_truly_of_it():
     assert [truth["is_harmful"] for truth in rows.truth] == [kind == "harmful" for kind in kinds]
 
 
-def test_weights_are_the_defences():
-    p = torch.tensor([0.0, 1 / 1001, 0.5, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(evidence.weights(p, 1000.0), torch.tensor([1.0, 0.5, 1 / 1001, 0.0]).double())
-
-
 def test_one_run_tells_every_figure_and_makes_its_tables(tmp_path, monkeypatch, capsys):
     class Aligned:
         model = Path(resolve("lab-aligned"))
@@ -65,9 +60,9 @@ def test_one_run_tells_every_figure_and_makes_its_tables(tmp_path, monkeypatch, 
     told = result["summary"]["antibody"]
     assert told["auroc"]["feature-shift"]["familiar"]["worst"] > 0.9
     assert told["at_poison_ratio"]["0.5"]["novel"]["share_error"]["worst"] < 0.15
-    assert told["weights"]["0"]["1"]["benign_weight"]["worst"] > 0.9
-    assert "through" not in told["weights"]["0"]["1"]
-    assert set(told["weights"]["1"]["1"]) == {"through", "below_half"}
+    assert told["weights"]["0"]["posterior"]["benign_weight"]["worst"] > 0.9
+    assert "through" not in told["weights"]["0"]["posterior"]
+    assert set(told["weights"]["1"]["posterior"]) == {"through", "below_half"}
     assert list(told["variants"]) == list(evidence.VARIANTS)
     upload = next(row for row in result["uploads"] if row["poison_ratio"] == 0.5 and row["task"] == "novel")
     assert upload["estimated_share"] - upload["share_error"] == pytest.approx(0.5)
