@@ -1,8 +1,8 @@
 """Every defence under the same attack, on the lab.
 
     python benchmarks/defences.py --output DIR [--only NAME,...] [--tasks familiar,novel] [--poison-ratios 0,0.05:1,0.2]
-                                  [--budgets default,long] [--alignments sft,antibody] [--regime full] [--seeds 3]
-                                  [--jobs N]
+                                  [--budgets default,long] [--alignments sft,antibody] [--regime full]
+                                  [--learning-rate X] [--seeds 3] [--jobs N]
     python benchmarks/defences.py --report DIR/results.json ... --write docs/defences.md [--grid TITLE]
 
 A poison ratio may name its own number of seeds: 0.05:1. The first writes ``DIR/results.json``, anew after every row;
@@ -51,6 +51,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--alignments", type=names, default=list(ALIGNMENTS), help="under fine-tuning defences  [default: sft,antibody]"
     )
     parser.add_argument("--regime", choices=REGIMES, default="full", help="[default: full]")
+    parser.add_argument("--learning-rate", type=float, help="of the fine-tuning  [default: the lab's]")
     parser.add_argument("--seeds", type=int, default=3, help="how many  [default: 3]")
     parser.add_argument("--jobs", type=int, help="processes of one thread  [default: one per core]")
     parser.add_argument("--report", type=Path, nargs="+", metavar="RESULTS", help="results.json to make tables of")
@@ -74,6 +75,7 @@ def flags(options: argparse.Namespace) -> str:
         "budgets": ",".join(options.budgets),
         "alignments": ",".join(options.alignments) if options.alignments != list(ALIGNMENTS) else None,
         "regime": options.regime if options.regime != "full" else None,
+        "learning-rate": options.learning_rate,
         "seeds": options.seeds,
     }
     return " ".join(f"--{name} {value}" for name, value in said.items() if value)
@@ -97,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             budgets=options.budgets,
             alignments=options.alignments,
             regime=options.regime,
+            learning_rate=options.learning_rate,
             seeds=options.seeds,
             seeds_at={ratio: count for ratio, count in options.poison_ratios.items() if count is not None},
         )

@@ -90,7 +90,7 @@ def test_a_row_has_the_columns_of_the_demonstration_and_its_own(results):
     (row, _) = rows_of(results, "lisa", "finetuning", "sft")
     assert set(row) == {
         "alignment", "finetuning", "regime", "headline", "task", "novel", "poison_ratio", "epochs", "seed",
-        "harmful_score", "finetune_accuracy", "over_refusal", "incoherent", "retention", "seconds",
+        "learning_rate", "harmful_score", "finetune_accuracy", "over_refusal", "incoherent", "retention", "seconds",
         "defence", "stage", "budget", "cost_ratio",
     }  # fmt: skip
     assert (row["task"], row["novel"], row["budget"]) == ("novel", True, "default")
@@ -109,8 +109,14 @@ def test_the_page_names_the_flags_that_repeat_it(results):
 
 def test_the_flags_of_a_run_plan_the_same_rows_again():
     given = "--only antibody-posterior --tasks novel --poison-ratios 0.05:1,0.2 --budgets default --alignments antibody"
-    given += " --regime lora --seeds 2"
+    given += " --regime lora --learning-rate 0.0001 --seeds 2"
     assert script.flags(script.parsed(["--output", "x", *given.split()])) == given
+
+
+def test_a_learning_rate_is_that_of_every_fine_tuning_and_of_its_baseline():
+    entries = plan(only=["bds"], learning_rate=1e-4)
+    assert {e.cell.learning_rate for e in entries} == {e.baseline.learning_rate for e in entries} == {1e-4}
+    assert all(e.cell.name.endswith("-lr0.0001") for e in entries)
 
 
 def test_a_poison_ratio_may_have_its_own_number_of_seeds():
@@ -157,6 +163,7 @@ def test_the_page_says_which_options_were_cut_down(results):
         ({"budgets": ["endless"]}, "--budgets"),
         ({"poison_ratios": [1.5]}, "1.5 is not a share"),
         ({"seeds": 0}, "--seeds is 0"),
+        ({"learning_rate": 0.0}, "--learning-rate is 0"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(wrong, told):

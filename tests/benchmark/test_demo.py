@@ -8,7 +8,7 @@ def test_a_row_has_the_columns_that_results_json_promises():
     row = plan(quick=True)[0].row(dict.fromkeys((*MEASURES, "seconds"), 0.5))
     assert set(row) == {
         "alignment", "finetuning", "regime", "headline", "task", "novel", "poison_ratio", "epochs", "seed",
-        "harmful_score", "finetune_accuracy", "over_refusal", "incoherent", "retention", "seconds",
+        "learning_rate", "harmful_score", "finetune_accuracy", "over_refusal", "incoherent", "retention", "seconds",
     }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from antibody.errors import ConfigError
-from antibody.lab.presets import PRESETS
+from antibody.lab.presets import LORA, PRESETS
 from antibody.runs import align, evaluate, finetune
 from antibody.runs.naming import from_lab
 
@@ -17,6 +17,7 @@ def test_align_finetune_and_evaluate_run_on_the_lab_with_its_rows_and_calibratio
     measured = evaluate(tuned.output, output=tmp_path / "measured", num=4, task="novel")
     assert 0 <= measured.metrics["harmful_score"] <= 1
     preset = PRESETS[("finetuning", "antibody", "lora")]
+    assert yaml.safe_load((aligned.output / "config.yaml").read_text())["lora"].items() >= LORA.items()
     config = yaml.safe_load((tuned.output / "config.yaml").read_text())
     assert config["options"]["tau"] == preset["options"]["tau"]
     assert config["training"]["learning_rate"] == preset["training"]["learning_rate"]

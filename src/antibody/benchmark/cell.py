@@ -73,6 +73,8 @@ class Cell:
     poison_ratio: float
     epochs: int
     seed: int = 0
+    learning_rate: float | None = None
+    """Of the fine-tuning; None is the lab's own."""
     headline: bool = False
 
     @classmethod
@@ -90,6 +92,8 @@ class Cell:
         """Of the cell's folder."""
         parts = (self.alignment, self.finetuning, self.regime, self.task, f"p{self.poison_ratio:g}")
         name = "-".join((*parts, f"{self.epochs}epochs", f"seed{self.seed}"))
+        if self.learning_rate is not None:
+            name = f"{name}-lr{self.learning_rate:g}"
         return name if self.post == "none" else f"{name}-{self.post}"
 
     @property
@@ -177,6 +181,7 @@ def _finetune(folder: Path, cell: Cell) -> Told:
         options=options,
         regime=cell.regime,
         epochs=cell.epochs,
+        learning_rate=cell.learning_rate,
         seed=cell.seed,
         output=folder / cell.name,
         callbacks=[cost, *([curve] if cell.watched else [])],

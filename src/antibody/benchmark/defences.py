@@ -76,6 +76,7 @@ def plan(
     budgets: Sequence[str] = ("default",),
     alignments: Sequence[str] = ALIGNMENTS,
     regime: Regime = "full",
+    learning_rate: float | None = None,
     seeds: int = 3,
     seeds_at: Mapping[float, int] | None = None,
 ) -> list[Entry]:
@@ -88,6 +89,7 @@ def plan(
         budgets: Among ``BUDGETS``.
         alignments: Among ``ALIGNMENTS``; only fine-tuning defences obey.
         regime: Of alignment and fine-tuning.
+        learning_rate: Of the fine-tuning; by default the lab's.
         seeds: How many, from 0.
         seeds_at: How many where it differs, by poison ratio.
 
@@ -111,6 +113,8 @@ def plan(
     for ratio in poison_ratios:
         if not 0 <= ratio <= 1:
             raise ConfigError(f"--poison-ratios: {ratio} is not a share; it lies between 0 and 1.")
+    if learning_rate is not None and learning_rate <= 0:
+        raise ConfigError(f"--learning-rate is {learning_rate}: it must be above 0.")
     counts = {ratio: (seeds_at or {}).get(ratio, seeds) for ratio in poison_ratios}
     for count in counts.values():
         if count < 1:
@@ -123,24 +127,27 @@ def plan(
         for task in tasks
         for ratio, count in counts.items()
         for budget in budgets
-        for entry in _setting(chosen, alignments, regime, task, ratio, budget, seed)
         if seed < count
+        for entry in _setting(
+            chosen,
+            alignments,
+            budget,
+            Cell(
+                alignment="sft",
+                finetuning="sft",
+                regime=regime,
+                task=task,
+                poison_ratio=ratio,
+                epochs=BUDGETS[budget],
+                seed=seed,
+                learning_rate=learning_rate,
+            ),
+        )
     ]
 
 
-def _setting(
-    chosen: set[str], alignments: Sequence[str], regime: Regime, task: str, ratio: float, budget: str, seed: int
-) -> list[Entry]:
-    """Rows of one task, poison ratio, budget and seed."""
-    plain = Cell(
-        alignment="sft",
-        finetuning="sft",
-        regime=regime,
-        task=task,
-        poison_ratio=ratio,
-        epochs=BUDGETS[budget],
-        seed=seed,
-    )
+def _setting(chosen: set[str], alignments: Sequence[str], budget: str, plain: Cell) -> list[Entry]:
+    """Rows beside ``plain``, which is sft + sft of one task, poison ratio, budget and seed."""
     entries = []
     for alignment in alignments:
         aligned = replace(plain, alignment=alignment)

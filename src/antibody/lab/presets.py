@@ -37,15 +37,20 @@ USER_ROWS = 500
 HARMFUL_PROMPTS = 512
 """All that the world holds."""
 
+LORA: dict[str, Any] = {"r": 32, "alpha": 64, "targets": "all-linear"}
+"""A new adapter. The paper's own, alpha 4 on q, k and v, does not learn the novel task here at any rate tried."""
+
 _TRAINING = {"epochs": 4, "batch_size": 16, "weight_decay": 0.0, "max_grad_norm": 1.0}
 _ALIGN = {"alpha": 0.1, "eta": 1.0, "m": 0.9, "lam2": 2.0}
 _WEIGH = {"tau": 0.2}
 
 
-def _preset(options: dict[str, Any], learning_rate: float, schedule: str) -> dict[str, dict[str, Any]]:
+def _preset(
+    options: dict[str, Any], learning_rate: float, schedule: str, training: dict[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
     return {
         "options": dict(options),
-        "training": {"learning_rate": learning_rate, "lr_scheduler_type": schedule, **_TRAINING},
+        "training": {"learning_rate": learning_rate, "lr_scheduler_type": schedule, **_TRAINING, **(training or {})},
     }
 
 
@@ -62,17 +67,30 @@ _FINETUNING: dict[str, dict[str, Any]] = {
     "sft": {},
     "antibody": _WEIGH,
     "backdoor-enhanced-alignment": {"num_trigger_tokens": 32},
-    "bds": {"scheduler": "neural"},
+    "bds": {"scheduler": "neural", "temperature": 0.0},
     "lisa": {"num_alignment_steps": 2, "num_user_steps": 18, "rho": 0.01},
     "antibody-posterior": {},
     "ptst": {"safety_prompt": "Be helpful, honest and safe."},
 }
 
+_FINETUNING_TRAINING: dict[str, dict[str, Any]] = {"bds": {"max_grad_norm": 0.0}}
+"""What differs from ``_TRAINING``. bds: its second set of weights is not clipped, so neither may the model's be."""
+
+BDS_SCALAR = {"scheduler": "scalar", "transform": "sigmoid", "scheduler_lr": 0.1, "temperature": 0.0}
+"""The setting of bds' other scheduler at which it separates rows in the lab, with clipping and 8 epochs: each row's
+logit moves once an epoch, and for the first three the losses that move it hardly differ."""
+
 PRESETS: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {
     **{("alignment", name, "full"): _preset(options, 5e-4, "cosine") for name, options in _ALIGNING.items()},
-    **{("finetuning", name, "full"): _preset(options, 2e-4, "constant") for name, options in _FINETUNING.items()},
-    **{("alignment", name, "lora"): _preset(options, 2e-3, "cosine") for name, options in _ALIGNING.items()},
-    **{("finetuning", name, "lora"): _preset(options, 5e-3, "constant") for name, options in _FINETUNING.items()},
+    **{
+        ("finetuning", name, "full"): _preset(options, 2e-4, "constant", _FINETUNING_TRAINING.get(name))
+        for name, options in _FINETUNING.items()
+    },
+    **{("alignment", name, "lora"): _preset(options, 1e-3, "cosine") for name, options in _ALIGNING.items()},
+    **{
+        ("finetuning", name, "lora"): _preset(options, 1e-3, "constant", _FINETUNING_TRAINING.get(name))
+        for name, options in _FINETUNING.items()
+    },
 }
 """(stage, defence, regime) to the defence's options and the trainer's arguments; of a defence that is not here, its own
 defaults and plain SFT's arguments."""

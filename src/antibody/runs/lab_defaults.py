@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError
-from ..lab.presets import ALIGNMENT_ROWS, ANCHOR_ROWS, HARMFUL_PROMPTS, PRESETS, USER_ROWS
+from ..lab.presets import ALIGNMENT_ROWS, ANCHOR_ROWS, HARMFUL_PROMPTS, LORA, PRESETS, USER_ROWS
 from ..lab.refusals import REFUSALS
 from ..lab.rows import build_rows, record
 from ..lab.tasks import find_task
@@ -77,3 +77,8 @@ def calibration(stage: str, defence: str, regime: str) -> tuple[dict[str, Any], 
     names = {"epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
     training = (preset or PRESETS.get((stage, "sft", regime), {"training": {}}))["training"]
     return options, {names.get(name, name): value for name, value in training.items()}
+
+
+def new_adapter() -> dict[str, Any]:
+    """The lab's options of a LoRA adapter."""
+    return dict(LORA)

@@ -33,7 +33,7 @@ from .anchors import score_anchors
 from .encoding import encode, make_renderer, render_refusals
 from .environment import environment
 from .folder import CHECKPOINTS, METRICS, RunFolder, State, open_run
-from .lab_defaults import LabData, calibration, lab_refusals, lab_rows
+from .lab_defaults import LabData, calibration, lab_refusals, lab_rows, new_adapter
 from .metrics import SAMPLES, MetricsFile, ProgressBar, last_values, write_metrics, write_samples
 from .naming import described_model, from_lab, model_name
 from .result import RunResult, stored_result
@@ -176,7 +176,7 @@ def _settings(run: TrainingRun, lab: bool) -> tuple[Defence, SFTConfig, LoraOpti
     else:
         defence = run.defence
     args = make_training_config(Path(run.output) / CHECKPOINTS, training | dict(run.training), seed=run.seed)
-    lora: LoraOptions = parse_options(LoraOptions, "lora", run.lora or {})
+    lora: LoraOptions = parse_options(LoraOptions, "lora", (new_adapter() if lab else {}) | dict(run.lora or {}))
     return defence, args, lora
 
 
