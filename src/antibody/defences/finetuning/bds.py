@@ -33,7 +33,9 @@ Departures from the release (Egg-Hu/Bayesian-Data-Scheduler):
   the upload, as in its scalar form.
 - Its priors are off by default, and the count prior repels; the prior is flat here.
 - As there, the steps on z and phi go through Adam (0.9, 0.95). So do those of w', at the run's learning rate; the noise
-  is added beside, not preconditioned.
+  is added beside, not preconditioned. The gradient of w' is not clipped: where the run clips that of w, the two learn
+  at different paces, and (3) takes the difference for the effect of safety. Train with max_grad_norm 0 where that
+  matters; in the lab it turned the ranking over after Antibody alignment.
 - Its neural sigmoid begins at 1/2 and its linear weights at -1e-4; here every weight begins at 1.
 With "sigmoid" and no normaliser every positive loss pushes every weight down, and Adam pushes them alike: nothing is
 told apart.
