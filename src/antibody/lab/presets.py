@@ -77,9 +77,10 @@ _FINETUNING_TRAINING: dict[str, dict[str, Any]] = {"bds": {"max_grad_norm": 0.0}
 """What differs from ``_TRAINING``. bds: its second set of weights is not clipped, so neither may the model's be."""
 
 BDS_SCALAR = {"scheduler": "scalar", "transform": "sigmoid", "scheduler_lr": 0.1, "temperature": 0.0}
-"""Where bds' other scheduler separates rows, with clipping and 8 epochs, after plain SFT alignment (AUROC, worst of three
-seeds: .98; after 4 epochs .95, one seed) and less after Antibody (.87). A row's logit moves once an epoch, and at first
-the two losses hardly differ. Without clipping .75, with softmax .90 (4 epochs, one seed)."""
+"""Where bds' other scheduler separates rows, with clipping and 8 epochs, after plain SFT alignment (AUROC, worst of
+three seeds: .98; after 4 epochs .95, one seed) and less after Antibody (.87). A row's logit moves once an epoch, and at
+first the two losses hardly differ. Tried on one seed with 4 epochs and adam_beta2 = .95: without clipping .75, with
+softmax .90, with both .91."""
 
 PRESETS: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {
     **{("alignment", name, "full"): _preset(options, 5e-4, "cosine") for name, options in _ALIGNING.items()},
@@ -116,10 +117,10 @@ WHY: dict[tuple[str, str], str] = {
         "finetuning",
         "bds",
     ): "tried on three seeds: the scheduler that separates harmful from benign rows within 4 epochs after either "
-    "alignment (AUROC, worst seed: .98, of unseen rows .99, see benchmarks/results/bds_auroc.json; the scalar one needs "
-    "8, and after Antibody alignment stays at .87). No noise, as released; with it no task is learnt (accuracy 50 to "
-    "65 %). Trained without clipping, which its second set of weights does not have: with it the ranking is turned "
-    "over after Antibody alignment (AUROC .14, one seed)",
+    "alignment (AUROC, worst seed: .98, of unseen rows .99, see benchmarks/results/bds_auroc.json; the scalar one "
+    "needs 8, and after Antibody alignment stays at .87). No noise, as released: with it accuracy is 90 % instead of "
+    "100 % (one seed). Trained without clipping (max_grad_norm = 0), which its second set of weights does not have: "
+    "with clipping the ranking is turned over after Antibody alignment (AUROC .14, one seed)",
     ("finetuning", "lisa"): "made to fit: the paper's 1 to 9, in a run of 128 steps. One try: at rho = 1 no task is "
     "learnt (accuracy 53 %); 0.01 is that of later papers",
     (
