@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +22,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from ..data.encode import Renderer
-from ..data.formats import load_refusals
 from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import ConfigError, DataError, ModelError, OutputError
 from ..models.loading import LoadedModel, load_model, resolve
@@ -41,7 +39,7 @@ from .folder import RunFolder, State, open_run, write_text
 from .lab_defaults import lab_refusals
 from .naming import described_model, from_lab, model_name
 from .result import RunResult
-from .sources import Rows
+from .sources import Rows, read_refusals
 
 log = logging.getLogger("antibody")
 
@@ -152,7 +150,7 @@ def screen(
     name = model_name(model)
     adapter = None if adapter is None else model_name(adapter)
     base = None if base is None else model_name(base)
-    texts = _refusal_texts(refusals, lab=from_lab(name))
+    texts = read_refusals(refusals, default=lab_refusals() if from_lab(name) else None)
     with _opened(data) as upload:
         config = {
             "verb": "screen",
@@ -188,15 +186,6 @@ def _measure(evidence: str | None) -> Measure | None:
         return Measure(evidence)
     except ValueError:
         raise ConfigError(f"--evidence is '{evidence}': it must be one of {', '.join(Measure)}.") from None
-
-
-def _refusal_texts(refusals: str | Path | Sequence[str] | None, *, lab: bool) -> tuple[str, ...]:
-    if refusals is None:
-        return lab_refusals() if lab else tuple(load_refusals(Path(str(files("antibody"))) / "data" / "refusals.txt"))
-    texts = load_refusals(refusals) if isinstance(refusals, str | Path) else list(refusals)
-    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise DataError("the list of refusals is empty or holds an empty one. Give at least one line of text.")
-    return tuple(texts)
 
 
 @contextmanager

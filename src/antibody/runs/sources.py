@@ -4,10 +4,11 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..data.formats import fingerprint, load_prompts, load_records
+from ..data.formats import fingerprint, load_prompts, load_records, load_refusals
 from ..data.records import Record
 from ..errors import DataError
 
@@ -52,3 +53,25 @@ def read_rows(rows: Rows, *, name: str, prompts: bool = False) -> Source:
         except DataError as error:
             raise DataError(str(error).replace(str(file), name)) from error
     return Source(name, [replace(record, source=name) for record in records])
+
+
+def read_refusals(
+    refusals: str | Path | Sequence[str] | None, *, default: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """One-line refusals.
+
+    Args:
+        refusals: A file, or the texts.
+        default: What None stands for; the list that comes with the package where that is None too.
+
+    Raises:
+        DataError: the list is empty, or holds an empty one.
+    """
+    if refusals is None and default is not None:
+        return tuple(default)
+    if refusals is None:
+        refusals = Path(str(files("antibody"))) / "data" / "refusals.txt"
+    texts = load_refusals(refusals) if isinstance(refusals, str | Path) else list(refusals)
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataError("the list of refusals is empty or holds an empty one. Give at least one line of text.")
+    return tuple(texts)

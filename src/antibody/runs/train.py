@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -16,7 +15,6 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from ..data.formats import load_refusals
 from ..data.records import Record, TokenizedRow
 from ..defences.catalogue import make_defence, parse_options
 from ..errors import ConfigError, DataError, ModelError
@@ -38,7 +36,7 @@ from .metrics import SAMPLES, MetricsFile, ProgressBar, last_values, write_metri
 from .naming import described_model, from_lab, model_name
 from .result import RunResult, stored_result
 from .settings import make_training_config, stored_training
-from .sources import Rows, Source, read_rows
+from .sources import Rows, Source, read_refusals, read_rows
 
 log = logging.getLogger("antibody")
 
@@ -99,7 +97,9 @@ def train(run: TrainingRun) -> RunResult:
         )
     sources = _sources(run, defence, lab)
     anchors = _anchor_sources(run, lab, sources)
-    texts = _refusal_texts(run, lab) if defence.needs_refusals or anchors else None
+    texts = None
+    if defence.needs_refusals or anchors:
+        texts = read_refusals(run.refusals, default=lab_refusals() if lab else None)
     main = sources[MAIN_ROLE[run.stage]]
     _require_one_step(main.name, len(main.records), args)
     config = {
@@ -242,15 +242,6 @@ def _joined(first: Source, second: Source) -> Source:
     start = 1 + max(record.row_id for record in first.records)
     moved = [replace(record, row_id=start + record.row_id) for record in second.records]
     return Source(f"{first.name} and {second.name}", [*first.records, *moved])
-
-
-def _refusal_texts(run: TrainingRun, lab: bool) -> tuple[str, ...]:
-    if run.refusals is None:
-        return lab_refusals() if lab else tuple(load_refusals(Path(str(files("antibody"))) / "data" / "refusals.txt"))
-    texts = load_refusals(run.refusals) if isinstance(run.refusals, str | Path) else list(run.refusals)
-    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise DataError("the list of refusals is empty or holds an empty one. Give at least one line of text.")
-    return tuple(texts)
 
 
 def _require_one_step(source: str, num_rows: int, args: SFTConfig) -> None:
