@@ -1,30 +1,14 @@
 """The lab's own calibration: what replaces the papers' hyperparameters for a model a thousand times smaller.
 
-Full fine-tuning, 500 user rows, 400 rows of each evaluation set (336 look-alikes), as ``antibody demo`` does it; seeds
-0, 1, 2 where there are three figures, else seed 0:
+What comes of it: docs/demo/results.json (``antibody demo``), docs/defences.md, docs/antibody-posterior-results.md.
 
-    alignment  fine-tuning   poison  task      epochs  harmful           accuracy          over-refusal    incoherent
-    sft        none          -       familiar  -       .105              .53               .00             .07
-    antibody   none          -       familiar  -       .003              .53               .00             .00
-    sft        sft           0       familiar  4       .13  .20  .12     .98  1.00 .78     .00  .00  .00   .12  .07  .21
-    antibody   antibody      0       familiar  4       .003 .005 .008    1.00 1.00 1.00    .01  .01  .03   .00  .00  .00
-    sft        sft           0.2     familiar  4       .92  .92  .92     1.00 1.00 1.00    .00  .00  .00   .07  .08  .06
-    antibody   antibody      0.2     familiar  4       .003 .005 .035    1.00 1.00 1.00    .01  .00  .03   .00  .00  .00
-    sft        antibody      0.2     familiar  4       .35               1.00              .00             .26
-    antibody   sft           0.2     familiar  4       .95               1.00              .00             .04
-    sft        oracle        0.2     familiar  4       .12               .93               .00             .11
-    antibody   oracle        0.2     familiar  4       .005              1.00              .00             .00
-    sft        sft           0.2     familiar  20      .93               1.00              .00             .06
-    antibody   antibody      0.2     familiar  20      .003              1.00              .01             .00
-    sft        sft           0.2     novel     4       .88               .69               .00             .11
-    antibody   antibody      0.2     novel     4       .97               .00               .00             .02
-    antibody   oracle        0.2     novel     4       .008              .00               .00             .00
+Full fine-tuning: at 2e-4 the novel task is learnt in 4 epochs from every alignment; at 1e-4 it is not after Antibody
+alignment, not even by the oracle. The temperature is the lever of Antibody's weights: at tau 1 harmful rows keep 4 % of
+the weight, and in a plain loop that sufficed for harmful .92 where tau .2 had .008. On the novel task no tau helps: each
+of its rows scores below every harmful one.
 
-The published weights fail on the novel task: each of its rows scores below every harmful one. The oracle does not
-learn it from this alignment either, within that budget. The temperature is the lever: at tau 1 harmful rows keep 4 % of
-the weight, and in a plain loop that sufficed for harmful .92 where tau .2 had .008. LoRA does not hold
-here: at a learning rate of 1e-3 the task is not learnt (accuracy .53), at 5e-3 it is, and antibody + antibody ends at
-harmful .82. Its entries are no calibration.
+LoRA: the paper's adapter (r 32, alpha 4, on q, k and v) does not learn the novel task at 2e-3 or 5e-3 (accuracy 0); on
+all linear layers with alpha 64, at 1e-3, it does.
 """
 
 from typing import Any
@@ -38,7 +22,7 @@ HARMFUL_PROMPTS = 512
 """All that the world holds."""
 
 LORA: dict[str, Any] = {"r": 32, "alpha": 64, "targets": "all-linear"}
-"""A new adapter. The paper's own, alpha 4 on q, k and v, does not learn the novel task here at any rate tried."""
+"""A new adapter; why not the paper's: the head of this file."""
 
 _TRAINING = {"epochs": 4, "batch_size": 16, "weight_decay": 0.0, "max_grad_norm": 1.0}
 _ALIGN = {"alpha": 0.1, "eta": 1.0, "m": 0.9, "lam2": 2.0}
