@@ -3,9 +3,9 @@
 What comes of it: docs/demo/results.json (``antibody demo``), docs/defences.md, docs/antibody-posterior-results.md.
 
 Full fine-tuning: at 2e-4 the novel task is learnt in 4 epochs from every alignment; at 1e-4 it is not after Antibody
-alignment, not even by the oracle. The temperature is the lever of Antibody's weights: at tau 1 harmful rows keep 4 % of
-the weight, and in a plain loop that sufficed for harmful .92 where tau .2 had .008. On the novel task no tau helps: each
-of its rows scores below every harmful one.
+alignment, not even by the oracle. The temperature is the lever of Antibody's weights: at tau 1 harmful rows keep 4 %
+of the weight, and in a plain loop that sufficed for harmful .92 where tau .2 had .008. On the novel task no tau helps:
+each of its rows scores below every harmful one.
 
 LoRA: the paper's adapter (r 32, alpha 4, on q, k and v) does not learn the novel task at 2e-3 or 5e-3 (accuracy 0); on
 all linear layers with alpha 64, at 1e-3, it does.
