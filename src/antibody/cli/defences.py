@@ -17,7 +17,8 @@ def command(as_json: o.Json = False) -> None:
             "needs": [
                 str(role) for role in dict.fromkeys((*defence.needs, *defence.start_needs, *defence.prepare_needs))
             ]
-            + (["refusals"] if defence.needs_refusals else []),
+            + (["refusals"] if defence.needs_refusals else [])
+            + (["base"] if defence.needs_base else []),
             "forwards": defence.about.forwards,
             "backwards": defence.about.backwards,
             "extra_memory": defence.about.extra_memory,

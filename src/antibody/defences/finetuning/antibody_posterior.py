@@ -112,7 +112,7 @@ class AntibodyPosterior(Defence):
 
     stage = Stage.FINETUNING
     about = About(
-        summary="ours: weight = probability that the row is benign, by what alignment changed; with rehearsal",
+        summary="ours: weighs rows by what alignment changed, read against the provider's anchors; with rehearsal",
         paper="",
         forwards=1,
         backwards=1,
