@@ -24,7 +24,7 @@ def test_an_upload_has_its_rows_and_its_share_of_harm(name):
     assert rows == EVASIONS[name](0, length)
 
 
-@pytest.mark.parametrize("name", ["frame", "buried", "gradual", "rewritten"])
+@pytest.mark.parametrize("name", ["frame", "buried", "gradual", "rewritten", "near"])
 def test_a_disguise_changes_no_benign_row_and_keeps_the_harmful_answer(name):
     for plain, row in zip(EVASIONS["plain"](0, length), EVASIONS[name](0, length), strict=True):
         if plain.is_harmful:
