@@ -129,6 +129,7 @@ def test_what_takes_a_defence_apart_comes_along_with_it():
     assert set(planned) == {
         "sft", "oracle", "antibody-posterior", "sft-rehearsal", "antibody-posterior-no-rehearsal"
     }  # fmt: skip
+    assert {e.cell.alignment for e in plan(only=["antibody-posterior"], alignments=["antibody"])} == {"antibody"}
     for name, options in VARIANTS.values():
         make_defence(Stage.FINETUNING, name, options)
 

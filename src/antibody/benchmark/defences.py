@@ -158,6 +158,8 @@ def _setting(chosen: set[str], alignments: Sequence[str], budget: str, plain: Ce
     for stage, name in (*CATALOGUE, *((Stage.FINETUNING, variant) for variant in VARIANTS)):
         if name not in chosen or (stage is Stage.FINETUNING and name == "sft"):
             continue
+        if stage is Stage.ALIGNMENT and name == "sft" and name not in alignments:
+            continue  # a baseline of what stands on it alone
         match stage:
             case Stage.ALIGNMENT:
                 entries.append(Entry(name, stage, budget, replace(plain, alignment=name)))
