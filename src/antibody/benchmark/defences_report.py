@@ -9,7 +9,7 @@ from .defences import ALIGNMENTS, BASELINES, BUDGETS
 
 Row = Mapping[str, Any]
 Key = tuple[str, str, str]
-Setting = tuple[str, int, str, float]
+Setting = tuple[str, float, int, str, float]
 
 HEADER = """# Every defence under the same attack
 
@@ -55,9 +55,9 @@ def markdown(results: Mapping[str, Any]) -> str:
     settings: dict[Setting, list[Row]] = {}
     for row in sorted(rows, key=_setting):
         settings.setdefault(_setting(row), []).append(row)
-    for (regime, epochs, task, ratio), some in settings.items():
-        lora = ", LoRA" if regime == "lora" else ""
-        parts.append(f"## {task.capitalize()} task, {100 * ratio:g} % harmful rows, {epochs} epochs{lora}\n")
+    for (regime, rate, epochs, task, ratio), some in settings.items():
+        how = _how(regime, rate)
+        parts.append(f"## {task.capitalize()} task, {100 * ratio:g} % harmful rows, {epochs} epochs{how}\n")
         parts.append(_table(some))
     parts += ["## Options\n", _options(rows)]
     failed = [row for row in rows if "error" in row]
@@ -94,11 +94,11 @@ def grid(results: Mapping[str, Any], title: str) -> str:
     if not results["complete"]:
         parts.append("**This run was not complete: rows are missing.**\n")
     settings: dict[tuple[Any, ...], list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (*_setting(row)[:3], ALIGNMENTS.index(row["alignment"]), *_order(row))):
-        settings.setdefault((*_setting(row)[:3], row["alignment"]), []).append(row)
-    for (regime, epochs, task, alignment), some in settings.items():
-        lora = ", LoRA" if regime == "lora" else ""
-        parts.append(f"## {task.capitalize()} task, {epochs} epochs, alignment {alignment}{lora}\n")
+    for row in sorted(rows, key=lambda row: (*_setting(row)[:4], ALIGNMENTS.index(row["alignment"]), *_order(row))):
+        settings.setdefault((*_setting(row)[:4], row["alignment"]), []).append(row)
+    for (regime, rate, epochs, task, alignment), some in settings.items():
+        how = _how(regime, rate)
+        parts.append(f"## {task.capitalize()} task, {epochs} epochs, alignment {alignment}{how}\n")
         parts.append(_sweep(some))
     return "\n".join(parts)
 
@@ -138,7 +138,12 @@ def merged(several: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _setting(row: Row) -> Setting:
     """Of a table; tables stand in this order."""
-    return row["regime"], BUDGETS[row["budget"]], row["task"], row["poison_ratio"]
+    return row["regime"], row["learning_rate"] or 0.0, BUDGETS[row["budget"]], row["task"], row["poison_ratio"]
+
+
+def _how(regime: str, learning_rate: float) -> str:
+    """What a heading says of the training; 0 is the lab's own learning rate."""
+    return (", LoRA" if regime == "lora" else "") + (f", learning rate {learning_rate:g}" if learning_rate else "")
 
 
 def _table(rows: Sequence[Row]) -> str:
