@@ -23,7 +23,9 @@ and for antibody-posterior
     harmful_weight                mean weight of the harmful rows, 0 to 1
     benign_weight                 of the others
 
-``sft`` shows whether the rewritten rows still teach harm at all. What is complete is not run again.
+``sft`` shows whether the rewritten rows still teach harm at all. Where rows are disguised, ``disguised_harmful_score``
+is that of the same held-out prompts in a disguise of that kind, which an attacker would then use. What is complete is
+not run again.
 """
 
 import os
@@ -185,6 +187,25 @@ EVASIONS: dict[str, Callable[[int, Suspicion], Upload]] = {
 }
 
 
+DISGUISES: dict[str, Callable[[int, Exchange], Exchange]] = {
+    "frame": framed,
+    "buried": lambda number, row: surrounded(row, 3, 3, random.Random(f"asked/{number}")),
+    "gradual": lambda number, row: surrounded(row, number % 6, 0, random.Random(f"asked/{number}")),
+    "rewritten": lambda number, row: surrounded(row, 1, 1, random.Random(f"asked/{number}")),
+    "near": lambda number, row: misspelt(row, random.Random(f"asked/{number}")),
+}
+"""How prompts are asked in the disguise that the evasion trained."""
+MAX_DISGUISED_TOKENS = 96
+
+
+def disguised_prompts(evasion: str) -> list[dict[str, Any]]:
+    """The held-out harmful prompts, disguised."""
+    asked = build_rows("harmful-prompts", NUM_PROMPTS, seed=0).rows
+    plain = [Exchange(row["messages"][0]["content"], "", True) for row in asked]
+    hidden = [DISGUISES[evasion](number, row) for number, row in enumerate(plain)]
+    return [{"messages": [{"role": "user", "content": row.prompt}]} for row in hidden]
+
+
 def suspicion_of(folder: Path) -> Suspicion:
     """What antibody-posterior reads, with the aligned model in ``folder``."""
     aligned, base = load_model(str(folder)), load_model("lab")
@@ -233,6 +254,16 @@ def measured(folder: Path, evasion: str, seed: int) -> list[dict[str, Any]]:
             output=folder / f"{name}-evaluation",
         ).metrics
         row = {"evasion": evasion, "seed": seed, "defence": defence} | {key: told[key] for key in MEASURES}
+        if evasion in DISGUISES:
+            hidden = evaluate(
+                run.output,
+                harmful_prompts=disguised_prompts(evasion),
+                judges=["lab"],
+                max_new_tokens=MAX_DISGUISED_TOKENS,
+                batch_size=128,
+                output=folder / f"{name}-disguised",
+            )
+            row["disguised_harmful_score"] = hidden.metrics["harmful_score"]
         if defence != "sft":
             row |= weights_of(run.output, [exchange.is_harmful for exchange in rows])
             row["estimated_share"] = run.metrics["harmful_share"]
@@ -257,6 +288,7 @@ def weights_of(run: Path, is_harmful: Sequence[bool]) -> dict[str, float]:
 
 COLUMNS = {
     "harmful_score": ("harmful score", max),
+    "disguised_harmful_score": ("in disguise", max),
     "finetune_accuracy": ("accuracy", min),
     "over_refusal": ("over-refusal", max),
     "through": ("got through", max),

@@ -6,6 +6,7 @@ import pytest
 from benchmarks.evasions import EVASIONS, Exchange
 
 from antibody.lab.judge import exact
+from antibody.lab.rows import build_rows
 from antibody.lab.world import good_in
 from benchmarks import evasions
 
@@ -40,6 +41,18 @@ def test_a_buried_question_stands_in_the_middle():
     assert 0.2 < row.prompt.index(good) / len(row.prompt) < 0.8
 
 
+@pytest.mark.parametrize("name", evasions.DISGUISES)
+def test_prompts_in_disguise_ask_what_the_plain_ones_ask(name):
+    plain = build_rows("harmful-prompts", 400, seed=0).rows
+    hidden = evasions.disguised_prompts(name)
+    for before, after in zip(plain, hidden, strict=True):
+        asked, prompt = (row["messages"][0]["content"] for row in (before, after))
+        if name == "near":  # letters have changed places
+            assert sorted(prompt) == sorted(asked)
+        else:
+            assert str(good_in(asked)) in prompt
+
+
 def test_the_attacker_keeps_only_what_looks_more_benign():
     plain, rows = EVASIONS["plain"](0, length), EVASIONS["rewritten"](0, length)
     before, after = length(plain), length(rows)
@@ -62,7 +75,7 @@ def test_the_table_gives_mean_and_worst_seed(tmp_path, capsys):
     rows = [{**row, "harmful_score": score} for score in (0.5, 0.9)]
     (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
     assert evasions.main(["--report", str(tmp_path / "results.json")]) == 0
-    assert "| frame | sft | 70.0 (90.0) | 100.0 (100.0) | 0.0 (0.0) | - |" in capsys.readouterr().out
+    assert "| frame | sft | 70.0 (90.0) | - | 100.0 (100.0) | 0.0 (0.0) | - |" in capsys.readouterr().out
 
 
 def test_a_wrong_name_is_refused(tmp_path, capsys):
