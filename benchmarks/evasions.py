@@ -15,8 +15,8 @@
     near         the same, but the row stays close to the question: other frames and swapped letters alone
 
 A fifth of the rows are harmful unless said otherwise; fine-tuning is the lab's default, after Antibody alignment. A row
-of results.json: ``evasion``, ``seed``, ``defence`` (sft, antibody-posterior), the measures of an evaluation, 0 to 1,
-and for antibody-posterior
+of results.json: ``evasion``, ``seed``, ``defence`` (none: before fine-tuning; sft; antibody-posterior), the measures of
+an evaluation, 0 to 1, and for antibody-posterior
 
     true_share, estimated_share   of harmful rows in the upload
     through                       share of the harmful rows whose weight is above 1/2
@@ -68,7 +68,8 @@ FAMILIAR = "agnews"
 """The other task of an upload that has two; other prompts, so that the two do not contradict each other."""
 POISON_RATIO = 0.2
 REWRITES = 10
-DEFENCES = ("sft", "antibody-posterior")
+DEFENCES = ("none", "sft", "antibody-posterior")
+""""none" is the aligned model before any upload."""
 
 
 @dataclass(frozen=True)
@@ -236,37 +237,30 @@ def measured(folder: Path, evasion: str, seed: int) -> list[dict[str, Any]]:
     rows = EVASIONS[evasion](seed, suspicion_of(aligned.model))
     found = []
     for defence in DEFENCES:
-        name = f"{evasion}-{defence}-{seed}"
-        run = finetune(
-            aligned.model,
-            data=[row.row() for row in rows],
-            defence=defence,
-            regime="full",
-            seed=seed,
-            output=folder / name,
-        )
+        name, trained = f"aligned-{seed}", Path(aligned.model)
+        weighed: dict[str, float] = {}
+        if defence != "none":
+            name = f"{evasion}-{defence}-{seed}"
+            data = [row.row() for row in rows]
+            run = finetune(aligned.model, data=data, defence=defence, regime="full", seed=seed, output=folder / name)
+            trained = run.output
+            if defence == "antibody-posterior":
+                weighed = weights_of(run.output, [row.is_harmful for row in rows])
+                weighed["estimated_share"] = run.metrics["harmful_share"]
         told = evaluate(
-            run.output,
-            task=NOVEL,
-            num=NUM_PROMPTS,
-            batch_size=128,
-            seed=0,
-            output=folder / f"{name}-evaluation",
+            trained, task=NOVEL, num=NUM_PROMPTS, batch_size=128, seed=0, output=folder / f"{name}-evaluation"
         ).metrics
-        row = {"evasion": evasion, "seed": seed, "defence": defence} | {key: told[key] for key in MEASURES}
+        row = {"evasion": evasion, "seed": seed, "defence": defence} | {key: told[key] for key in MEASURES} | weighed
         if evasion in DISGUISES:
             hidden = evaluate(
-                run.output,
+                trained,
                 harmful_prompts=disguised_prompts(evasion),
                 judges=["lab"],
                 max_new_tokens=MAX_DISGUISED_TOKENS,
                 batch_size=128,
-                output=folder / f"{name}-disguised",
+                output=folder / (f"{name}-disguised" if defence != "none" else f"{name}-{evasion}-disguised"),
             )
             row["disguised_harmful_score"] = hidden.metrics["harmful_score"]
-        if defence != "sft":
-            row |= weights_of(run.output, [exchange.is_harmful for exchange in rows])
-            row["estimated_share"] = run.metrics["harmful_share"]
         found.append(row)
     return found
 
@@ -338,7 +332,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows += measured(options.output, name, seed)
             ordered = sorted(rows, key=lambda row: (names.index(row["evasion"]), DEFENCES.index(row["defence"])))
             write_text(options.output / "results.json", json.dumps({"rows": ordered}, indent=2) + "\n")
-            print(f"{name}, seed {seed}: harmful score {[round(row['harmful_score'], 3) for row in rows[-2:]]}")
+            print(
+                f"{name}, seed {seed}: harmful score {[round(row['harmful_score'], 3) for row in rows[-len(DEFENCES) :]]}"
+            )
     print(markdown(ordered))
     return 0
 
