@@ -332,9 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows += measured(options.output, name, seed)
             ordered = sorted(rows, key=lambda row: (names.index(row["evasion"]), DEFENCES.index(row["defence"])))
             write_text(options.output / "results.json", json.dumps({"rows": ordered}, indent=2) + "\n")
-            print(
-                f"{name}, seed {seed}: harmful score {[round(row['harmful_score'], 3) for row in rows[-len(DEFENCES) :]]}"
-            )
+            scores = [f"{row['defence']} {row['harmful_score']:.3f}" for row in rows[-len(DEFENCES) :]]
+            print(f"{name}, seed {seed}: harmful score {', '.join(scores)}")
     print(markdown(ordered))
     return 0
 
