@@ -328,14 +328,15 @@ class Bench:
         }
         refusals, words = random_refusals(size), tokenizer(size)
         self.trainer: TrainerStep | None = None
+        counted, places = (True,) * size.batch, tuple(range(size.batch))
+        self.first = {
+            role: StepBatch((MicroBatch(tuple(of_role[: size.batch]), counted, places),), size.batch)
+            for role, of_role in rows.items()
+        }
+        """For roles that a step draws no batch of: a defence keeps such rows from the start, or repairs with them."""
+        self.batches: dict[str, StepBatch] = self.first
         if case.stage is Stage.POST:
-            micro = {role: tuple(of_role[: size.batch]) for role, of_role in rows.items()}
-            counted = (True,) * size.batch
-            places = tuple(range(size.batch))
             self.context = StepContext(model, rows=rows, refusals=refusals, batch_size=size.batch)
-            self.batches: dict[str, StepBatch] = {
-                role: StepBatch((MicroBatch(some, counted, places),), size.batch) for role, some in micro.items()
-            }
             return
         trainer = DefendedTrainer(
             model,
@@ -349,7 +350,6 @@ class Bench:
             _weigh_by_hand(self.defence, [row.row_id for row in rows[Role.USER]])
         self.trainer = TrainerStep(trainer, num_cycles * case.cycle)
         self.context = trainer.context
-        self.batches = {}
 
     def cycle(self) -> float:
         """CPU seconds of one cycle of steps; the batches of the last one are kept for its passes."""
@@ -358,7 +358,8 @@ class Bench:
         spent = 0.0
         for _ in range(self.case.cycle):
             rows = self.trainer.fetch()
-            self.batches = self.trainer.trainer._batches_of_step()  # type: ignore[attr-defined]
+            drawn = self.trainer.trainer._batches_of_step()  # type: ignore[attr-defined]
+            self.batches = {**self.first, **drawn}
             spent += _timed(partial(self._step, *rows))
         return spent
 
