@@ -48,10 +48,6 @@ from torch import Tensor
 from transformers import DynamicCache
 from trl import SFTConfig
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees only its own folder
-
-from benchmarks.step_cost import SIZES, Size, TrainerStep, random_llama, random_refusals, random_rows, tokenizer
-
 from antibody.defences.alignment.repnoise import mmd, normal
 from antibody.defences.catalogue import make_defence
 from antibody.models.layout import decoder_layers, final_norm
@@ -61,6 +57,7 @@ from antibody.training.lens import lens_nll
 from antibody.training.likelihood import bare, completion_nll
 from antibody.training.step import MAIN_ROLE, Defence, Role, Stage, StepContext
 from antibody.training.trainer import DefendedTrainer
+from step_cost import SIZES, Size, TrainerStep, random_llama, random_refusals, random_rows, tokenizer
 
 SHORT = {"standard": replace(SIZES["standard"], batch=4, prompt=16, completion=24, refusal=8), "tiny": SIZES["tiny"]}
 WARM_UP = 2

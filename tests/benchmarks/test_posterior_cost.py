@@ -1,17 +1,12 @@
 """The benchmark of antibody-posterior's cost at a miniature size: what it times is what it says. Never how long."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from benchmarks import step_cost
-
-sys.path.append(str(Path(step_cost.__file__).parent))  # where a script finds its neighbours
-from benchmarks import posterior_cost
+from benchmarks import posterior_cost, step_cost
 
 TINY = step_cost.SIZES["tiny"]
 
