@@ -10,6 +10,7 @@ from trl import SFTTrainer
 from antibody.data.collate import pad
 from antibody.defences.catalogue import make_defence
 from antibody.errors import ConfigError, DataError, OutputError, TrainingError
+from antibody.models.adapters import add_lora
 from antibody.training.checkpoints import STATE_FILE, newest_checkpoint
 from antibody.training.step import Stage
 from tests.oracle import plain_loop
@@ -182,6 +183,20 @@ def test_old_checkpoints_are_removed_only_after_the_new_one_is_whole(tmp_path):
 def test_settings_that_would_be_silently_wrong_are_refused_by_name(tmp_path, setting):
     with pytest.raises(ConfigError, match=f"training.{next(iter(setting))}"):
         trainer(tmp_path, make_defence(Stage.FINETUNING, "sft"), **setting)
+
+
+@pytest.mark.parametrize(
+    ("dropout", "where"),
+    [({"lora_dropout": 0.3}, "lora_dropout"), ({"attention_dropout": 0.1}, "attention_dropout of its config")],
+)
+def test_dropout_is_refused_where_two_passes_must_see_the_same_function(tmp_path, dropout, where):
+    if "lora_dropout" in dropout:
+        model = add_lora(tiny_llama(), r=4, targets=["q_proj"], dropout=0.3, seed=0)
+    else:
+        model = tiny_llama(**dropout)
+    with pytest.raises(ConfigError, match=f"Booster compares passes .*{where}"):
+        trainer(tmp_path / "a", make_defence(Stage.ALIGNMENT, "booster"), model=model).train()
+    trainer(tmp_path / "b", make_defence(Stage.ALIGNMENT, "sft"), model=model, max_steps=1).train()
 
 
 def test_a_missing_role_is_named_with_the_flag_that_brings_it(tmp_path):

@@ -1,5 +1,6 @@
 """A run's SFTConfig: TRL's defaults, ours where they differ, then what the user set."""
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -14,6 +15,8 @@ from ..defences.catalogue import nearest
 from ..errors import ConfigError
 from ..training.trainer import SFTConfig
 
+log = logging.getLogger(__name__)
+
 RESERVED = {"output_dir": "--output", "seed": "--seed", "resume_from_checkpoint": "--resume"}
 """Fields that have a flag of their own."""
 
@@ -27,8 +30,8 @@ FLAGS = {
 }
 
 
-def default_training() -> dict[str, Any]:
-    """Where we depart from TRL's defaults."""
+def default_training(*, exact: bool = False) -> dict[str, Any]:
+    """Where we depart from TRL's defaults; with ``exact``, without bf16 on a GPU either."""
     cuda = torch.cuda.is_available()
     ours: dict[str, Any] = {
         "logging_steps": 1,  # a resumed run logs what an undisturbed one does
@@ -37,7 +40,7 @@ def default_training() -> dict[str, Any]:
         "save_strategy": "steps",
         "save_steps": 0.2,  # share of the run: five checkpoints
         "save_total_limit": 2,
-        "bf16": cuda,
+        "bf16": cuda and not exact,
     }
     if not cuda:
         ours |= {"use_cpu": True, "gradient_checkpointing": False, "dataloader_pin_memory": False}
@@ -62,21 +65,29 @@ def merged_training(
     return merged
 
 
-def make_training_config(checkpoints: Path, training: Mapping[str, Any], *, seed: int) -> SFTConfig:
+def make_training_config(
+    checkpoints: Path, training: Mapping[str, Any], *, seed: int, exact: bool = False
+) -> SFTConfig:
     """The configuration of the trainer.
 
     Args:
         checkpoints: Where checkpoints go.
         training: Fields of SFTConfig, as parsed from YAML or as text from the command line.
         seed: Of everything random.
+        exact: Whether the defence needs float32 (``Defence.twin_passes``); bf16 is then the user's own choice.
 
     Raises:
         ConfigError: an unknown field (the nearest name is offered) or a value that cannot be meant; names the flag.
     """
     if not 0 <= seed < 2**32:
         raise ConfigError(f"--seed is {seed}: a whole number from 0 to 4294967295 is needed.")
-    values = default_training() | parse_training(training)
+    values = default_training(exact=exact) | parse_training(training)
     _check(values)
+    if exact and values["bf16"]:
+        log.warning(
+            "training.bf16: this defence compares passes that differ by a small perturbation, of which bf16 rounds "
+            "away a part (at Booster's alpha on a LoRA factor a quarter of its direction). Leave it off."
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gradient_checkpointing has a newer name, which older releases lack

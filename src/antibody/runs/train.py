@@ -122,7 +122,8 @@ def train(run: TrainingRun) -> RunResult:
         log.info("%s: already complete; this is its stored result.", folder.path)
         return stored_result(folder.path)
 
-    loaded = load_model(name, adapter=adapter, base=run.base, trainable_adapter=True)
+    dtype = _weights_dtype(run.regime, args)
+    loaded = load_model(name, adapter=adapter, base=run.base, dtype=dtype, trainable_adapter=True)
     loaded = _with_trainable_weights(loaded, run.regime, lora, run.seed)
     given = TrainingData({role: source.records for role, source in sources.items()}, loaded.tokenizer, run.seed)
     prepared = defence.prepare(given).records
@@ -132,7 +133,7 @@ def train(run: TrainingRun) -> RunResult:
     rows, skipped = encode(records, renderer, args, skip=run.skip_too_long)
     _require_one_step(main.name, len(rows[MAIN_ROLE[run.stage]]), args)
     refusals = render_refusals(texts, renderer, records) if texts and defence.needs_refusals else None
-    before = _before_alignment(loaded) if defence.needs_base else None
+    before = _before_alignment(loaded, dtype) if defence.needs_base else None
     args.output_dir = str(folder.path / CHECKPOINTS)
     try:
         if _is_main_process():
@@ -175,7 +176,8 @@ def _settings(run: TrainingRun, lab: bool) -> tuple[Defence, SFTConfig, LoraOpti
         raise ConfigError(f"{type(run.defence).__name__} is a defence of {run.defence.stage}, not of {run.stage}.")
     else:
         defence = run.defence
-    args = make_training_config(Path(run.output) / CHECKPOINTS, training | dict(run.training), seed=run.seed)
+    checkpoints, wanted = Path(run.output) / CHECKPOINTS, training | dict(run.training)
+    args = make_training_config(checkpoints, wanted, seed=run.seed, exact=defence.twin_passes)
     lora: LoraOptions = parse_options(LoraOptions, "lora", (new_adapter() if lab else {}) | dict(run.lora or {}))
     return defence, args, lora
 
@@ -273,6 +275,11 @@ def plain(value: Any) -> Any:
 # -- with the model ----------------------------------------------------------------------------------------------
 
 
+def _weights_dtype(regime: Regime, args: SFTConfig) -> str:
+    """bfloat16 is for frozen weights alone: an update of bf16 weights is mostly lost in rounding."""
+    return "auto" if regime == "lora" and args.bf16 else "float32"
+
+
 def _with_trainable_weights(loaded: LoadedModel, regime: Regime, lora: LoraOptions, seed: int) -> LoadedModel:
     if regime == "full" or isinstance(loaded.model, PeftModel):  # single_lora: the adapter given goes on
         return loaded
@@ -328,8 +335,8 @@ def _save(
     return save_weights(folder, trainer.context.model, loaded, defence)
 
 
-def _before_alignment(loaded: LoadedModel) -> nn.Module | None:
-    """The model before its alignment, frozen; None where that is the adapter switched off.
+def _before_alignment(loaded: LoadedModel, dtype: str) -> nn.Module | None:
+    """The model before its alignment, frozen, in ``dtype``; None where that is the adapter switched off.
 
     Raises:
         ModelError: it is not known.
@@ -341,7 +348,7 @@ def _before_alignment(loaded: LoadedModel) -> nn.Module | None:
             f"{loaded.name} does not say which model it was before its alignment, and this defence compares the two. "
             "Name it: --base."
         )
-    before = cast(nn.Module, load_model(loaded.base).model)
+    before = cast(nn.Module, load_model(loaded.base, dtype=dtype).model)
     return before.requires_grad_(False)
 
 

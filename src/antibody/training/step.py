@@ -158,6 +158,8 @@ class StepContext:
         self.steps_per_epoch = 0
         self.learning_rate = 0.0
         """Of this optimiser step, after warm-up and schedule."""
+        self.max_grad_norm = 0.0
+        """To which the trainer clips the update; 0 is no clipping."""
         self.autocast = autocast
         self._refusals = refusals
         self._batch_size = batch_size
@@ -391,6 +393,9 @@ class Defence:
     """Options at which it is plain SFT, bit for bit; None where there are none (the file says why)."""
     batch_exact: ClassVar[bool] = True
     """Whether a step is the same however it is cut into micro-batches and ranks."""
+    twin_passes: ClassVar[bool] = False
+    """Whether it compares passes that differ by a small perturbation. Dropout, or the rounding of bf16, would be
+    most of the difference: the first is refused, and the second is off unless the user turns it on."""
 
     deployment: Deployment = Deployment()
     """How the trained model must be prompted; a defence that plants a trigger sets its own."""

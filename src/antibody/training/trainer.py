@@ -27,7 +27,7 @@ from ..data.records import TokenizedRow
 from ..errors import ConfigError, DataError, TrainingError
 from .batches import Grid, MicroBatch, RoleStream, StepBatch, StepLoader
 from .checkpoints import load_run_state, save_checkpoint
-from .likelihood import Head
+from .likelihood import Head, bare
 from .ranks import gather_lists
 from .refusals import Refusals
 from .rowlog import RowLog
@@ -121,6 +121,7 @@ class DefendedTrainer(SFTTrainer):
             folder=folder,
         )
         self.context.steps_per_epoch = self._steps_per_epoch
+        self.context.max_grad_norm = args.max_grad_norm or 0.0
         self._resume_state: Mapping[str, Tensor] | None = None
 
     # -- what the Trainer's loop calls ---------------------------------------------------------------------------
@@ -224,6 +225,8 @@ class _DefenceCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
         trainer.context.step, trainer.context.max_steps = state.global_step, state.max_steps
+        if trainer.defence.twin_passes:
+            _refuse_dropout(trainer.context.model, type(trainer.defence).__name__)
         trainer.defence.check(trainer.context)
         if trainer._resume_state is None:
             trainer.defence.start(trainer.context)
@@ -238,6 +241,18 @@ class _DefenceCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.defence.finish(self.trainer.context)
+
+
+def _refuse_dropout(model: nn.Module, defence: str) -> None:
+    """Two passes with dropout are of two functions, and their difference is mostly that."""
+    found = [f"{name} ({m.p:g})" for name, m in model.named_modules() if isinstance(m, nn.Dropout) and m.p > 0]
+    if share := getattr(bare(model).config, "attention_dropout", 0):  # a plain function in most models, not a module
+        found.append(f"attention_dropout of its config ({share:g})")
+    if found:
+        raise ConfigError(
+            f"{defence} compares passes that must see the same function, and the model has dropout: {found[0]}. "
+            "Set it to 0 (that of a new adapter is --lora dropout=0)."
+        )
 
 
 def _refuse_unsupported(args: SFTConfig) -> None:

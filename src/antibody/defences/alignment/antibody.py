@@ -120,6 +120,7 @@ class AntibodyAlignment(Defence):
     options = AntibodyAlignmentConfig
     needs = (Role.HARMFUL,)
     needs_refusals = True
+    twin_passes = True
     neutral = {"lam": 0.0, "lam2": 0.0}  # eta = 0 is not neutral where cos < 0
 
     def __init__(self, config: AntibodyAlignmentConfig) -> None:

@@ -79,6 +79,7 @@ class Booster(Defence):
     )
     options = BoosterConfig
     needs = (Role.HARMFUL,)
+    twin_passes = True
     neutral = {"lam": 0.0}
 
     def __init__(self, config: BoosterConfig) -> None:

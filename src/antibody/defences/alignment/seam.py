@@ -93,6 +93,7 @@ class Seam(Defence):
     )
     options = SeamConfig
     needs = (Role.HARMFUL, Role.BENIGN)
+    twin_passes = True
     neutral = None
 
     def __init__(self, config: SeamConfig) -> None:

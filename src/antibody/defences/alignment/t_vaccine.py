@@ -95,6 +95,7 @@ class TVaccine(Defence):
     )
     options = TVaccineConfig
     needs = (Role.HARMFUL,)
+    twin_passes = True
     neutral = {"rho": 0.0, "gamma": 2}  # where the model has two layers: all are drawn, none rests
 
     def __init__(self, config: TVaccineConfig) -> None:

@@ -133,6 +133,7 @@ class TAR(Defence):
     options = TARConfig
     needs = (Role.HARMFUL,)
     needs_refusals = True
+    twin_passes = True
     neutral = {"lam_tr": 0.0, "lam_hidden": 0.0, "inner_steps": 2, "every": 2}
 
     def __init__(self, config: TARConfig) -> None:

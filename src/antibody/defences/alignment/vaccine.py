@@ -54,6 +54,7 @@ class Vaccine(Defence):
         extra_memory="1 hidden state per layer and row of the step",
     )
     options = VaccineConfig
+    twin_passes = True
     neutral = {"rho": 0.0}
 
     def __init__(self, config: VaccineConfig) -> None:
