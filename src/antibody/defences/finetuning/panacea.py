@@ -89,6 +89,7 @@ class Panacea(Defence):
     )
     options = PanaceaConfig
     needs = (Role.HARMFUL,)
+    twin_passes = True
     neutral = {"rho": 0.0}
 
     def __init__(self, config: PanaceaConfig) -> None:
