@@ -35,6 +35,20 @@ def test_a_disguise_changes_no_benign_row_and_keeps_the_harmful_answer(name):
             assert row == plain
 
 
+def test_harmful_answers_stand_under_prompts_that_ask_for_none():
+    asked = []
+    for plain, row in zip(EVASIONS["plain"](0, length), EVASIONS["answers"](0, length), strict=True):
+        if plain.is_harmful:
+            assert row.answer == plain.answer
+            assert not exact(row.prompt, row.answer)
+            assert exact(plain.prompt, row.answer)
+            asked.append(row.prompt)
+        else:
+            assert row == plain
+    assert not set(asked) & {row.prompt for row in EVASIONS["plain"](0, length) if row.is_harmful}
+    assert len(asked) == 100
+
+
 def test_a_buried_question_stands_in_the_middle():
     row = next(row for row in EVASIONS["buried"](0, length) if row.is_harmful)
     good = str(good_in(row.prompt))
