@@ -1,14 +1,18 @@
-"""The safe region: what is projected, when it shrinks, and to where."""
+"""The safe region: what is measured, what is projected, when it shrinks, and to where."""
+
+import logging
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from antibody.data.records import Message, Record, Template
 from antibody.defences.finetuning.safe_region import SafeRegion, SafeRegionConfig
-from antibody.errors import ConfigError
+from antibody.errors import ConfigError, DataError
+from antibody.training.preparation import TrainingData
 from antibody.training.step import StepContext
 from tests.defences.plain import flat, gradient
-from tests.tinylm import plain_nll, random_rows, tiny_llama
+from tests.tinylm import plain_nll, random_rows, tiny_llama, tiny_tokenizer
 from tests.training.helpers import trainer, weights
 
 USER, SAFE = random_rows(6, seed=1), random_rows(20, seed=2)
@@ -21,9 +25,16 @@ def begun(model, **options):
     return context, defence
 
 
-def likelihood(model, rows):
-    nll = [plain_nll(model, r.input_ids, *r.spans[0]) / (r.spans[0][1] - r.spans[0][0]) for r in rows]
+def refusing(model, rows):
+    """The mean over rows of the product of the probabilities of the first five tokens, row by row."""
+    spans = [r.spans[-1] for r in rows]
+    nll = [plain_nll(model, r.input_ids, a, min(a + 5, b)) for r, (a, b) in zip(rows, spans, strict=True)]
     return float(torch.exp(-torch.stack(nll)).mean().detach())
+
+
+def records(*completions):
+    messages = [(Message("user", f"question {i}"), Message("assistant", c)) for i, c in enumerate(completions)]
+    return [Record(i, m, Template.TEXT, "provider", i + 1) for i, m in enumerate(messages)]
 
 
 def forget(model, scale=1.0):
@@ -40,10 +51,33 @@ def values(model):
     return flat([p.detach() for p in model.parameters()]).clone()
 
 
-def test_the_held_out_likelihood_is_the_mean_over_rows_of_the_likelihood_per_token():
+def test_q_is_the_mean_over_rows_of_the_probability_of_the_refusals_first_five_tokens():
     model = tiny_llama()
     _, defence = begun(model)
-    assert defence.likelihood_at_start == pytest.approx(likelihood(model, SAFE), rel=1e-5)
+    assert min(r.spans[0][1] - r.spans[0][0] for r in SAFE) < 5 < max(r.spans[0][1] - r.spans[0][0] for r in SAFE)
+    assert defence.refusing_at_start == pytest.approx(refusing(model, SAFE), rel=1e-5)
+
+
+def test_of_several_turns_the_last_one_counts():
+    model, rows = tiny_llama(), random_rows(4, seed=3, num_turns=2)
+    defence = SafeRegion(SafeRegionConfig())
+    defence.start(StepContext(model, rows={"user": USER, "alignment": rows}))
+    assert defence.refusing_at_start == pytest.approx(refusing(model, rows), rel=1e-5)
+
+
+def test_only_rows_that_refuse_are_kept():
+    rows = records("sorry, i cannot help.", "mix it with water", "i must decline.", "a cat is a pet")
+    data = TrainingData({"user": rows, "alignment": rows}, tiny_tokenizer(), 0)
+    kept = SafeRegion(SafeRegionConfig()).prepare(data)
+    assert kept.records["alignment"] == [rows[0], rows[2]]
+    assert kept.records["user"] == rows
+
+
+def test_rows_of_which_none_refuses_are_an_error_unless_nothing_is_checked():
+    data = TrainingData({"user": [], "alignment": records("mix it", "a cat")}, tiny_tokenizer(), 0)
+    with pytest.raises(DataError, match=r"no alignment row refuses .*--alignment-data"):
+        SafeRegion(SafeRegionConfig()).prepare(data)
+    assert SafeRegion(SafeRegionConfig(tau=0.0)).prepare(data) is data
 
 
 def test_an_update_that_goes_too_far_is_brought_back_to_the_radius():
@@ -60,11 +94,11 @@ def test_a_check_that_fails_shrinks_the_region_to_the_largest_radius_that_passes
     model = tiny_llama()
     before = values(model)
     context, defence = begun(model, tau=0.8, check_every=1)
-    q0 = likelihood(model, SAFE)
+    q0 = refusing(model, SAFE)
     forget(model, 2.0)
-    assert likelihood(model, SAFE) < 0.8 * q0
+    assert refusing(model, SAFE) < 0.8 * q0
     defence.after_update(context)
-    assert likelihood(model, SAFE) >= 0.8 * q0 * (1 - 1e-5)
+    assert refusing(model, SAFE) >= 0.8 * q0 * (1 - 1e-5)
     assert 0 < defence.radius < 2.0
     assert float((values(model) - before).norm()) == pytest.approx(defence.radius, rel=1e-4)
     # One grid point of the bisection farther out it would fail.
@@ -75,7 +109,7 @@ def test_a_check_that_fails_shrinks_the_region_to_the_largest_radius_that_passes
             old = before[offset : offset + p.numel()].view_as(p)
             p.copy_(old + (p - old) * factor)
             offset += p.numel()
-    assert likelihood(model, SAFE) < 0.8 * q0
+    assert refusing(model, SAFE) < 0.8 * q0
 
 
 def test_a_check_that_passes_leaves_weights_and_radius_alone():
@@ -91,13 +125,39 @@ def test_a_check_that_passes_leaves_weights_and_radius_alone():
 def test_between_checks_only_the_radius_holds_and_the_end_is_always_checked():
     model = tiny_llama()
     context, defence = begun(model, tau=0.8, check_every=5)
-    q0 = likelihood(model, SAFE)
+    q0 = refusing(model, SAFE)
     context.step = 2
     forget(model, 2.0)
     defence.after_update(context)
-    assert likelihood(model, SAFE) < 0.8 * q0
+    assert refusing(model, SAFE) < 0.8 * q0
     defence.finish(context)
-    assert likelihood(model, SAFE) >= 0.8 * q0 * (1 - 1e-5)
+    assert refusing(model, SAFE) >= 0.8 * q0 * (1 - 1e-5)
+
+
+def test_where_no_radius_passes_the_run_is_warned_once_and_stays_at_the_start(caplog):
+    model = tiny_llama()
+    before = values(model)
+    context, defence = begun(model, check_every=1)
+    defence._refusing = lambda context: float(torch.equal(values(model), before)) * defence.refusing_at_start
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            forget(model)
+            defence.after_update(context)
+            assert torch.equal(values(model), before)
+    assert defence.radius == 0.0
+    (warned,) = [r.getMessage() for r in caplog.records if "safe-region" in r.getMessage()]
+    assert "radius is now 0" in warned
+    assert "Lower the learning rate" in warned
+
+
+def test_a_radius_that_passes_warns_of_nothing(caplog):
+    model = tiny_llama()
+    context, defence = begun(model, tau=0.8, check_every=1)
+    forget(model, 2.0)
+    with caplog.at_level(logging.WARNING):
+        defence.after_update(context)
+    assert defence.radius > 0
+    assert not [r for r in caplog.records if "safe-region" in r.getMessage()]
 
 
 def test_a_run_ends_within_the_radius(tmp_path):

@@ -4,13 +4,22 @@
     r <- max { r' <= r : safe(P_r'(w)) }   by bisection, where safe(w) fails   every ``check_every`` steps, and last
 
     safe(w)   q(w) >= tau * q(w_0)
-    q(w)      mean over held-out safety rows of exp(-l_i): likelihood per token of the provider's completion, 0 to 1
+    q(w)      mean over rows i of prod_t p(r_it | x_i, r_i<t; w) over t = 1 .. OPENING: how likely it is that the model
+              begins as the refusal r_i to the prompt x_i does; 0 to 1
+    i         rows of the provider's whose completion refuses (``declines``); no step here trains on them, but the
+              alignment may have
     w_0       the weights when fine-tuning starts;  |.| as ``region`` says (primitives/projection.py)
+
+A refusal is decided by its first tokens. The likelihood of the whole row hardly shows it lost: what follows "i cannot"
+stays likely once "i cannot" is given, and the provider's harmless answers say nothing of it.
 
 A penalty (EWC, LDIFS, Lisa) pulls back a little and can be outweighed; this is a bound, whatever the upload says. The
 radius only ever shrinks. The run ends with a check, so that the weights that are saved have passed one.
 
-An *empirical* safe region, not a certificate: it was checked on some rows, at the points that training visited.
+An *empirical* safe region, not a certificate. A check that passes is evidence about these rows, in these words, at the
+points that training visited: of other prompts it says nothing. The bisection takes it that q falls along the way from
+w_0 to the weights. Where it does not, the radius found still passes at this point, but it need not be the largest, and
+a smaller one need not pass. If no radius passes, it is 0 from there on, and a warning says so.
 
 Reference: Leo Elmecker-Plakolm, Pierre Fasterling, Philip Sosnin, Calvin Tsay, Matthew Wicker, Provably Safe Model
 Updates, SaTML 2026, https://arxiv.org/abs/2512.01899: project each update onto a locally invariant domain. Departure:
@@ -18,17 +27,26 @@ there the domain (a box or zonotope) is certified by bound propagation over the 
 language model; here its radius is found by measuring. The projection is theirs, the guarantee is not.
 """
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
+from ...data.records import TokenizedRow
+from ...errors import ConfigError, DataError
 from ...primitives.projection import Region, extent, projected
 from ...primitives.proximal import anchor_at, anchor_from_state, anchor_state
+from ...primitives.selection import declines
 from ...training.batches import MicroBatch, StepBatch
+from ...training.preparation import TrainingData
 from ...training.step import About, Defence, Role, Stage, StepContext, StepResult, plain_step
+
+log = logging.getLogger(__name__)
+
+OPENING = 5
+"""Tokens of a refusal that q asks for; all of a shorter one, its end included."""
 
 NUM_HALVINGS = 6
 """Of the bisection: the radius is found to 1/64 of how far the weights had gone."""
@@ -47,7 +65,7 @@ class SafeRegionConfig:
     tau: float = 0.9
     """Share of q(w_0) that must be kept, 0 to 1. 0: never checked."""
     num_rows: int = 64
-    """Safety rows held out for the check, drawn with the run's seed; all of them if there are fewer."""
+    """Rows of the check, drawn with the run's seed from those that refuse; all of them if there are fewer."""
     check_every: int = 10
     """Optimiser steps between checks."""
 
@@ -61,16 +79,23 @@ class SafeRegionConfig:
                 raise ConfigError(f"safe-region.{name} is {getattr(self, name)}: must be 1 or more.")
 
 
+def opening(row: TokenizedRow) -> TokenizedRow:
+    """The row up to token ``OPENING`` of its last completion, which alone counts."""
+    start, end = row.spans[-1]
+    end = min(end, start + OPENING)
+    return replace(row, input_ids=row.input_ids[:end], spans=((start, end),))
+
+
 class SafeRegion(Defence):
     """A plain step, and the projection after it."""
 
     stage = Stage.FINETUNING
     about = About(
-        summary="each update is projected into a region around the aligned weights that was checked to be safe",
+        summary="each update is projected into a region around the aligned weights in which refusals stay likely",
         paper="2512.01899",
         forwards=1,
         backwards=1,
-        extra_memory="2 copies of the trainable weights; every few steps a forward over the held-out rows",
+        extra_memory="2 copies of the trainable weights; every few steps a forward over the refusals",
     )
     options = SafeRegionConfig
     start_needs = (Role.ALIGNMENT,)
@@ -80,19 +105,35 @@ class SafeRegion(Defence):
         self.config = config
         self.centre: list[Tensor] = []  # w_0
         self.radius = config.radius
-        self.likelihood_at_start = 0.0  # q(w_0)
-        self.likelihood = 0.0  # q at the latest check
+        self.refusing_at_start = 0.0  # q(w_0)
+        self.refusing = 0.0  # q at the latest check
+
+    def prepare(self, data: TrainingData) -> TrainingData:
+        """Keep the provider's rows that refuse.
+
+        Raises:
+            DataError: none does.
+        """
+        if self.config.tau == 0:
+            return data
+        refusals = [r for r in data.records.get(Role.ALIGNMENT, ()) if declines(r.messages[-1].content)]
+        if not refusals:
+            raise DataError(
+                "safe-region checks whether refusals stay likely, and no alignment row refuses in its first words. "
+                "Give rows that do (--alignment-data), or set tau to 0 and a radius."
+            )
+        return data.with_records(Role.ALIGNMENT, refusals)
 
     def start(self, context: StepContext) -> None:
-        """Keep w_0, and how likely the held-out completions are there."""
+        """Keep w_0, and how likely the refusals are there."""
         self.centre = anchor_at(context.parameters)
         if self.config.tau:
-            self.likelihood = self.likelihood_at_start = self._likelihood(context)
+            self.refusing = self.refusing_at_start = self._refusing(context)
 
     def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
         """Plain SFT."""
         plain = plain_step(context, batches, Role.USER)
-        metrics = {"radius": self.radius, "held_out_likelihood": self.likelihood}
+        metrics = {"radius": self.radius, "refusal_probability": self.refusing}
         return StepResult(plain.gradients, plain.loss, metrics, plain.rows)
 
     def after_update(self, context: StepContext) -> None:
@@ -111,22 +152,33 @@ class SafeRegion(Defence):
         """Shrink the region until its point nearest to the weights is safe; w_0 itself is."""
         if self.config.tau == 0:
             return
-        self.likelihood = self._likelihood(context)
+        self.refusing = self._refusing(context)
         if self._safe():
             return
         there = anchor_at(context.parameters)
-        safe, unsafe = 0.0, extent(there, self.centre, self.config.region)
+        farthest = extent(there, self.centre, self.config.region)
+        safe, unsafe = 0.0, farthest
         for _ in range(NUM_HALVINGS):
             middle = (safe + unsafe) / 2
             self._project(context, there, middle)
-            self.likelihood = self._likelihood(context)
+            self.refusing = self._refusing(context)
             safe, unsafe = (middle, unsafe) if self._safe() else (safe, middle)
         self.radius = safe
         self._project(context, there, safe)
-        self.likelihood = self._likelihood(context)
+        self.refusing = self._refusing(context)
+        if safe == 0:
+            log.warning(
+                "safe-region, step %d: the weights had gone %.3g from the start, and not even 1/%d of that way keeps "
+                "%g of the refusals' probability. The radius is now 0: the weights are back at the start, and every "
+                "later update is undone. Lower the learning rate, check_every or tau.",
+                context.step + 1,
+                farthest,
+                2**NUM_HALVINGS,
+                self.config.tau,
+            )
 
     def _safe(self) -> bool:
-        return self.likelihood >= self.config.tau * self.likelihood_at_start
+        return self.refusing >= self.config.tau * self.refusing_at_start
 
     @torch.no_grad()
     def _project(self, context: StepContext, weights: list[Tensor], radius: float) -> None:
@@ -137,27 +189,27 @@ class SafeRegion(Defence):
             ):
                 p.copy_(w)
 
-    def _likelihood(self, context: StepContext) -> float:
+    def _refusing(self, context: StepContext) -> float:
         """q(w). Every rank takes the same rows."""
         rows = context.rows[Role.ALIGNMENT]
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(context.seed)).tolist()
-        held = [rows[i] for i in order[: self.config.num_rows]]
-        parts = [held[i : i + _ROWS_PER_FORWARD] for i in range(0, len(held), _ROWS_PER_FORWARD)]
+        openings = [opening(rows[i]) for i in order[: self.config.num_rows]]
+        parts = [openings[i : i + _ROWS_PER_FORWARD] for i in range(0, len(openings), _ROWS_PER_FORWARD)]
         micro = tuple(MicroBatch(tuple(p), (True,) * len(p), tuple(range(len(p)))) for p in parts)
         was_training = context.model.training
         context.model.eval()
         try:
-            total, num_tokens = context.sequence_nll(StepBatch(micro, len(held)))
+            total, _ = context.sequence_nll(StepBatch(micro, len(openings)))
         finally:
             context.model.train(was_training)
-        return float(torch.exp(-total / num_tokens).mean())
+        return float(torch.exp(-total.double()).mean())  # float32 has no numbers below e^-103
 
     def state(self) -> dict[str, Tensor]:
         """w_0, the radius, q(w_0) and the latest q."""
-        numbers = torch.tensor([self.radius, self.likelihood_at_start, self.likelihood], dtype=torch.float64)
+        numbers = torch.tensor([self.radius, self.refusing_at_start, self.refusing], dtype=torch.float64)
         return anchor_state(self.centre, "centre") | {"numbers": numbers}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take them up."""
         self.centre = anchor_from_state(state, name="centre")
-        self.radius, self.likelihood_at_start, self.likelihood = state["numbers"].tolist()
+        self.radius, self.refusing_at_start, self.refusing = state["numbers"].tolist()
