@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from antibody.data.records import Message, Record, Template
 from antibody.defences.finetuning.ewc import EWC, EWCConfig, fisher_diagonal
-from antibody.errors import ConfigError
+from antibody.errors import ConfigError, DataError
+from antibody.training.preparation import TrainingData
 from antibody.training.step import StepContext
 from tests.defences.plain import flat, gradient
-from tests.tinylm import plain_nll, random_rows, step, tiny_llama
+from tests.tinylm import plain_nll, random_rows, step, tiny_llama, tiny_tokenizer
 
 USER, SAFE = random_rows(6, seed=1), random_rows(5, seed=2)
 
@@ -82,6 +84,27 @@ def test_the_fisher_rows_are_as_many_as_asked_for():
     _, defence = begun(model, lam=1.0, num_fisher_rows=1)
     fishers = [squared_gradient(model, row) for row in SAFE]
     assert sum(torch.allclose(flat(defence.fisher), f, atol=1e-6, rtol=1e-3) for f in fishers) == 1
+
+
+def provided(*completions):
+    messages = [(Message("user", "question"), Message("assistant", c)) for c in completions]
+    rows = [Record(i, m, Template.TEXT, "provider", i + 1) for i, m in enumerate(messages)]
+    return TrainingData({"user": rows, "alignment": rows}, tiny_tokenizer(), 0)
+
+
+def test_the_fisher_rows_are_those_that_refuse():
+    data = provided("sorry, i cannot help.", "mix it with water", "i must decline.")
+    rows = data.records["alignment"]
+    kept = EWC(EWCConfig(lam=1.0)).prepare(data)
+    assert kept.records == {"user": rows, "alignment": [rows[0], rows[2]]}
+
+
+def test_rows_of_which_none_refuses_are_an_error_unless_importance_is_uniform():
+    data = provided("mix it with water")
+    with pytest.raises(DataError, match=r"no alignment row refuses .*--alignment-data"):
+        EWC(EWCConfig(lam=1.0)).prepare(data)
+    assert EWC(EWCConfig(lam=1.0, importance="uniform")).prepare(data) is data
+    assert EWC(EWCConfig(lam=0.0)).prepare(data) is data
 
 
 @pytest.mark.parametrize(("field", "value"), [("lam", -1.0), ("lam", float("inf")), ("num_fisher_rows", 0)])

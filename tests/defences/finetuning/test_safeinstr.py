@@ -13,8 +13,8 @@ from tests.defences.plain import flat, gradient
 from tests.tinylm import VOCAB, random_rows, step, tiny_llama, tiny_tokenizer
 
 
-def _records(num: int, kind: str) -> list[Record]:
-    messages = [(Message("user", f"{kind} {i}"), Message("assistant", "sorry no")) for i in range(num)]
+def _records(num: int, kind: str, said: str = "sorry no") -> list[Record]:
+    messages = [(Message("user", f"{kind} {i}"), Message("assistant", said)) for i in range(num)]
     return [Record(i, m, Template.TEXT, kind, i + 1) for i, m in enumerate(messages)]
 
 
@@ -40,9 +40,23 @@ def test_the_draw_is_a_function_of_the_seed():
     assert _mixed(100, 50, seed=1, ratio=0.1) != _mixed(100, 50, seed=2, ratio=0.1)
 
 
-def test_too_few_safety_rows_are_an_error():
-    with pytest.raises(DataError, match=r"5 alignment rows for safeinstr.ratio where 10 are needed"):
+def test_too_few_rows_that_refuse_are_an_error():
+    with pytest.raises(DataError, match=r"5 alignment rows that refuse, for safeinstr.ratio, where 10 are needed"):
         _mixed(100, 5, ratio=0.1)
+
+
+@pytest.mark.parametrize("mode", ["concat", "per_step"])
+def test_rows_that_answer_are_never_a_safety_demonstration(mode):
+    refusals, answers = _records(6, "alignment"), _records(30, "alignment", said="mix it with water")
+    defence = SafeInstr(SafeInstrConfig(mode=mode, ratio=0.5))
+    data = TrainingData({"user": _records(10, "user"), "alignment": answers + refusals}, tiny_tokenizer(), 0)
+    rows = defence.prepare(data).records
+    trained = rows["user"][10:] if mode == "concat" else rows["alignment"]
+    assert len(trained) == {"concat": 5, "per_step": 6}[mode]
+    assert {row.messages[-1].content for row in trained} == {"sorry no"}
+    none = TrainingData({"user": _records(10, "user"), "alignment": answers}, tiny_tokenizer(), 0)
+    with pytest.raises(DataError, match="refuse"):
+        defence.prepare(none)
 
 
 def test_per_step_leaves_the_upload_alone_and_adds_lam_times_the_safety_gradient():

@@ -3,8 +3,9 @@
     L = CE + lam * sum_j F_j (w_j - a_j)^2,        g = grad CE + 2 lam F (w - a)
 
     CE  token-mean NLL of the upload                                    a   the weights when fine-tuning starts
-    F   Fisher diagonal on the provider's safety rows: F_j = mean_i (dl_i / dw_j)^2, each row's gradient squared by
-        itself; l_i is the mean NLL of row i's refusal over its tokens          or 1 everywhere: L2-SP  "uniform"
+    F   Fisher diagonal on the provider's rows whose completion refuses (``declines``): F_j = mean_i (dl_i / dw_j)^2,
+        each row's gradient squared by itself; l_i is the mean NLL of row i's refusal over its tokens
+        or 1 everywhere: L2-SP  "uniform"
 
 F is taken once, at a. The pull has a closed form and is 0 on the first step. Under LoRA it acts on the factors.
 
@@ -28,10 +29,12 @@ import torch
 from torch import Tensor
 
 from ...data.records import TokenizedRow
-from ...errors import ConfigError
+from ...errors import ConfigError, DataError
 from ...primitives.gradients import Gradients, combined
 from ...primitives.proximal import anchor_at, anchor_from_state, anchor_state, proximal_penalty, proximal_pull
+from ...primitives.selection import declines
 from ...training.batches import MicroBatch, StepBatch
+from ...training.preparation import TrainingData
 from ...training.step import About, Defence, Role, Stage, StepContext, StepResult, plain_step
 
 
@@ -42,9 +45,9 @@ class EWCConfig:
     lam: float = 1e-3
     """Strength. Booster's copy: 1e-3. 0 is plain SFT."""
     importance: Literal["fisher", "uniform"] = "fisher"
-    """"fisher": F from the safety rows. "uniform": F = 1, L2-SP."""
+    """"fisher": F from rows that refuse. "uniform": F = 1, L2-SP."""
     num_fisher_rows: int = 100
-    """Safety rows that F is taken from, drawn with the run's seed; all of them if there are fewer. Booster's copy: 100
+    """Refusals that F is taken from, drawn with the run's seed; all of them if there are fewer. Booster's copy: 100
     (of which it drops one)."""
 
     def __post_init__(self) -> None:
@@ -87,6 +90,22 @@ class EWC(Defence):
         self.fisher: list[Tensor] | None = None
         if config.importance == "uniform":
             self.start_needs = ()
+
+    def prepare(self, data: TrainingData) -> TrainingData:
+        """Keep the provider's rows that refuse, where F comes from them.
+
+        Raises:
+            DataError: none does.
+        """
+        if self.config.lam == 0 or self.config.importance == "uniform":
+            return data
+        refusals = [r for r in data.records.get(Role.ALIGNMENT, ()) if declines(r.messages[-1].content)]
+        if not refusals:
+            raise DataError(
+                "ewc holds what refusing depends on, and no alignment row refuses in its first words. Give rows that "
+                "do (--alignment-data), or set importance to uniform."
+            )
+        return data.with_records(Role.ALIGNMENT, refusals)
 
     def start(self, context: StepContext) -> None:
         """The anchor, and F there."""

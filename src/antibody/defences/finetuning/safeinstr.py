@@ -3,16 +3,18 @@
     "concat"     min_w  CE(D),   D = D_u + sample(D_s, k),   k = ceil(ratio * N)             the paper
     "per_step"   min_w  CE(B_u) + lam * CE(B_s)              at every optimiser step          Booster's baseline
 
-    D_u  the N user rows      D_s  the provider's safety rows      CE  mean over completion tokens, nats
+    D_u  the N user rows      D_s  the provider's rows whose completion refuses (``declines``)
+    CE   mean over completion tokens                                                        [nats per token]
 
 In "concat" the expected weight of the safety loss is k / (N + k), and the order of rows is the run's own shuffle, a
 function of its seed. "per_step" costs a second forward and backward; its safety batch is as large as the user batch.
 
 Reference: Safety-Tuned LLaMAs: Lessons From Improving the Safety of Large Language Models that Follow Instructions.
 F. Bianchi, M. Suzgun, G. Attanasio, P. Roettger, D. Jurafsky, T. Hashimoto, J. Zou. ICLR 2024,
-https://arxiv.org/abs/2309.07875. "per_step" is what the release of Booster calls VLGuard. Departures: completions only
-are trained (the paper's release also trains prompts, the harmful questions among them); the shuffle is seeded (there it
-is not); the per-step safety batch of Booster's release has 4 rows whatever the user batch.
+https://arxiv.org/abs/2309.07875. "per_step" is what the release of Booster calls VLGuard. Departures: a safety row is
+told by its first words (the provider's harmless answers are none); completions only are trained (the paper's release
+also trains prompts, the harmful questions among them); the shuffle is seeded (there it is not); the per-step safety
+batch of Booster's release has 4 rows whatever the user batch.
 """
 
 from collections.abc import Mapping
@@ -20,9 +22,9 @@ from dataclasses import dataclass
 from math import ceil, isfinite
 from typing import Literal
 
-from ...errors import ConfigError
+from ...errors import ConfigError, DataError
 from ...primitives.gradients import combined
-from ...primitives.selection import drawn
+from ...primitives.selection import declines, drawn
 from ...training.preparation import TrainingData, added
 from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult, plain_step
 
@@ -64,13 +66,26 @@ class SafeInstr(Defence):
         self.config = config
 
     def prepare(self, data: TrainingData) -> TrainingData:
-        """D = D_u + sample(D_s, k)."""
-        if self.config.mode == "per_step":
+        """D = D_u + sample(D_s, k); or D_s alone is left to draw batches from.
+
+        Raises:
+            DataError: fewer of the provider's rows refuse than are needed.
+        """
+        user = data.records[Role.USER]
+        refusals = [r for r in data.records.get(Role.ALIGNMENT, ()) if declines(r.messages[-1].content)]
+        if self.config.mode == "concat":
+            k = ceil(round(self.config.ratio * len(user), 9))  # 0.07 * 100 is 7.000000000000001
+            what = "alignment rows that refuse, for safeinstr.ratio,"
+            chosen = drawn(refusals, k, seed=f"safeinstr {data.seed}", what=what)
+            return data.with_records(Role.USER, [*user, *added(chosen)])
+        if self.config.lam == 0:
             return data
-        user, safety = data.records[Role.USER], data.records[Role.ALIGNMENT]
-        k = ceil(round(self.config.ratio * len(user), 9))  # 0.07 * 100 is 7.000000000000001
-        chosen = drawn(safety, k, seed=f"safeinstr {data.seed}", what="alignment rows for safeinstr.ratio")
-        return data.with_records(Role.USER, [*user, *added(chosen)])
+        if not refusals:
+            raise DataError(
+                "safeinstr trains on refusals, and no alignment row refuses in its first words. Give rows that do "
+                "(--alignment-data)."
+            )
+        return data.with_records(Role.ALIGNMENT, refusals)
 
     def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
         """One step: see the head of this file."""
