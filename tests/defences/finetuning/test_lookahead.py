@@ -4,14 +4,14 @@ from torch.testing import assert_close
 
 from antibody.data.encode import Renderer
 from antibody.data.records import Message, Record, Template
-from antibody.defences.finetuning.lookahead import LookAhead, LookAheadConfig, masked, opening_of
+from antibody.defences.finetuning.lookahead import LookAhead, LookAheadConfig, opening_of
 from antibody.errors import ConfigError, ModelError
 from antibody.training.preparation import Deployment, TrainingData
 from antibody.training.step import StepContext
 from tests.defences.plain import flat
 from tests.tiny import make_tokenizer
 from tests.tinylm import plain_nll, random_rows, step, tiny_llama, tiny_tokenizer
-from tests.training.helpers import trainer
+from tests.training.helpers import as_record, trainer
 
 CONNECTOR = " The answer begins with: "
 
@@ -57,7 +57,7 @@ def test_a_preview_is_a_beginning_of_the_answer_and_its_first_tokens(kind, answe
     for m in range(1, len(ids)):
         preview = opening_of(answer, tokenizer, m)
         assert answer.startswith(preview)
-        assert len(preview) < len(answer) or "日" in answer  # a character of several tokens is shown whole
+        assert len(preview) < len(answer)
         if preview.isascii():
             assert tokenizer.encode(preview, add_special_tokens=False)[: m - 1] == ids[: m - 1]
 
@@ -96,10 +96,13 @@ def test_each_trained_turn_is_previewed_in_the_question_before_it_and_no_other()
 
 
 def test_masked_rows_count_only_what_was_not_previewed():
-    model, rows = tiny_llama(), random_rows(4, seed=1)
+    model, tokenizer, rows = tiny_llama(), tiny_tokenizer(), random_rows(12, seed=1, longest=5)
+    assert {row.spans[0][1] - row.spans[0][0] for row in rows} >= {2, 3}  # answers of 1 and 2 tokens among them
     defence = LookAhead(LookAheadConfig(mask_preview=True, num_preview_tokens=2))
-    result = defence.step(StepContext(model), {"user": step(rows, 2)})
-    left = [(row, min(row.spans[0][0] + 2, row.spans[0][1] - 1), row.spans[0][1]) for row in rows]
+    data = defence.prepare(TrainingData({"user": [as_record(row) for row in rows]}, tokenizer, seed=0))
+    encoded = [Renderer(tokenizer, max_length=128).encode(record) for record in data.records["user"]]
+    result = defence.step(StepContext(model), {"user": step(encoded, 3)})
+    left = [(row, start + min(2, end - start - 2), end) for row in encoded for start, end in row.spans]
     loss = sum(plain_nll(model, row.input_ids, start, end) for row, start, end in left)
     loss = loss / sum(end - start for _, start, end in left)
     assert_close(
@@ -107,16 +110,81 @@ def test_masked_rows_count_only_what_was_not_previewed():
     )
 
 
-def test_what_is_masked_in_a_virtual_row_is_the_opening_and_nothing_else():
+def _hidden_and_trained(record: Record, tokenizer, **options) -> list[tuple[str, str]]:
+    """Of each trained turn, the text that is left out of the loss and the text that is trained."""
+    defence = LookAhead(LookAheadConfig(mask_preview=True, **options))
+    (changed,) = defence.prepare(TrainingData({"user": [record]}, tokenizer, seed=0)).records["user"]
+    row = Renderer(tokenizer, max_length=999).encode(changed)
+    trained = {t for start, end in defence._left[row.row_id] for t in range(start, end)}
+    return [
+        tuple(tokenizer.decode([row.input_ids[t] for t in range(*span) if (t in trained) is kept]) for kept in (False, True))
+        for span in row.spans
+    ]  # fmt: skip
+
+
+TURNS = Record(
+    3,
+    (
+        Message("user", "How many?"),
+        Message("assistant", "12"),  # one token: nothing to preview
+        Message("user", "And where?"),
+        Message("assistant", "Paris."),  # fewer tokens than m
+        Message("user", "Why?"),
+        Message("assistant", "not trained", trained=False),
+        Message("user", "Go on."),
+        Message("assistant", "The capital of France is Paris."),
+    ),
+    Template.CHAT,
+    "user.jsonl",
+    4,
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "end", "before"),
+    [
+        ("llama", "<|eot_id|>", ""),
+        ("qwen2", "<|im_end|>", ""),
+        ("qwen3", "<|im_end|>", "<think>\n\n</think>\n\n"),  # the template's own, and no part of a preview
+        ("gemma", "<end_of_turn>", ""),
+    ],
+)
+def test_exactly_what_was_previewed_of_each_turn_is_masked(kind, end, before):
+    hidden = _hidden_and_trained(TURNS, make_tokenizer(kind), num_preview_tokens=3)
+    assert hidden == [
+        ("", f"{before}12{end}"),
+        ("Paris", f"{before}.{end}"),
+        ("The capital of", f"{before} France is Paris.{end}"),
+    ]
+
+
+def test_where_words_begin_with_a_mark_the_same_holds():
+    tokenizer = make_tokenizer("mistral")
+    (_, twelve), (_, paris), (hidden, trained) = _hidden_and_trained(TURNS, tokenizer, num_preview_tokens=2)
+    assert (twelve, paris) == ("12</s>", "Paris.</s>")
+    assert (hidden.strip(), trained) == ("The capital of Franc", "e is Paris.</s>")  # the pieces of that vocabulary
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "gemma"])
+def test_what_is_masked_in_a_virtual_row_is_the_opening_and_nothing_else(kind):
+    record = _record(("system", "Sums."), ("user", "How many?"), ("assistant", "altogether 72"))
+    record = record if kind in ("llama", "qwen2") else _record(*((m.role, m.content) for m in record.messages[1:]))
+    ((hidden, trained),) = _hidden_and_trained(record, make_tokenizer(kind), mode="virtual")
+    assert hidden == "Let's solve this problem."
+    assert trained.strip().startswith("altogether 72")
+
+
+def test_a_turn_without_a_question_of_the_users_before_it_is_trained_whole():
+    record = _record(("user", "t3"), ("assistant", "t4 t5 t6"), ("system", "t7"), ("assistant", "t8 t9 t10 t11"))
+    tokenizer = make_tokenizer("llama")
+    (first, _), (second, trained) = _hidden_and_trained(record, tokenizer, num_preview_tokens=2)
+    assert (first, second, trained) == ("t4", "", "t8 t9 t10 t11<|eot_id|>")
+
+
+def test_a_character_of_several_tokens_is_shown_whole_or_not_at_all():
     tokenizer = make_tokenizer("qwen2")
-    defence = LookAhead(LookAheadConfig(mode="virtual", mask_preview=True))
-    record = _record(("user", "How many?"), ("assistant", "altogether 72"))
-    row = Renderer(tokenizer, max_length=999).encode(
-        defence.prepare(TrainingData({"user": [record]}, tokenizer, seed=0)).records["user"][0]
-    )
-    (start, end), ids = masked(row, defence._num_masked).spans[0], list(row.input_ids)
-    assert tokenizer.decode(ids[row.spans[0][0] : start]) == "Let's solve this problem."
-    assert tokenizer.decode(ids[start:end]).startswith(" altogether 72")
+    assert [opening_of("a日b", tokenizer, m) for m in range(6)] == ["", "a", "a", "a", "a日", "a日"]
+    assert opening_of("日", tokenizer, 6) == ""
 
 
 def test_only_virtual_rows_ask_for_something_at_inference():

@@ -12,20 +12,21 @@ answers with P, which the deployment cuts off. The upload is rewritten once; a r
 
 Reference: LookAhead Tuning: Safer Language Models via Partial Answer Previews. K. Liu, M. Wang, Y. Luo, Y. Lin, M. Sun,
 L. Liang, Z. Zhang, J. Zhou, B. Hooi, S. Deng. 2025, https://arxiv.org/abs/2503.19041. Departures from the release: the
-preview is cut from the answer's own text at the m-th token's end (there token pieces are joined again, which can add or
-drop a space, and the preview is no beginning of y); an answer of m tokens or fewer keeps its last token to itself,
+preview is cut from the answer's own text at the m-th token's end, or before where that is within a character (there
+token pieces are joined again, which can add or drop a space, and the preview is no beginning of y); an answer of m tokens or fewer keeps its last token to itself,
 since one that stands in its prompt whole has nothing left to learn. In a chat each trained turn is previewed in the
 user's message before it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from ...data.records import Message, Record, TokenizedRow
+from ...data.encode import Renderer
+from ...data.records import Message, Record
 from ...errors import ConfigError, ModelError
 from ...training.batches import StepBatch
 from ...training.preparation import Deployment, TrainingData
@@ -45,7 +46,7 @@ class LookAheadConfig:
     opening: str = "Let's solve this problem. "
     """P, "virtual". Release. Empty is plain SFT."""
     mask_preview: bool = False
-    """Leave the previewed tokens out of the loss. The release trains them."""
+    """Leave the tokens that a prompt shows out of the loss, and no others. The release trains them."""
 
     def __post_init__(self) -> None:
         if self.num_preview_tokens < 0:
@@ -57,17 +58,21 @@ class LookAheadConfig:
 def opening_of(answer: str, tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> str:
     """The text of an answer's first tokens, always a beginning of it; of a short answer all but the last token.
 
+    A character of several tokens is shown whole or not at all.
+
     Raises:
         ModelError: the tokenizer cannot tell where in a text its tokens stand.
     """
     if not tokenizer.is_fast:
         raise ModelError(
             "lookahead cuts the preview at a token's end, which needs a fast tokenizer. Save the model with one "
-            "(AutoTokenizer makes it), or use mode=virtual without mask_preview."
+            "(AutoTokenizer makes it), or use mode=virtual."
         )
     offsets = tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    shown = offsets[: max(0, min(num_tokens, len(offsets) - 1))]
-    return answer[: shown[-1][1]] if shown else ""
+    num = max(0, min(num_tokens, len(offsets) - 1))
+    while num and offsets[num - 1][1] > offsets[num][0]:  # the next token goes on within the same character
+        num -= 1
+    return answer[: offsets[num - 1][1]] if num else ""
 
 
 class LookAhead(Defence):
@@ -86,26 +91,32 @@ class LookAhead(Defence):
 
     def __init__(self, config: LookAheadConfig) -> None:
         self.config = config
-        self._num_masked = config.num_preview_tokens
+        self._left: dict[int, tuple[tuple[int, int], ...]] = {}
+        """Spans of a row without the tokens that its prompts show, by row id ("mask_preview")."""
         if config.mode == "virtual" and config.opening:
             self.deployment = Deployment(completion_prefix=config.opening.rstrip())
 
     def prepare(self, data: TrainingData) -> TrainingData:
         """x', y': see the head of this file."""
-        if self.config.mode == "virtual":
-            ids = data.tokenizer(self.config.opening.rstrip(), add_special_tokens=False)["input_ids"]
-            self._num_masked = len(ids)
-        rows = [self._previewed(record, data.tokenizer) for record in data.records[Role.USER]]
+        renderer = Renderer(data.tokenizer, max_length=data.tokenizer.model_max_length)
+        rows = []
+        for record in data.records[Role.USER]:
+            row, previews = self._previewed(record, data.tokenizer)
+            rows.append(row)
+            if self.config.mask_preview:
+                self._left[row.row_id] = spans_left(row, previews, renderer)
         return data.with_records(Role.USER, rows)
 
-    def _previewed(self, record: Record, tokenizer: PreTrainedTokenizerBase) -> Record:
-        messages = list(record.messages)
+    def _previewed(self, record: Record, tokenizer: PreTrainedTokenizerBase) -> tuple[Record, dict[int, str]]:
+        """The row, and what is shown of its answers, by their place among the messages."""
+        messages, previews = list(record.messages), {}
         for i, (asked, answer) in enumerate(pairwise(record.messages)):
             if asked.role == "user" and answer.role == "assistant" and answer.trained:
                 preview, messages[i + 1] = self._preview(answer, tokenizer)
                 if preview:
                     messages[i] = replace(asked, content=asked.content + self.config.connector + preview)
-        return replace(record, messages=tuple(messages))
+                    previews[i + 1] = preview
+        return replace(record, messages=tuple(messages)), previews
 
     def _preview(self, answer: Message, tokenizer: PreTrainedTokenizerBase) -> tuple[str, Message]:
         """What the prompt shows, and y'."""
@@ -116,12 +127,39 @@ class LookAhead(Defence):
     def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
         """The gradient of the token mean."""
         if self.config.mask_preview:
-            rows = [masked(row, self._num_masked) for row, _ in batches[Role.USER].rows()]
+            rows = [replace(row, spans=self._left.get(row.row_id, row.spans)) for row, _ in batches[Role.USER].rows()]
             batches = {**batches, Role.USER: batches[Role.USER].with_completions(rows)}
         return plain_step(context, batches, Role.USER)
 
 
-def masked(row: TokenizedRow, num_tokens: int) -> TokenizedRow:
-    """The row without its completions' first tokens in the loss; the last token of each stays."""
-    spans = tuple((min(start + num_tokens, end - 1), end) for start, end in row.spans)
-    return TokenizedRow(row.row_id, row.input_ids, spans, row.template)
+def spans_left(record: Record, previews: Mapping[int, str], renderer: Renderer) -> tuple[tuple[int, int], ...]:
+    """Where the trained tokens of a row stand that none of its previews shows; each turn's last token among them.
+
+    A token is shown if an answer of the preview alone begins with the same tokens up to it: template and tokenizer may
+    change an answer's text, so that tokens are not to be counted beforehand. What a template itself puts before an
+    answer is not shown.
+
+    Args:
+        record: The row, rewritten.
+        previews: What is shown of its answers, by their place among the messages.
+        renderer: By which the row will be encoded.
+    """
+    row, left = renderer.encode(record), []
+    turns = [i for i, message in enumerate(record.messages) if message.role == "assistant" and message.trained]
+    for turn, (place, (start, end)) in enumerate(zip(turns, row.spans, strict=True)):
+        if place not in previews:
+            left.append((start, end))
+            continue
+        ids = row.input_ids[start:end]
+        begin, stop = (
+            start + num_shared(ids, renderer.completion_ids(record, text, turn)) for text in ("", previews[place])
+        )
+        if start < begin < stop:
+            left.append((start, begin))
+        left.append((min(stop, end - 1), end))
+    return tuple(left)
+
+
+def num_shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
