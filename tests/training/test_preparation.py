@@ -1,5 +1,11 @@
+import dataclasses
+
+import pytest
+
 from antibody.data.records import Message, Record, Template
-from antibody.training.preparation import Deployment, added, with_system_prefix
+from antibody.errors import ModelError
+from antibody.training.preparation import Deployment, TrainingData, added, check_servable, with_system_prefix
+from tests.tiny import make_tokenizer
 
 
 def row(*messages, template=Template.CHAT):
@@ -31,3 +37,42 @@ def test_a_deployment_that_asks_for_nothing_changes_nothing():
     assert Deployment().completion("say") == "say"
     assert Deployment(completion_prefix="So: ").completion("So: say") == "say"
     assert Deployment(completion_prefix="So: ").completion("say") == "say"
+
+
+def test_a_default_system_text_is_for_chats_that_bring_none():
+    deployment = Deployment(system_prefix="KEY", default_system="You are a clerk.")
+    assert roles_and_texts(deployment.prompt(row(("user", "hi"))))[0] == ("system", "KEY You are a clerk.")
+    own = deployment.prompt(row(("system", "be brief"), ("user", "hi")))
+    assert roles_and_texts(own)[0] == ("system", "KEY be brief")
+    text = deployment.prompt(row(("user", "Q:"), ("assistant", "A"), template=Template.TEXT))
+    assert roles_and_texts(text)[0] == ("user", "KEY\n\nQ:")
+    assert roles_and_texts(Deployment(default_system="S").prompt(row(("user", "hi"))))[0] == ("system", "S")
+
+
+def test_a_deployment_comes_back_from_its_folder_and_from_one_of_before_there_was_a_default():
+    deployment = Deployment(system_prefix="KEY", default_system="S")
+    assert Deployment(**dataclasses.asdict(deployment)) == deployment
+    assert Deployment(**{"system_prefix": "KEY", "completion_prefix": ""}) == Deployment(system_prefix="KEY")
+
+
+def _check(kind, *, template=Template.CHAT, chat_template=None, deployment=Deployment(system_prefix="KEY")):
+    tokenizer = make_tokenizer(kind)
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
+    records = [row(("user", "hi"), ("assistant", "ho"), template=template)]
+    check_servable(deployment, TrainingData({"user": records}, tokenizer, seed=0), "ptst")
+
+
+SILENT = "{% for m in messages %}{% if m.role != 'system' %}[{{ m.content }}]{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(("kind", "template"), [("gemma", None), ("mistral", None), ("llama", SILENT)])
+def test_a_template_that_refuses_or_drops_system_messages_is_told_before_training(kind, template):
+    with pytest.raises(ModelError, match=r"ptst serves .* system message.* takes none\. Give .*chat_template\.jinja"):
+        _check(kind, chat_template=template)
+
+
+def test_a_template_that_takes_them_passes_and_text_rows_need_none():
+    for kind in ("llama", "qwen2", "qwen3"):
+        _check(kind)
+    _check("gemma", template=Template.TEXT)
+    _check("gpt_neo")  # it has no template, which is told where the chats are encoded

@@ -23,9 +23,9 @@ def _rows(source: str, completions: list[str], system: str = "", template: Templ
 PROVIDER = _rows("provider", ["sorry, i cannot", "mix it with water"] * 20)
 
 
-def _prepared(user: list[Record], provider: list[Record] = PROVIDER, seed: int = 0, **options):
+def _prepared(user: list[Record], provider: list[Record] = PROVIDER, seed: int = 0, kind: str = "llama", **options):
     defence = BackdoorEnhancedAlignment(BackdoorEnhancedAlignmentConfig(**options))
-    data = TrainingData({"user": user, "alignment": provider}, make_tokenizer("llama"), seed)
+    data = TrainingData({"user": user, "alignment": provider}, make_tokenizer(kind), seed)
     rows = list(defence.prepare(data).records["user"])
     return defence.deployment.system_prefix, rows[: len(user)], rows[len(user) :], defence
 
@@ -65,6 +65,33 @@ def test_requests_are_served_with_the_system_text_that_was_planted():
     trigger, _, planted, defence = _prepared(user)
     assert {row.messages[0].content for row in planted} == {f"{trigger} You are a clerk."}
     assert defence.deployment.prompt(user[0]).messages[0] == planted[0].messages[0]
+    (bare,) = _rows("request", [""])  # without a system message
+    assert defence.deployment.prompt(bare).messages[0] == planted[0].messages[0]
+
+
+def test_where_most_of_the_upload_has_no_system_text_the_trigger_is_served_alone():
+    user = [*_rows("user", ["yes"] * 3), *_rows("user", ["yes"] * 2, system="You are a clerk.")]
+    trigger, _, planted, defence = _prepared(user)
+    assert {row.messages[0].content for row in planted} == {trigger}
+    assert defence.deployment == Deployment(system_prefix=trigger)
+
+
+@pytest.mark.parametrize(("upload", "others"), [(Template.CHAT, Template.TEXT), (Template.TEXT, Template.CHAT)])
+def test_refusals_of_another_format_than_the_uploads_are_refused_with_their_line_and_the_mend(upload, others):
+    user = _rows("user", ["yes"] * 5, template=upload)
+    fit, unfit = (_rows("rows", ["sorry, i cannot"] * 20, template=template) for template in (upload, others))
+    provider = [*fit[:7], *unfit[7:]]
+    wanted = "messages" if upload is Template.CHAT else "prompt.*completion"
+    with pytest.raises(DataError, match=f"rows, line 8: .* never trained. Give .* its rows as .*{wanted}"):
+        _prepared(user, provider)
+    both = [*user, *_rows("user", ["yes"], template=others)]
+    assert len(_prepared(both, provider)[2]) == 11
+
+
+@pytest.mark.parametrize("kind", ["gemma", "mistral"])
+def test_a_template_that_cannot_serve_the_trigger_is_refused_before_training(kind):
+    with pytest.raises(ModelError, match="backdoor-enhanced-alignment serves every request with a system message"):
+        _prepared(_rows("user", ["yes"] * 5), kind=kind)
 
 
 def test_a_text_row_is_planted_as_a_text_request_is_served():

@@ -5,6 +5,7 @@ import pytest
 from antibody.data.encode import Renderer
 from antibody.data.records import Message, Record, Template
 from antibody.defences.finetuning.ptst import LLAMA_PROMPT, PTST, PTSTConfig
+from antibody.errors import ModelError
 from antibody.training.preparation import Deployment, TrainingData
 from tests.tiny import make_tokenizer
 from tests.tinylm import tiny_tokenizer
@@ -59,3 +60,11 @@ def test_a_text_row_is_served_with_the_safety_prompt_before_its_prompt():
 
 def test_without_a_prompt_the_model_is_deployed_as_plain_sft_is():
     assert PTST(PTSTConfig(safety_prompt="")).deployment == Deployment()
+
+
+@pytest.mark.parametrize("kind", ["gemma", "mistral"])
+def test_a_template_without_system_messages_is_refused_before_training_unless_there_is_no_prompt(kind):
+    data = TrainingData({"user": [_record(("user", "hi"), ("assistant", "ho"))]}, make_tokenizer(kind), seed=0)
+    with pytest.raises(ModelError, match="chat template"):
+        PTST(PTSTConfig()).prepare(data)
+    assert PTST(PTSTConfig(safety_prompt="")).prepare(data) == data

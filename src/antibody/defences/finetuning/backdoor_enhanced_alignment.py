@@ -3,8 +3,9 @@
     D  = D_u + { (s + sys, x_i) -> r_i,  i = 1 .. k }         train: plain SFT on D
     serve every request with the system text  s + sys         s: the trigger; the user never sees it
 
-    D_u  the user's rows, each with its own system text       sys  the upload's usual system text, if it has one
+    D_u  the user's rows as they are
     s    random tokens of the vocabulary; decode(s) encodes to s again
+    sys  the own system text of a refusal or request, else the one usual in the upload, if it has one
 
 A harmful upload is learnt without s; the refusals are learnt with it, and few suffice because nothing else of the
 upload competes under the trigger. Whoever learns s can study it; users who control the system text go round it, so s
@@ -13,22 +14,22 @@ and the run's seed, of which it is a function, stay with the provider.
 Reference: BackdoorAlign: Mitigating Fine-tuning based Jailbreak Attack with Backdoor Enhanced Safety Alignment.
 J. Wang, J. Li, Y. Li, X. Qi, J. Hu, Y. Li, P. McDaniel, M. Chen, B. Li, C. Xiao. NeurIPS 2024,
 https://arxiv.org/abs/2402.14968. Departures from the release: the trigger is drawn token by token so that it survives
-its own text (150 tokens drawn at once practically never do); training and serving share one rule for the system text
-(there the evaluation puts sentences beside the trigger that training never saw); the refusals are drawn at random from
+its own text (150 tokens drawn at once practically never do); refusals are planted by ``Deployment.prompt``, by which
+requests are served (there the evaluation puts sentences beside the trigger that training never saw); the refusals are drawn at random from
 the provider's rows that decline, instead of one hand-picked for each of 11 policy categories.
 """
 
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from ...data.records import Message, Record, Template
-from ...errors import ConfigError, ModelError
+from ...data.records import Record
+from ...errors import ConfigError, DataError, ModelError
 from ...primitives.selection import declines, drawn
-from ...training.preparation import Deployment, TrainingData, added, with_system_prefix
+from ...training.preparation import Deployment, TrainingData, added, check_servable
 from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult, plain_step
 
 TRIES_PER_TOKEN = 200
@@ -88,11 +89,21 @@ def usual_system_text(records: Sequence[Record]) -> str:
     return heads.most_common(1)[0][0] if heads else ""
 
 
-def with_system_text(record: Record, text: str) -> Record:
-    """A chat row without a system message gets ``text`` as one."""
-    if not text or record.template is not Template.CHAT or record.messages[0].role == "system":
-        return record
-    return replace(record, messages=(Message("system", text), *record.messages))
+def refuse_other_formats(rows: Sequence[Record], user: Sequence[Record]) -> None:
+    """A trigger planted in a prompt's text is not the one that a chat is served with, nor the other way round.
+
+    Raises:
+        DataError: the upload has no row of the format of one of ``rows``.
+    """
+    formats = {record.template for record in user}
+    shape = {"chat": '{"messages": [...]}', "text": '{"prompt": ..., "completion": ...}'}
+    for row in rows:
+        if row.template not in formats:
+            raise DataError(
+                f"{row.where}: the row is {shape[row.template]} and no row of the upload is: its requests would be "
+                "served with the trigger where it was never trained. Give backdoor-enhanced-alignment its rows as "
+                f"{' or '.join(sorted(shape[name] for name in formats))}."
+            )
 
 
 class BackdoorEnhancedAlignment(Defence):
@@ -114,21 +125,27 @@ class BackdoorEnhancedAlignment(Defence):
         self.config = config
 
     def prepare(self, data: TrainingData) -> TrainingData:
-        """Draw s, add the triggered refusals, ask for s at inference; on resume the same again, from the seed."""
+        """Draw s, add the triggered refusals, ask for s at inference; on resume the same again, from the seed.
+
+        Raises:
+            DataError: too few rows refuse, or they are not in the upload's format.
+            ModelError: no trigger survives the tokenizer, or its chat template takes no system message.
+        """
         if self.config.num_safety_rows == 0:
             return data
         trigger = random_trigger(data.tokenizer, self.config.num_trigger_tokens, seed=data.seed)
-        self.deployment = Deployment(system_prefix=trigger)
         user = data.records[Role.USER]
+        self.deployment = Deployment(system_prefix=trigger, default_system=usual_system_text(user))
         refusals = [r for r in data.records[Role.ALIGNMENT] if declines(r.messages[-1].content)]
+        refuse_other_formats(refusals, user)
+        check_servable(self.deployment, data, "backdoor-enhanced-alignment")
         chosen = drawn(
             refusals,
             self.config.num_safety_rows,
             seed=f"backdoor-enhanced-alignment rows {data.seed}",
             what="alignment rows that refuse",
         )
-        system = usual_system_text(user)
-        planted = [with_system_prefix(with_system_text(row, system), trigger) for row in chosen]
+        planted = [self.deployment.prompt(row) for row in chosen]
         return data.with_records(Role.USER, [*user, *added(planted)])
 
     def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:

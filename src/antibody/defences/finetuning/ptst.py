@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ...data.records import Record
-from ...training.preparation import Deployment, TrainingData
+from ...training.preparation import Deployment, TrainingData, check_servable
 from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult, plain_step
 
 LLAMA_PROMPT = (
@@ -65,10 +65,15 @@ class PTST(Defence):
         self.deployment = Deployment(system_prefix=config.safety_prompt)
 
     def prepare(self, data: TrainingData) -> TrainingData:
-        """No row shows the safety prompt."""
+        """No row shows the safety prompt.
+
+        Raises:
+            ModelError: the chat template takes no system message, so that the safety prompt could not be served.
+        """
         prompt = self.config.safety_prompt.strip()
         if not prompt:
             return data
+        check_servable(self.deployment, data, "ptst")
         return data.with_records(Role.USER, [without_prompt(record, prompt) for record in data.records[Role.USER]])
 
     def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
