@@ -69,17 +69,22 @@ def test_anchored_pulls_to_the_first_weights_at_every_second_step_only():
         assert_close(kept[t], 0.5 * kept[0] + 0.5 * trained[t - 1], atol=1e-6, rtol=1e-6)
 
 
-def test_feedback_under_sgd_is_sgd_at_a_lower_rate():
+@pytest.mark.parametrize(
+    ("optimizer", "rate", "settings"),
+    [(torch.optim.SGD, 0.2, {"momentum": 0.9}), (torch.optim.AdamW, 0.01, {"weight_decay": 0.1})],
+)
+def test_feedback_is_plain_training_at_a_lower_rate(optimizer, rate, settings):
     ends = []
-    for lr, options in ((0.2, {"variant": "feedback", "half_life": 0.5}), (0.2 * (1 - 2**-0.5), {"half_life": 0.0})):
+    for lr, options in ((rate, {"variant": "feedback", "half_life": 0.5}), (rate * (1 - 2**-0.5), {"half_life": 0.0})):
         context, defence = StepContext(tiny_llama().double()), EMA(EMAConfig(**options))
         context.max_steps = T
         defence.start(context)
+        taking = optimizer(context.parameters, lr=lr, **settings)
         for context.step in range(T):
             result = defence.step(context, {"user": step(random_rows(4, seed=context.step))})
-            with torch.no_grad():
-                for p, g in zip(context.parameters, result.gradients, strict=True):
-                    p -= lr * g
+            for p, g in zip(context.parameters, result.gradients, strict=True):
+                p.grad = g
+            taking.step()
             defence.after_update(context)
         ends.append(flat([p.detach() for p in context.parameters]))
     assert_close(ends[0], ends[1], atol=1e-7, rtol=0)
@@ -90,6 +95,27 @@ def test_small_steps_of_a_bf16_model_are_not_lost_in_the_average():
     for _ in range(100):
         average_into(v, v, w, 0.999)
     assert v[0].item() == pytest.approx(1 + 0.0078125 * (1 - 0.999**100), abs=1e-5)
+
+
+def test_feedback_moves_bf16_weights_by_its_share_of_every_update_however_rare_these_are():
+    context, num_steps = StepContext(tiny_llama().bfloat16()), 200
+    context.max_steps = num_steps
+    with torch.no_grad():
+        for p in context.parameters:
+            p.fill_(1.0)
+    defence = EMA(EMAConfig(variant="feedback", half_life=1 / (num_steps * math.log2(1 / 0.9))))  # eta = .9
+    defence.start(context)
+    for context.step in range(num_steps):
+        with torch.no_grad():
+            for p in context.parameters:
+                p += 0.0078125 * (context.step % 10 == 9)  # to the next number, or nowhere
+        defence.after_update(context)
+        if context.step == 99:  # and as a resumed run goes on
+            state = {name: tensor.clone() for name, tensor in defence.state().items()}
+            defence = EMA(defence.config)
+            defence.load_state(state)
+    for p in context.parameters:  # 20 updates, a tenth of each
+        assert torch.equal(p, torch.full_like(p, 1 + 2 * 0.0078125))
 
 
 @pytest.mark.parametrize("bad", [{"half_life": -0.1}, {"half_life": math.nan}, {"every": 0}])

@@ -10,9 +10,14 @@ In closed form v_T = eta^T w_0 + (1 - eta) sum_k eta^(T-k) w_k. Where T is a few
 much of w_0, and at T = 2000 next to nothing; so eta is given by its half-life as a share f of the run:
 eta = 2^(-1 / (f T)), and w_0's share of v_T is 2^(-1/f) at any T.
 
-"feedback" is exactly plain SFT with every update scaled by 1 - eta (the optimiser's state does not see it): a cut of
-the learning rate, to be compared with SFT at the matched rate. "anchored" is a pull to the aligned model.
-With LoRA the factors are averaged, not their product. Averages are formed in float32: in bf16 steps of 1 - eta vanish.
+"feedback" is plain SFT with every update scaled by 1 - eta, up to rounding (the optimiser's state does not see it): a
+cut of the learning rate, to be compared with SFT at the matched rate. "anchored" is a pull to the aligned model.
+With LoRA the factors are averaged, not their product.
+
+Averages are formed in float32. Trained weights in half precision cannot hold them: there an update of (1 - eta) is
+mostly less than half of what tells two numbers apart. So the averages of "shadow" and "feedback" are kept in float32
+beside the weights, which "feedback" sets to the rounded average; what rounding took is no part of the next update.
+"anchored" has no such copy: train float32 weights with it, as every run of ours does.
 
 Reference: Rethinking Safety in LLM Fine-tuning: An Optimization Perspective. M. Kim, J. M. Kwak, L. Alssum, B. Ghanem,
 P. Torr, D. Krueger, F. Barez, A. Bibi. COLM 2025, https://arxiv.org/abs/2508.12531. Neither its code nor its exact
@@ -62,6 +67,15 @@ def average_into(target: Sequence[Tensor], old: Sequence[Tensor], new: Sequence[
         t.copy_(eta * widened(a) + (1.0 - eta) * widened(b))
 
 
+@torch.no_grad()
+def fed_back(weights: Sequence[Tensor], kept: Sequence[Tensor], eta: float) -> None:
+    """``kept`` takes 1 - eta of the update that the weights have just made; the weights become ``kept``, rounded."""
+    for w, v in zip(weights, kept, strict=True):
+        lost = v - v.to(w.dtype)  # the update began at the rounded v; exactly 0 where nothing is rounded
+        average_into([v], [v], [w + lost], eta)
+        w.copy_(v)
+
+
 def widened(x: Tensor) -> Tensor:
     """In float32, or as it is where that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -84,12 +98,12 @@ class EMA(Defence):
     def __init__(self, config: EMAConfig) -> None:
         self.config = config
         self._kept: list[Tensor] = []
-        """v_t ("shadow", float32), w_{t-1} ("feedback") or w_0 ("anchored")."""
+        """v_t ("shadow"), w_{t-1} before it was rounded ("feedback"), both float32, or w_0 ("anchored")."""
 
     def start(self, context: StepContext) -> None:
         """v_0 = w_0."""
         self._kept = anchor_at(context.parameters)
-        if self.config.variant == "shadow":
+        if self.config.variant != "anchored":
             self._kept = [widened(kept) for kept in self._kept]
 
     def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
@@ -103,8 +117,7 @@ class EMA(Defence):
         if variant == "shadow":
             average_into(self._kept, self._kept, w, eta)
         elif variant == "feedback":
-            average_into(w, self._kept, w, eta)
-            self._kept = anchor_at(w)
+            fed_back(w, self._kept, eta)
         elif (context.step + 1) % self.config.every == 0:
             average_into(w, self._kept, w, eta)
 
