@@ -82,8 +82,10 @@ def test_an_embedder_of_the_run_decides_what_is_near():
     assert Counter("theft" in row.messages[0].content for row in rows) == {True: 3, False: 3}
 
 
-def test_a_budget_below_half_a_row_adds_none():
-    assert _chosen(ratio=0.004) == []
+@pytest.mark.parametrize("ratio", [0.004, 0.005, 0.01])
+def test_a_small_upload_gets_one_row_and_only_ratio_0_adds_none(ratio):
+    assert len(_chosen(ratio=ratio)) == 1
+    assert _chosen(ratio=0.0) == []
 
 
 def test_a_pool_without_enough_refusals_is_an_error():

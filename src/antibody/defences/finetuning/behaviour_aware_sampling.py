@@ -1,7 +1,7 @@
 """Behaviour-aware sampling: the few safety rows that are mixed in refuse, and spread over kinds of harm.
 
     pool    the provider's rows whose completion refuses                     harmful prompt x refusal
-    k       round(ratio * N) of them for N user rows
+    k       round(ratio * N) of them for N user rows, and at least one
     k_c     k shared out evenly over the categories c; short ones give the rest to the others
     in c    k_c rows by greedy k-centre on normalised embeddings             cover what c holds
     train   plain SFT on the user's rows and the k
@@ -9,12 +9,13 @@
 Reference: Preventing Catastrophic Forgetting: Behavior-Aware Sampling for Safer Language Model Fine-Tuning. A. Pham,
 M. Thalanki, M. Sun, A. Chaloo, A. Gupta, T. Xia, A. Mate, E. Nosakhare, S. Srinivasan. EMNLP 2025 (industry track),
 https://arxiv.org/abs/2510.21885. Its sampler and code were not available to us; the above is our reading of its two
-principles, behaviour and diversity of harm. Also ours: behaviour is told by a completion's first words (a refused row
+principles, behaviour and diversity of harm. Also ours: a small upload gets one row, not none; behaviour is told by a completion's first words (a refused row
 of the provider's counts as a harmful prompt); rows carry no category, so that the pool's k-centre clusters stand for
 categories; embeddings are hashed words where the run has no embedder. The budget is printed as 0.5 % in the listing's
 abstract and as 0.05 % elsewhere.
 """
 
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ from ...primitives.selection import declines
 from ...primitives.spread import equal_quotas, hashed_words, k_centres, nearest_centre
 from ...training.preparation import TrainingData, added
 from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult, plain_step
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +98,12 @@ class BehaviourAwareSampling(Defence):
             DataError: the provider has fewer refusals than the budget.
         """
         user = data.records[Role.USER]
-        num = round(self.config.ratio * len(user))
-        if num == 0:
+        if self.config.ratio == 0:
             return data
+        num = round(self.config.ratio * len(user))
+        if num == 0:  # or a small upload would have no defence at all
+            log.info("behaviour-aware-sampling.ratio %g of %d rows is none: one is taken", self.config.ratio, len(user))
+            num = 1
         pool = [r for r in data.records[Role.ALIGNMENT] if declines(r.messages[-1].content)]
         if len(pool) < num:
             raise DataError(
