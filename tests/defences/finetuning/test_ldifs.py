@@ -87,6 +87,18 @@ def test_with_an_adapter_that_has_moved_already_the_reference_is_where_it_starte
     assert sum(a.numel() for a in defence.anchor) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def test_with_dropout_both_forwards_have_the_same_mask_and_the_training_pass_that_of_plain_sft():
+    model = add_lora(tiny_llama(), r=4, targets=["q_proj"], dropout=0.3, seed=0).train()
+    shift(model, 0.1)
+    context, defence = begun(model)
+    torch.manual_seed(0)
+    result = defence.step(context, {"user": step(USER, 4)})
+    torch.manual_seed(0)
+    plain = context.gradient("token_mean_nll", step(USER, 4))
+    assert result.metrics["feature_drift"] == 0.0
+    assert_close(flat(result.gradients), flat(plain.gradients), atol=1e-7, rtol=1e-5)
+
+
 def test_a_negative_strength_is_refused_by_name():
     with pytest.raises(ConfigError, match=r"ldifs.rho is -1"):
         LDIFSConfig(rho=-1.0)

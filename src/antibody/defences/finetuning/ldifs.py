@@ -7,14 +7,15 @@
     w_0  trainable weights when fine-tuning starts; |.|^2 is summed over tokens and features, E is the mean over rows
 
 The features of w_0 come from a forward without gradient in which the trainable weights are those of the start: one copy
-of the adapter under LoRA, whatever it began from. Two forwards and one backward.
+of the adapter under LoRA, whatever it began from. With dropout both forwards have the same mask. Two forwards and one
+backward.
 
 Reference: Jishnu Mukhoti, Yarin Gal, Philip H. S. Torr, Puneet K. Dokania, Fine-tuning can cripple your foundation
 model; preserving features may be the solution, TMLR 2024, https://arxiv.org/abs/2308.13320; its l2 distance in feature
 space, here on the layers that the safety literature's copy (git-disl) takes. Departures from that copy: a layer whose
 term reaches 0.1 is *dropped* there, so that the layers that drift most go free; it counts padding; its reference is a
-second model that runs with autograd on and in training mode; it clips at 5 before the Trainer clips at 1; its path to
-the layers silently matches nothing outside the Llama layout.
+second model, with autograd on and with dropout masks of its own; it clips at 5 before the Trainer clips at 1; its path
+to the layers silently matches nothing outside the Llama layout.
 """
 
 from collections.abc import Mapping, Sequence
@@ -81,7 +82,7 @@ class LDIFS(Defence):
         paper="2308.13320",
         forwards=2,
         backwards=1,
-        extra_memory="2 copies of the trainable weights and 1 activation per layer",
+        extra_memory="1 copy of the trainable weights and 3 activations per layer",
     )
     options = LDIFSConfig
     neutral = {"rho": 0.0}
@@ -114,7 +115,13 @@ class LDIFS(Defence):
         share = self.config.rho / 2 * num_tokens / batch.num_rows
 
         def terms(micro: MicroBatch) -> RowTerms:
-            with replaced_weights(context.parameters, self.anchor), torch.no_grad(), captured(modules) as outputs:
+            # Forked, so that both forwards draw the same random numbers: with dropout the drift is 0 at w_0 too.
+            with (
+                torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+                replaced_weights(context.parameters, self.anchor),
+                torch.no_grad(),
+                captured(modules) as outputs,
+            ):
                 context.completion_nll(micro)
                 before = list(outputs)
             with captured(modules) as outputs:
