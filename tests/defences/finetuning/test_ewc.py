@@ -86,6 +86,16 @@ def test_the_fisher_rows_are_as_many_as_asked_for():
     assert sum(torch.allclose(flat(defence.fisher), f, atol=1e-6, rtol=1e-3) for f in fishers) == 1
 
 
+def test_the_default_is_boosters_brought_from_its_sum_over_batches_to_our_mean_over_rows():
+    # Its 1e-3 stands before sum_b (mean of a batch's gradients)^2. Both ends of the range, on single weights.
+    num_batches, batch = 20, 5
+    alike = torch.ones(num_batches, batch)
+    cancelling = torch.randn(20_000, batch, generator=torch.Generator().manual_seed(0))
+    high, low = (num_batches * float(g.mean(dim=1).square().mean() / g.square().mean()) for g in (alike, cancelling))
+    assert (low, high) == (pytest.approx(4, rel=0.05), 20)
+    assert 1e-3 * low < EWCConfig().lam < 1e-3 * high
+
+
 def provided(*completions):
     messages = [(Message("user", "question"), Message("assistant", c)) for c in completions]
     rows = [Record(i, m, Template.TEXT, "provider", i + 1) for i, m in enumerate(messages)]

@@ -18,6 +18,11 @@ Explicit Inductive Bias for Transfer Learning with Convolutional Networks, ICML 
 Departures from the copy in git-disl/Booster: there F comes from 99 *harmful* rows, and so holds fast what matters for
 harm; it squares the gradient of a batch, which is not the Fisher, and sums instead of averaging, so that lam depends
 on the number of batches; and the last of these gradients leaks into the first training step.
+
+Its lam, converted. It sums over N / B batches of B rows; with rows drawn independently the expected square of a batch's
+mean gradient is F / B + (1 - 1/B) m^2, where m = mean_i dl_i / dw and so 0 <= m^2 <= F. The sum then lies between
+N / B^2 times F (m = 0) and N / B times F (all rows alike). N = 99, B = 5: its lam is 4 to 20 times as large here. What
+differs by the rows, theirs harmful and ours refusals, has no such factor.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +35,7 @@ from torch import Tensor
 
 from ...data.records import TokenizedRow
 from ...errors import ConfigError, DataError
-from ...primitives.gradients import Gradients, combined
+from ...primitives.gradients import Gradients
 from ...primitives.proximal import anchor_at, anchor_from_state, anchor_state, proximal_penalty, proximal_pull
 from ...primitives.selection import declines
 from ...training.batches import MicroBatch, StepBatch
@@ -42,8 +47,10 @@ from ...training.step import About, Defence, Role, Stage, StepContext, StepResul
 class EWCConfig:
     """Hyperparameters."""
 
-    lam: float = 1e-3
-    """Strength. Booster's copy: 1e-3. 0 is plain SFT."""
+    lam: float = 1e-2
+    """Strength. 0 is plain SFT. Booster's copy: 1e-3, which is 0.004 to 0.02 here (head of the file; B = 5 is that of
+    its other scripts, none runs EWC). On the lab this does nothing that can be measured: an aligned model gives refusals
+    small gradients. There it begins to act at 100 to 1e4, and at 1e6 the harmful score is halved, and the task suffers."""
     importance: Literal["fisher", "uniform"] = "fisher"
     """"fisher": F from rows that refuse. "uniform": F = 1, L2-SP."""
     num_fisher_rows: int = 100
@@ -78,7 +85,7 @@ class EWC(Defence):
         paper="1612.00796",
         forwards=1,
         backwards=1,
-        extra_memory="2 copies of the trainable weights",
+        extra_memory="3 copies of the trainable weights (anchor, F and pull)",
     )
     options = EWCConfig
     start_needs: tuple[Role, ...] = (Role.ALIGNMENT,)  # not for L2-SP, which asks nothing of the provider
@@ -128,7 +135,8 @@ class EWC(Defence):
             self.fisher = [f.to(p.device) for f, p in zip(self.fisher, params, strict=True)]
         pull = proximal_pull(params, self.anchor, rho, self.fisher)
         metrics = {"proximal": proximal_penalty(params, self.anchor, rho, self.fisher)}
-        return StepResult(combined(plain.gradients, (1.0, pull)), plain.loss, metrics, plain.rows)
+        torch._foreach_add_(pull, plain.gradients)  # into the pull: a third list of this size would be the step's peak
+        return StepResult(pull, plain.loss, metrics, plain.rows)
 
     def state(self) -> dict[str, Tensor]:
         """Anchor and F."""
