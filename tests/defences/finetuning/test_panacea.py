@@ -35,6 +35,24 @@ def test_update_by_hand():
     assert_close(update[0], torch.tensor([0.94, 0.92]))
 
 
+def test_the_users_gradient_is_taken_last_and_the_former_push_is_gone_by_then():
+    # The pass at w + e holds four lists of this size already: neither of these may lie beside them.
+    roles, pushes = [], []
+    context, defence, _ = stepped(tiny_llama(), rho=0.1)
+    swept, batches = context.gradient, {"user": step(USER, 4), "harmful": step(HARMFUL, 2)}
+
+    def watched(loss, batch):
+        roles.append(next(role for role, of_role in batches.items() if of_role is batch))
+        pushes.append(len(defence.push))
+        return swept(loss, batch)
+
+    context.gradient = watched
+    defence.step(context, batches)
+    assert roles == ["harmful", "harmful", "user"]
+    assert pushes == [0, 0, 0]
+    assert defence.push
+
+
 def test_at_the_ceiling_the_whole_bracket_goes_and_the_harmful_loss_is_not_descended():
     update, push = by_hand(saturated=True)
     assert update[0].tolist() == [1.0, 1.0]

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ...primitives.gradients import Gradients, combined
+from ...primitives.gradients import Gradients
 from ...primitives.proximal import anchor_at, anchor_from_state, anchor_state, proximal_penalty, proximal_pull
 from ...training.step import About, Defence, Role, RowRecord, Stage, StepBatch, StepContext, StepResult, plain_step
 
@@ -66,7 +66,11 @@ def lisa_update(
 ) -> Gradients:
     """grad (f or h)(w) + rho (w - a) at the current weights."""
     g = gradient()
-    return combined(g, (1.0, proximal_pull(params, anchor, rho))) if rho else g
+    if rho == 0:
+        return g
+    pull = proximal_pull(params, anchor, rho)
+    torch._foreach_add_(pull, g)  # into the pull: a third list of this size would be the step's peak
+    return pull
 
 
 class Lisa(Defence):
@@ -78,7 +82,7 @@ class Lisa(Defence):
         paper="2405.18641",
         forwards=1,
         backwards=1,
-        extra_memory="1 copy of the trainable weights",
+        extra_memory="2 copies of the trainable weights (anchor and pull)",
     )
     options = LisaConfig
     needs = (Role.ALIGNMENT,)

@@ -64,16 +64,17 @@ def panacea_update(
     """The update at the current weights, and e. Each gradient is taken where it is called.
 
     Args:
-        params: Trainable weights, perturbed for the last pass and restored exactly.
+        params: Trainable weights, perturbed for the second pass and restored exactly.
         user_gradient: grad g here.
         harmful_gradient: grad h here.
-        saturated: Asked after the last pass: whether h(w + e) has reached the ceiling.
+        saturated: Asked after the second pass: whether h(w + e) has reached the ceiling.
         rho: Length of e.
         lam: Weight of the bracket.
     """
-    g = user_gradient()  # pass 1, at w
-    pushed = secant(params, harmful_gradient, rho)  # pass 2, at w, and pass 3, at w + e
-    return combined(g, (0.0 if saturated() else lam, pushed.difference)), scaled(pushed.direction, rho)
+    pushed = secant(params, harmful_gradient, rho)  # pass 1, at w, and pass 2, at w + e, which needs the most memory
+    weight = 0.0 if saturated() else lam
+    g = user_gradient()  # pass 3, at w
+    return combined(g, (weight, pushed.difference)), scaled(pushed.direction, rho)
 
 
 class Panacea(Defence):
@@ -85,7 +86,7 @@ class Panacea(Defence):
         paper="2501.18100",
         forwards=3,
         backwards=3,
-        extra_memory="3 gradients and 1 copy of the trainable weights",
+        extra_memory="4 copies of the trainable weights, gradients included",
     )
     options = PanaceaConfig
     needs = (Role.HARMFUL,)
@@ -100,13 +101,14 @@ class Panacea(Defence):
         """One step: see the head of this file."""
         if self.config.rho == 0:
             return plain_step(context, batches, Role.USER)
-        losses: list[float] = []  # g(w), h(w), h(w + e)
+        losses: list[float] = []  # h(w), h(w + e), g(w)
 
         def gradient(role: Role) -> Gradients:
             sweep = context.gradient("token_mean_nll", batches[role])
             losses.append(sweep.loss)
             return sweep.gradients
 
+        self.push = []  # the last step's: made anew here
         update, self.push = panacea_update(
             context.parameters,
             user_gradient=lambda: gradient(Role.USER),
@@ -115,9 +117,9 @@ class Panacea(Defence):
             rho=self.config.rho,
             lam=self.config.lam,
         )
-        metrics = {"loss_harmful": losses[1], "loss_pushed": losses[2]}
+        metrics = {"loss_harmful": losses[0], "loss_pushed": losses[1]}
         weight = torch.ones(sum(1 for _ in batches[Role.USER].rows()))
-        return StepResult(update, losses[0], metrics, RowRecord(weight))
+        return StepResult(update, losses[2], metrics, RowRecord(weight))
 
     @torch.no_grad()
     def finish(self, context: StepContext) -> None:

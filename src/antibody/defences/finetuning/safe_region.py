@@ -95,7 +95,7 @@ class SafeRegion(Defence):
         paper="2512.01899",
         forwards=1,
         backwards=1,
-        extra_memory="2 copies of the trainable weights; every few steps a forward over the refusals",
+        extra_memory="3 copies of the trainable weights; every few steps a forward over the refusals",
     )
     options = SafeRegionConfig
     start_needs = (Role.ALIGNMENT,)

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from math import ceil, isfinite
 from typing import Literal
 
+import torch
+
 from ...errors import ConfigError, DataError
-from ...primitives.gradients import combined
 from ...primitives.selection import declines, drawn
 from ...training.preparation import TrainingData, added
 from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult, plain_step
@@ -52,11 +53,12 @@ class SafeInstr(Defence):
 
     stage = Stage.FINETUNING
     about = About(
-        summary="a few safety demonstrations mixed into the upload",
+        summary="a few safety demonstrations mixed into the upload; or a batch of them at every step, at 2 forwards and 2 "
+        "backwards",
         paper="2309.07875",
         forwards=1,
         backwards=1,
-        extra_memory="none",
+        extra_memory='none; in mode "per_step" 1 gradient',
     )
     options = SafeInstrConfig
     needs = (Role.ALIGNMENT,)
@@ -94,6 +96,6 @@ class SafeInstr(Defence):
             return result
         safety = context.gradient("token_mean_nll", batches[Role.ALIGNMENT])
         lam = self.config.lam
-        update = combined(result.gradients, (lam, safety.gradients))
+        torch._foreach_add_(result.gradients, safety.gradients, alpha=lam)
         metrics = {"loss_user": result.loss, "loss_alignment": safety.loss}
-        return StepResult(update, result.loss + lam * safety.loss, metrics, result.rows)
+        return StepResult(result.gradients, result.loss + lam * safety.loss, metrics, result.rows)
