@@ -6,13 +6,13 @@
     in c    k_c rows by greedy k-centre on normalised embeddings             cover what c holds
     train   plain SFT on the user's rows and the k
 
-Reference: Preventing Catastrophic Forgetting: Behavior-Aware Sampling for Safer Language Model Fine-Tuning. A. Pham,
-M. Thalanki, M. Sun, A. Chaloo, A. Gupta, T. Xia, A. Mate, E. Nosakhare, S. Srinivasan. EMNLP 2025 (industry track),
+Reference: Preventing Catastrophic Forgetting: Behavior-Aware Sampling for Safer Language Model Fine-Tuning. A. Pham, M.
+Thalanki, M. Sun, A. Chaloo, A. Gupta, T. Xia, A. Mate, E. Nosakhare, S. Srinivasan. EMNLP 2025 (industry track),
 https://arxiv.org/abs/2510.21885. Its sampler and code were not available to us; the above is our reading of its two
-principles, behaviour and diversity of harm. Also ours: a small upload gets one row, not none; behaviour is told by a completion's first words (a refused row
-of the provider's counts as a harmful prompt); rows carry no category, so that the pool's k-centre clusters stand for
-categories; embeddings are hashed words where the run has no embedder. The budget is printed as 0.5 % in the listing's
-abstract and as 0.05 % elsewhere.
+principles, behaviour and diversity of harm. Also ours: a small upload gets one row, not none; behaviour is told by a
+completion's first words (a refused row of the provider's counts as a harmful prompt); rows carry no category, so that
+the pool's k-centre clusters stand for categories; embeddings are hashed words where the run has no embedder. The budget
+is printed as 0.5 % in the listing's abstract and as 0.05 % elsewhere.
 """
 
 import logging
@@ -31,7 +31,6 @@ from ...primitives.selection import declines
 from ...primitives.spread import equal_quotas, hashed_words, k_centres, nearest_centre
 from ...training.preparation import TrainingData, added
 from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult, plain_step
-
 
 log = logging.getLogger(__name__)
 

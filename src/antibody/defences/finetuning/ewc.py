@@ -49,8 +49,8 @@ class EWCConfig:
 
     lam: float = 1e-2
     """Strength. 0 is plain SFT. Booster's copy: 1e-3, which is 0.004 to 0.02 here (head of the file; B = 5 is that of
-    its other scripts, none runs EWC). On the lab this does nothing that can be measured: an aligned model gives refusals
-    small gradients. There it begins to act at 100 to 1e4, and at 1e6 the harmful score is halved, and the task suffers."""
+    its other scripts, none runs EWC). On the lab this does nothing that can be measured: an aligned model gives
+    refusals small gradients. It begins to act at 100 to 1e4; 1e6 halves the harmful score, and the task suffers."""
     importance: Literal["fisher", "uniform"] = "fisher"
     """"fisher": F from rows that refuse. "uniform": F = 1, L2-SP."""
     num_fisher_rows: int = 100

@@ -53,8 +53,8 @@ class SafeInstr(Defence):
 
     stage = Stage.FINETUNING
     about = About(
-        summary="a few safety demonstrations mixed into the upload; or a batch of them at every step, at 2 forwards and 2 "
-        "backwards",
+        summary="a few safety demonstrations mixed into the upload; or a batch of them at every step, for 2 forwards "
+        "and 2 backwards",
         paper="2309.07875",
         forwards=1,
         backwards=1,
