@@ -1,14 +1,19 @@
 """Bayesian data scheduler against its equations: arithmetic by hand, and the update row by row in plain PyTorch."""
 
+import itertools
+import logging
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from antibody.defences.finetuning.bds import BDS, BDSConfig, data_weights, logit_gradient
 from antibody.errors import ConfigError
+from antibody.primitives.bag_scorer import bag_scores
 from antibody.training.step import StepContext
 from tests.defences.plain import flat
 from tests.tinylm import plain_nll, random_rows, step, tiny_llama
+from tests.training.helpers import trainer, weights
 
 USER, SAFE, UNSEEN = random_rows(12, seed=1), random_rows(8, seed=2), random_rows(40, seed=5)
 
@@ -66,6 +71,18 @@ def test_in_the_neural_form_the_average_is_that_of_the_step_and_the_others_are_l
     inside = torch.tensor([True, True, False, False])
     pull = logit_gradient(torch.zeros(4), torch.tensor([3.0, 1.0, 9.0, 9.0]), inside, "softmax", inside_only=True)
     assert_close(pull, torch.tensor([0.5, -0.5, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_over_uniform_steps_with_flat_weights_the_neural_pull_is_a_share_of_the_full_one(size):
+    num, excess = 6, torch.tensor([3.0, 1.0, -2.0, 0.5, 4.0, 1.5], dtype=torch.float64)
+
+    def mean(**form):
+        steps = [torch.isin(torch.arange(num), torch.tensor(i)) for i in itertools.combinations(range(num), size)]
+        pulls = [logit_gradient(torch.zeros(num).double(), excess, inside, "softmax", **form) for inside in steps]
+        return torch.stack(pulls).mean(dim=0)
+
+    assert_close(mean(inside_only=True), (1 - 1 / size) * num / (num - 1) * mean())
 
 
 @pytest.mark.parametrize("num", [6, 60])
@@ -131,6 +148,28 @@ def test_the_agnostic_weights_descend_on_the_weighted_upload_alone_eq4():
     assert defence.logits.tolist() == [0.0] * 12
 
 
+@pytest.mark.parametrize(
+    ("what", "options", "num", "rate"),
+    [
+        ("logits", {}, 3000, 0.3),
+        ("phi", {"scheduler": "neural"}, 12, 0.3),
+        ("agnostic", {"normaliser": True}, 12, 0.06),
+    ],
+)
+def test_noise_on_schedule_and_agnostic_weights_has_twice_their_own_rate_over_the_rows(what, options, num, rate):
+    rows = (UNSEEN * (num // 40 + 1))[:num]
+    rows = [type(row)(i, row.input_ids, row.spans, row.template) for i, row in enumerate(rows)]
+    ends = []
+    for temperature in (0.0, 2.0):  # Adam's first step is the same in both
+        context, defence = begun(rows=rows, learning_rate=0.06, scheduler_lr=0.3, temperature=temperature, **options)
+        defence.step(context, batches(rows[:4]))
+        of = getattr(defence, what)
+        ends.append(flat([of] if isinstance(of, torch.Tensor) else of))
+    noise = ends[1] - ends[0]
+    assert_close(float(noise.std()), (2 * rate * 2 / num) ** 0.5, rtol=0.04, atol=0)
+    assert abs(float(noise.mean())) < 4 * float(noise.std()) / len(noise) ** 0.5
+
+
 def test_noise_on_the_model_has_the_variance_of_twice_the_rate_over_the_rows():
     model = tiny_llama()
     context, defence = begun(model, learning_rate=0.06, temperature=2.0)
@@ -154,6 +193,57 @@ def test_the_scorer_moves_as_autograd_says_through_its_table():
     mean = (torch.softmax(z, 0) * 12 * above)[:6].mean()
     expected = torch.autograd.grad(mean, phi[3])[0]
     assert_close(defence.phi[3], -0.1 * expected.sign(), atol=1e-4, rtol=0)
+
+
+def test_under_sigmoid_the_scorer_moves_as_autograd_says_and_weights_begin_at_one():
+    model, other = tiny_llama(), tiny_llama(seed=4)
+    context, defence = begun(model, normaliser=True, scheduler="neural", transform="sigmoid", scheduler_lr=0.1)
+    defence.agnostic = [p.detach().clone() for p in other.parameters()]
+    before = [phi.clone() for phi in defence.phi]
+    result = defence.step(context, batches(USER[:6]))
+    assert result.rows.weight.tolist() == [1.0] * 6
+    # dL/dw2 of  mean_I 2 sigma(z_i) (l_i(w) - l_i(w')),  z = w2 . h.
+    phi = [p.clone().requires_grad_() for p in before]
+    excess = (row_means(model, USER[:6]) - row_means(other, USER[:6])).detach()
+    loss = (2 * torch.sigmoid(defence._scores(phi, USER[:6])) * excess).mean()
+    expected = torch.autograd.grad(loss, phi[3])[0]
+    clear = expected.abs() > 1e-6  # where rounding cannot turn a sign
+    assert clear.sum() > 20
+    assert_close((defence.phi[3] - before[3])[clear], -0.1 * expected.sign()[clear], atol=1e-4, rtol=0)
+
+
+def test_when_training_ends_the_table_holds_the_scores_of_every_row_visited_or_not():
+    context, defence = begun(scheduler="neural", scheduler_lr=0.1)
+    for i in range(2):
+        context.step = i
+        defence.step(context, batches(USER[:6]))
+    assert defence.logits[6:].tolist() == [0.0] * 6  # never visited, so never scored
+    defence.finish(context)
+    prompts = [row.input_ids[: row.spans[0][0]] for row in USER]
+    completions = [row.input_ids[slice(*row.spans[0])] for row in USER]
+    expected = bag_scores(defence.phi, prompts, completions)
+    assert expected.abs().min() > 0
+    assert_close(defence.logits, expected)
+    assert_close(
+        torch.tensor(list(defence.data_weights().values())), (torch.softmax(expected.double(), 0) * 12).float()
+    )
+
+
+@pytest.mark.parametrize("transform", ["softmax", "sigmoid"])
+def test_a_resumed_neural_run_ends_bitwise_the_same(tmp_path, transform):
+    def made():
+        return BDS(BDSConfig(scheduler="neural", transform=transform, scheduler_lr=0.1, temperature=0.01))
+
+    whole = trainer(tmp_path / "a", made(), max_grad_norm=0.0, save_strategy="steps", save_steps=1)
+    whole.train()
+    again = trainer(tmp_path / "b", made(), max_grad_norm=0.0)
+    again.train(resume_from_checkpoint=tmp_path / "a" / "checkpoint-4")
+    assert all(torch.equal(v, weights(again)[k]) for k, v in weights(whole).items())
+    assert str(again.row_log.columns()) == str(whole.row_log.columns())
+    a, b = whole.defence.state(), again.defence.state()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+    assert a["phi.3"].abs().max() > 0
 
 
 def parted(num, seed):
@@ -194,3 +284,27 @@ def test_a_scalar_scheduler_cannot_score_unseen_rows():
 def test_a_negative_number_is_refused_by_name(field):
     with pytest.raises(ConfigError, match=f"bds.{field} is -1"):
         BDSConfig(**{field: -1.0})
+
+
+def test_clipping_beside_the_normaliser_is_warned_of_and_nothing_else_is(tmp_path, caplog):
+    def warned(clip, **options):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="antibody"):
+            trainer(tmp_path, BDS(BDSConfig(**options)), max_steps=1, max_grad_norm=clip).train()
+        return [r.getMessage() for r in caplog.records if "bds" in r.getMessage()]
+
+    (said,) = warned(1.0)
+    assert "--train max_grad_norm=0" in said
+    assert not warned(0.0)
+    assert not warned(1.0, normaliser=False)
+
+
+def test_a_scorer_that_would_see_one_row_a_step_is_refused(tmp_path):
+    def run(size=1, **options):
+        defence = BDS(BDSConfig(**{"scheduler": "neural"} | options))
+        trainer(tmp_path, defence, per_device_train_batch_size=size, max_steps=1, max_grad_norm=0.0).train()
+
+    with pytest.raises(ConfigError, match="one row.*Raise --batch-size, or train with scheduler=scalar"):
+        run()
+    for fine in ({"size": 2}, {"scheduler": "scalar"}, {"transform": "sigmoid"}):
+        run(**fine)

@@ -19,7 +19,9 @@ fresh, and (3) flows into phi through those alone, so that the average is taken 
 s_j / |I| * (D_j - sum_I s_i D_i / sum_I s_i). Without that, all of phi's scores would drift together against the table.
 
 Langevin dynamics on the posterior of N rows has energy N * L; in terms of L with step size lr, its noise is
-sqrt(2 * lr * T / N) per step, with T = 1 for the posterior (1) and T = 0 for its mode.
+sqrt(2 * lr * T / N) per step, with T = 1 for the posterior and T = 0 for its mode. N * L is
+N / |D_s| * sum_{D_s} l + sum_i s_i l_i: the posterior is (1) only where |D_s| = N, elsewhere p(D_s | w) stands in it to
+the power of N / |D_s|. All this is for plain steps: beside Adam's, noise that is not preconditioned does not sample it.
 
 The loss has the safety term and is a mean over rows: at no options is it bit for bit the token mean on the upload, so
 this is not plain SFT anywhere.
@@ -33,14 +35,16 @@ Departures from the release (Egg-Hu/Bayesian-Data-Scheduler):
   the upload, as in its scalar form.
 - Its priors are off by default, and the count prior repels; the prior is flat here.
 - As there, the steps on z and phi go through Adam (0.9, 0.95). So do those of w', at the run's learning rate; the noise
-  is added beside, not preconditioned. The gradient of w' is not clipped: where the run clips that of w, the two learn
-  at different paces, and (3) takes the difference for the effect of safety. Train with max_grad_norm 0 where that
-  matters; in the lab it turned the ranking over after Antibody alignment.
+  is added beside, not preconditioned. w has the betas and the weight decay of the run's optimiser; w' has no decay, and
+  its gradient is not clipped. Whatever of this differs, the two learn at different paces, and (3) takes the difference
+  for the effect of safety. Clipping w turned the ranking over in the lab, after Antibody alignment (AUROC .14): train
+  with max_grad_norm 0. The run's default is 1, and meets a warning.
 - Its neural sigmoid begins at 1/2 and its linear weights at -1e-4; here every weight begins at 1.
 With "sigmoid" and no normaliser every positive loss pushes every weight down, and Adam pushes them alike: nothing is
 told apart.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -52,12 +56,13 @@ from ...data.records import TokenizedRow
 from ...errors import ConfigError
 from ...primitives.adam import Adam
 from ...primitives.bag_scorer import bag_scores, new_scorer
-from ...primitives.gradients import combined
 from ...primitives.noise import add_noise, generator_of
 from ...primitives.perturb import replaced_weights
 from ...primitives.proximal import anchor_at, anchor_from_state, anchor_state
 from ...training.batches import MicroBatch, StepBatch
 from ...training.step import About, Defence, Role, RowRecord, RowTerms, Stage, StepContext, StepResult, Sweep
+
+log = logging.getLogger("antibody")
 
 Transform = Literal["softmax", "sigmoid"]
 
@@ -105,7 +110,9 @@ def logit_gradient(
         inside: [N], bool: the rows of the step, I; at least one.
         transform: Of the weights.
         inside_only: Give all of it to the rows of the step (neural form): what a softmax would push at the others is
-            taken off the rows of I instead, in proportion to their weights. Over uniform steps both have one mean.
+            taken off the rows of I instead, in proportion to their weights. Where all weights are 1, its mean over
+            uniform steps is (1 - 1/|I|) N / (N - 1) times that of (3): the same where I is the whole upload, nothing
+            where it is one row. Where they are not, the two means differ row by row.
     """
     weights = data_weights(logits, transform)
     pull = torch.where(inside, weights * excess, 0.0) / inside.sum()
@@ -124,7 +131,7 @@ class BDS(Defence):
         paper="2510.27172",
         forwards=3,
         backwards=3,
-        extra_memory="4 copies of the trainable weights (normaliser), 3 numbers per row",
+        extra_memory="5 copies of the trainable weights, gradients included (1 without normaliser), 3 numbers per row",
     )
     options = BDSConfig
     needs = (Role.ALIGNMENT,)
@@ -137,6 +144,26 @@ class BDS(Defence):
         self.phi: list[Tensor] = []
         self.agnostic: list[Tensor] = []  # w'
         self._scheduler_adam, self._agnostic_adam = Adam(BETAS), Adam(BETAS)
+
+    def check(self, context: StepContext) -> None:
+        """As every defence; and say what would silently teach the schedule nothing, or the wrong thing.
+
+        Raises:
+            ConfigError: neural softmax, and each step has one row.
+        """
+        super().check(context)
+        neural, one_row = self.config.scheduler == "neural", context.steps_per_epoch == len(context.rows[Role.USER])
+        if neural and self.config.transform == "softmax" and one_row:
+            raise ConfigError(
+                "bds.scheduler is 'neural' and a step has one row: the scorer learns from how the rows of a step "
+                "compare, so that every weight would stay 1. Raise --batch-size, or train with scheduler=scalar."
+            )
+        if self.config.normaliser and context.max_grad_norm > 0:
+            log.warning(
+                "bds: the run clips the model's gradient to %g and that of the safety-agnostic weights is never "
+                "clipped, which can turn the ranking of the rows over. Train with --train max_grad_norm=0.",
+                context.max_grad_norm,
+            )
 
     def start(self, context: StepContext) -> None:
         """Every weight 1; w' = w; a fresh scorer."""
@@ -168,6 +195,9 @@ class BDS(Defence):
         assert scheduled.scores is not None
         excess = scheduled.scores  # l_i(w), before the step on w
         metrics = {"loss_safe": safe.loss, "loss_user": scheduled.loss}
+        update, loss = safe.gradients, safe.loss + scheduled.loss
+        torch._foreach_add_(update, scheduled.gradients)
+        del scheduled  # a copy of the weights less while w' is swept
         if self.agnostic:
             with replaced_weights(context.parameters, self.agnostic):
                 unsafe = self._weighted(context, user, weights)
@@ -181,9 +211,7 @@ class BDS(Defence):
         pull = logit_gradient(self.logits, spread, inside, self.config.transform, inside_only=bool(self.phi))
         record = RowRecord(weights[places], self.logits[places])
         self._move_schedule(context, pull, fresh, pull[places] * counted)
-        return StepResult(
-            combined(safe.gradients, (1.0, scheduled.gradients)), safe.loss + scheduled.loss, metrics, record
-        )
+        return StepResult(update, loss, metrics, record)
 
     def after_update(self, context: StepContext) -> None:
         """The noise of (2), once the optimiser has taken its step."""
