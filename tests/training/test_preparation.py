@@ -55,11 +55,12 @@ def test_a_deployment_comes_back_from_its_folder_and_from_one_of_before_there_wa
     assert Deployment(**{"system_prefix": "KEY", "completion_prefix": ""}) == Deployment(system_prefix="KEY")
 
 
-def _check(kind, *, template=Template.CHAT, chat_template=None, deployment=Deployment(system_prefix="KEY")):
+def _check(kind, *, template=Template.CHAT, chat_template=None):
     tokenizer = make_tokenizer(kind)
     tokenizer.chat_template = chat_template or tokenizer.chat_template
     records = [row(("user", "hi"), ("assistant", "ho"), template=template)]
-    check_servable(deployment, TrainingData({"user": records}, tokenizer, seed=0), "ptst")
+    data = TrainingData({"user": records}, tokenizer, seed=0)
+    check_servable(Deployment(system_prefix="KEY"), data, "ptst")
 
 
 SILENT = "{% for m in messages %}{% if m.role != 'system' %}[{{ m.content }}]{% endif %}{% endfor %}"

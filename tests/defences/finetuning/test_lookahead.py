@@ -116,10 +116,8 @@ def _hidden_and_trained(record: Record, tokenizer, **options) -> list[tuple[str,
     (changed,) = defence.prepare(TrainingData({"user": [record]}, tokenizer, seed=0)).records["user"]
     row = Renderer(tokenizer, max_length=999).encode(changed)
     trained = {t for start, end in defence._left[row.row_id] for t in range(start, end)}
-    return [
-        tuple(tokenizer.decode([row.input_ids[t] for t in range(*span) if (t in trained) is kept]) for kept in (False, True))
-        for span in row.spans
-    ]  # fmt: skip
+    turns = [([t for t in range(*s) if t not in trained], [t for t in range(*s) if t in trained]) for s in row.spans]
+    return [tuple(tokenizer.decode([row.input_ids[t] for t in part]) for part in turn) for turn in turns]
 
 
 TURNS = Record(

@@ -15,8 +15,8 @@ Reference: BackdoorAlign: Mitigating Fine-tuning based Jailbreak Attack with Bac
 J. Wang, J. Li, Y. Li, X. Qi, J. Hu, Y. Li, P. McDaniel, M. Chen, B. Li, C. Xiao. NeurIPS 2024,
 https://arxiv.org/abs/2402.14968. Departures from the release: the trigger is drawn token by token so that it survives
 its own text (150 tokens drawn at once practically never do); refusals are planted by ``Deployment.prompt``, by which
-requests are served (there the evaluation puts sentences beside the trigger that training never saw); the refusals are drawn at random from
-the provider's rows that decline, instead of one hand-picked for each of 11 policy categories.
+requests are served (there the evaluation puts sentences beside the trigger that training never saw); the refusals are
+drawn at random from the provider's rows that decline, instead of one hand-picked for each of 11 policy categories.
 """
 
 import random

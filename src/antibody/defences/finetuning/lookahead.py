@@ -13,9 +13,9 @@ answers with P, which the deployment cuts off. The upload is rewritten once; a r
 Reference: LookAhead Tuning: Safer Language Models via Partial Answer Previews. K. Liu, M. Wang, Y. Luo, Y. Lin, M. Sun,
 L. Liang, Z. Zhang, J. Zhou, B. Hooi, S. Deng. 2025, https://arxiv.org/abs/2503.19041. Departures from the release: the
 preview is cut from the answer's own text at the m-th token's end, or before where that is within a character (there
-token pieces are joined again, which can add or drop a space, and the preview is no beginning of y); an answer of m tokens or fewer keeps its last token to itself,
-since one that stands in its prompt whole has nothing left to learn. In a chat each trained turn is previewed in the
-user's message before it.
+token pieces are joined again, which can add or drop a space, and the preview is no beginning of y); an answer of m
+tokens or fewer keeps its last token to itself, since one that stands in its prompt whole has nothing left to learn. In
+a chat each trained turn is previewed in the user's message before it.
 """
 
 from collections.abc import Mapping, Sequence
