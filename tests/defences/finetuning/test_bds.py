@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import weakref
 
 import pytest
 import torch
@@ -168,6 +169,21 @@ def test_noise_on_schedule_and_agnostic_weights_has_twice_their_own_rate_over_th
     noise = ends[1] - ends[0]
     assert_close(float(noise.std()), (2 * rate * 2 / num) ** 0.5, rtol=0.04, atol=0)
     assert abs(float(noise.mean())) < 4 * float(noise.std()) / len(noise) ** 0.5
+
+
+def test_one_gradient_besides_its_own_is_kept_while_the_agnostic_weights_are_swept():
+    context, defence = begun(normaliser=True)
+    plain, made, left = context.gradient, [], []
+
+    def gradient(loss, batch):
+        left.append(sum(of() is not None for of in made))
+        sweep = plain(loss, batch)
+        made.append(weakref.ref(sweep.gradients[0]))
+        return sweep
+
+    context.gradient = gradient
+    defence.step(context, batches())
+    assert left == [0, 1, 1]  # of the safety rows, the user rows, the agnostic weights
 
 
 def test_noise_on_the_model_has_the_variance_of_twice_the_rate_over_the_rows():
