@@ -8,8 +8,10 @@ from antibody.defences.catalogue import make_defence
 from antibody.defences.post.antidote import Antidote, AntidoteConfig, count, input_squares, masks_of, prunable
 from antibody.errors import ConfigError, DataError, ModelError
 from antibody.models.adapters import add_lora
+from antibody.runs.repair import repair
 from antibody.training.step import Stage, StepContext
-from tests.tinylm import random_rows, tiny_llama
+from tests.defences.live import Live
+from tests.tinylm import random_rows, tiny_llama, tiny_tokenizer
 
 HARMFUL = random_rows(7, seed=3)
 ROW = {"scope": "row", "rounding": "nearest"}
@@ -111,6 +113,28 @@ def test_scores_without_data_rank_by_size_or_by_a_seed():
     assert torch.equal(pruned == 0, masks_of([weight.abs()], alpha=0.25, **ROW)[0])
     a, b = (repaired(tiny_llama(), rows=[], score="random") for _ in range(2))
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("score", ["magnitude", "random"])
+def test_a_score_without_data_asks_for_none_through_the_public_verb(tmp_path, score):
+    model = tiny_llama()
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    with pytest.raises(DataError, match="needs harmful rows"):  # as the paper's score does
+        repair(tmp_path / "model", output=tmp_path / "run")
+    done = repair(tmp_path / "model", output=tmp_path / "run", options={"score": score, "alpha": 0.25})
+    assert done.num_rows == 0
+    mended = type(model).from_pretrained(done.model).model.layers[0].self_attn.q_proj.weight
+    assert ((mended == 0).sum(dim=1) == 8).all()
+
+
+@pytest.mark.parametrize("score", ["wanda", "magnitude", "random"])
+@pytest.mark.parametrize("scope", ["row", "matrix"])
+def test_scores_are_held_one_matrix_at_a_time(scope, score):
+    model = tiny_llama(num_hidden_layers=6, hidden_size=40).bfloat16()  # so that float32 is a score, or made for one
+    with Live(model, lambda t: t.dtype == torch.float32 and tuple(t.shape) in ((40, 40), (20, 40))) as live:
+        repaired(model, alpha=0.25, scope=scope, score=score)
+    assert 0 < live.peak <= 3  # of 18: the weights in float32, their sizes, their scores
 
 
 def test_a_repair_leaves_no_hook_no_gradient_and_the_mode_as_it_was_also_when_it_raises():

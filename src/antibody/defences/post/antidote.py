@@ -7,7 +7,8 @@
     W   each LoRA factor, A and B, of the adapter; without an adapter the query, key and value projections
     x   what goes into W on harmful prompts with harmful completions, prompt tokens included, padding not
 
-One forward pass over the harmful rows, no gradient; it does not matter how the user trained. With an adapter that
+One forward pass over the harmful rows, no gradient; it does not matter how the user trained. Scores are made and ranked
+one matrix at a time, and only the masks are kept; ``scope`` "global" holds all scores. With an adapter that
 carries the alignment too (``finetune`` goes on with the given one) its share of the alignment is at stake as well: the
 paper merges the aligned adapter first.
 
@@ -19,7 +20,7 @@ each layer runs twice on one row at a time). ``alpha`` = 0 changes nothing; it t
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -60,28 +61,29 @@ def count(size: int, alpha: float, rounding: Rounding) -> int:
     return size - math.floor(size * (1 - alpha)) if rounding == "up" else math.floor(size * alpha + 0.5)
 
 
-def masks_of(scores: Sequence[Tensor], *, alpha: float, scope: Scope, rounding: Rounding) -> list[Tensor]:
+def masks_of(scores: Iterable[Tensor], *, alpha: float, scope: Scope, rounding: Rounding) -> list[Tensor]:
     """True at the weights to remove.
 
     Args:
-        scores: One [rows, columns] for each matrix.
+        scores: One [rows, columns] for each matrix, asked for one after the other; the scope "global" keeps them all.
         alpha: The share.
         scope: Where to rank.
         rounding: See ``count``.
     """
     if scope == "global":
+        scores = list(scores)
         together = masks_of(
             [torch.cat([s.flatten() for s in scores])[None]], alpha=alpha, scope="row", rounding=rounding
         )
         parts = together[0][0].split([s.numel() for s in scores])
         return [part.view_as(score) for part, score in zip(parts, scores, strict=True)]
-    masks = []
-    for score in scores:
+
+    def mask_of(score: Tensor) -> Tensor:
         ranked = score if scope == "row" else score.reshape(1, -1)
         top = ranked.topk(count(ranked.shape[1], alpha, rounding), dim=1).indices
-        mask = torch.zeros_like(ranked, dtype=torch.bool).scatter_(1, top, True)
-        masks.append(mask.view_as(score))
-    return masks
+        return torch.zeros_like(ranked, dtype=torch.bool).scatter_(1, top, True).view_as(score)
+
+    return [*map(mask_of, scores)]  # a loop's variable would hold one score while the next is made
 
 
 def prunable(model: nn.Module) -> dict[str, nn.Linear]:
@@ -147,14 +149,16 @@ class Antidote(Defence):
         paper="2408.09600",
         forwards=1,  # of every harmful row, once
         backwards=0,
-        extra_memory="1 number per input column, 1 bit per candidate weight",
+        extra_memory="1 byte per candidate weight, 1 number per input column; of global scope every score",
     )
     options = AntidoteConfig
-    needs = (Role.HARMFUL,)
+    needs: tuple[Role, ...] = (Role.HARMFUL,)  # not for scores that read no data
     neutral = {"alpha": 0.0}
 
     def __init__(self, config: AntidoteConfig) -> None:
         self.config = config
+        if config.score != "wanda":
+            self.needs = ()
 
     def repair(self, context: StepContext) -> None:
         """Remove the weights, in place."""
@@ -165,15 +169,15 @@ class Antidote(Defence):
             for layer, mask in zip(layers, masks, strict=True):
                 layer.weight.masked_fill_(mask, 0.0)
 
-    def _scores(self, context: StepContext, layers: Sequence[nn.Linear]) -> list[Tensor]:
-        weights = [layer.weight.detach().float() for layer in layers]
+    def _scores(self, context: StepContext, layers: Sequence[nn.Linear]) -> Iterator[Tensor]:
+        """One layer's at a time, [rows, columns], float32; each is made when it is asked for."""
         if self.config.score == "magnitude":
-            return [w.abs() for w in weights]
+            return (layer.weight.detach().float().abs() for layer in layers)
         if self.config.score == "random":
             generator = torch.Generator().manual_seed(context.seed)
-            return [torch.rand(w.shape, generator=generator).to(w.device) for w in weights]
+            return (torch.rand(layer.weight.shape, generator=generator).to(layer.weight.device) for layer in layers)
         squares = input_squares(context, layers)
-        return [w.abs() * s.sqrt() for w, s in zip(weights, squares, strict=True)]
+        return (layer.weight.detach().float().abs() * s.sqrt() for layer, s in zip(layers, squares, strict=True))
 
 
 def input_squares(context: StepContext, layers: Sequence[nn.Linear]) -> list[Tensor]:
