@@ -10,6 +10,7 @@ from antibody.defences.alignment.tar import (
     TAR,
     TARConfig,
     hidden_distance,
+    margins,
     preference_loss,
     shuffled,
     split_rows,
@@ -18,7 +19,7 @@ from antibody.defences.alignment.tar import (
 from antibody.errors import ConfigError, DataError
 from antibody.training.step import StepContext
 from tests.defences.plain import flat, gradient, mean_nll, refused
-from tests.tinylm import plain_nll, random_refusals, random_rows, step, tiny_llama
+from tests.tinylm import micro, plain_nll, random_refusals, random_rows, step, tiny_llama
 
 ALIGNMENT, HARMFUL = random_rows(5, seed=1), random_rows(8, seed=2)
 REFUSALS = random_refusals()
@@ -44,7 +45,7 @@ def batches(micro_batch_size=None):
 
 def margin(model, row):
     no = refused(row, REFUSALS.ids[row.template][row.row_id % len(REFUSALS)])
-    return plain_nll(model, row.input_ids, *row.spans[0]) - plain_nll(model, no.input_ids, *no.spans[0])
+    return plain_nll(model, row.input_ids, *row.spans[-1]) - plain_nll(model, no.input_ids, *no.spans[0])
 
 
 def preference(model, reference, rows, beta):
@@ -57,6 +58,13 @@ def test_weights_and_preferences_by_hand():
     assert step_weight(1, 4, 0.5) == pytest.approx(math.exp(-1.0))
     loss = preference_loss(torch.tensor([3.0, 13.0]), torch.tensor([3.0, 3.0]), 0.1)
     assert_close(loss, torch.tensor([math.log(2.0), math.log(1 + math.exp(-1.0))]))
+
+
+def test_of_several_turns_the_refusal_is_compared_with_the_last_completion_alone():
+    model = tiny_llama()
+    rows = [*random_rows(3, seed=5, num_turns=2), *random_rows(2, seed=6)]  # the one forward pass holds both kinds
+    found = margins(StepContext(model, refusals=REFUSALS), micro(rows))
+    assert_close(found, torch.stack([margin(model, row) for row in rows]), atol=1e-4, rtol=1e-4)
 
 
 def test_hidden_distance_counts_real_tokens_alone_and_averages_layers():

@@ -8,7 +8,8 @@
 
     f      alignment loss: prompts with their own completion (refusals, and benign rows)   [nats per token]
     h      harmful loss on the attacker's rows                                             [nats per token]
-    x_tr   harmful rows that no attacker sees, the same through one inner loop; refusals from the generic list
+    x_tr   harmful rows that no attacker sees, the same through one inner loop; refusals from the generic list, which
+           answer a row's last prompt, as does the completion that they are compared with
     ref    the weights at the start of the run;   s how seldom T is taken
 
 Gradients are taken at the attacked weights and applied at w, which is restored bitwise (first-order meta-learning).
@@ -19,12 +20,13 @@ https://arxiv.org/abs/2408.00761. Departures: the preference loss of the paper's
 entropy loss serves the restriction of knowledge); one attacker per outer step, who trains on harmful rows alone (there
 some begin on benign ones); no random mapping beforehand: the run starts from the model it is given, and f teaches
 refusals on the way; hidden states after each layer, squared as the paper writes (the release takes the norm:
-``penalty``); the outer optimiser is the trainer's (there schedule-free AdamW).
+``penalty``); the outer optimiser is the trainer's (there schedule-free AdamW). The release clips no gradients, the
+trainer does, at its max_grad_norm: ``--train max_grad_norm=0`` for theirs.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -226,9 +228,13 @@ class TAR(Defence):
 
 
 def margins(context: StepContext, micro: MicroBatch) -> Tensor:
-    """m: log-likelihood of a row's refusal less that of its own completion, [B], nats; one forward pass of both."""
+    """m: log-likelihood of a row's refusal less that of its own completion, [B], nats; one forward pass of both.
+
+    Of a row with several trained turns the last one alone: the refusal answers that prompt, and no earlier one.
+    """
+    last = tuple(replace(row, spans=row.spans[-1:]) for row in micro.rows)
     refused = tuple(context.refusals.row(row, row.row_id) for row in micro.rows)
-    both = MicroBatch((*micro.rows, *refused), micro.counted * 2, micro.positions * 2)
+    both = MicroBatch((*last, *refused), micro.counted * 2, micro.positions * 2)
     harmful, refusal = context.completion_nll(both).row_total.chunk(2)
     return harmful - refusal
 
