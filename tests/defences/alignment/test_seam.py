@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from antibody.defences.alignment.seam import Seam, SeamConfig, cosine_gradient
 from antibody.errors import ConfigError
 from antibody.training.step import StepContext
+from tests.defences.live import Live
 from tests.defences.plain import flat, gradient, moved
 from tests.tinylm import random_rows, step, tiny_llama
 from tests.training.test_lens import plain_lens
@@ -87,6 +88,18 @@ def test_without_coupling_it_is_unlearning_and_alignment_alone():
     a = plain_lens(model, random_rows(4, seed=1))
     unlearning = flat(torch.autograd.grad(-torch.log(1 + a), list(model.parameters())))
     assert_close(flat(result.gradients), unlearning + 0.5 * gradient(model, random_rows(4, seed=0)), atol=1e-5, rtol=0)
+
+
+def test_a_step_holds_five_gradients_and_a_copy_of_the_weights_more_than_plain_sft():
+    model = tiny_llama(intermediate_size=97)
+    context = StepContext(model)
+    batches = {role: step(random_rows(4, seed=s)) for s, role in enumerate(("alignment", "harmful", "benign"))}
+    with Live(model, lambda t: tuple(t.shape) in ((97, 32), (32, 97))) as plain:
+        context.gradient("token_mean_nll", batches["alignment"])
+    with Live(model, lambda t: tuple(t.shape) in ((97, 32), (32, 97))) as ours:
+        Seam(SeamConfig()).step(context, batches)
+    num = sum(97 in p.shape for p in model.parameters())
+    assert (ours.peak - plain.peak) // num == 5 + 1  # and a tensor or two in the middle of a sum
 
 
 def test_a_model_in_half_precision_is_refused():

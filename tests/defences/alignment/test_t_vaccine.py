@@ -9,10 +9,12 @@ from antibody.defences.alignment.t_vaccine import TVaccine, TVaccineConfig, draw
 from antibody.defences.alignment.vaccine import Vaccine, VaccineConfig
 from antibody.errors import ConfigError
 from antibody.models.layout import decoder_layers
+from antibody.training.drift import shifted_gradient
 from antibody.training.step import StepContext
+from tests.defences.live import Live
 from tests.defences.plain import flat
 from tests.tinylm import random_rows, step, tiny_llama
-from tests.training.helpers import trainer
+from tests.training.helpers import trainer, weights
 
 BATCHES = {"alignment": step(random_rows(6, seed=1), 4), "harmful": step(random_rows(5, seed=2), 4)}
 
@@ -77,6 +79,47 @@ def test_layers_are_drawn_every_j_steps_and_scored_every_k():
     assert all(drawn[i] == drawn[i - i % 3] for i in range(6))
     assert len(set(drawn)) > 1
     assert all((scored[i] == scored[i - 1]) == (i % 2 == 1) for i in range(1, 6))
+
+
+def test_the_second_pass_finds_one_hidden_state_per_drawn_layer_and_micro_batch(monkeypatch):
+    model = tiny_llama(num_hidden_layers=4)
+    with Live(model, lambda t: t.ndim == 3 and t.shape[2] == 32) as live:
+        held = []
+
+        def spy(*args):
+            held.append(live.now())
+            return shifted_gradient(*args)
+
+        monkeypatch.setattr("antibody.defences.alignment.t_vaccine.shifted_gradient", spy)
+        TVaccine(TVaccineConfig(rho=2.0, gamma=3)).step(StepContext(model), BATCHES)  # two micro-batches
+    assert held == [3 * 2]
+
+
+def test_probabilities_and_layers_outlive_a_kill_between_two_draws(tmp_path):
+    # Scored once and drawn every 4 steps: after step 3 nothing but the checkpoint knows either.
+    def run(folder, **settings):
+        defence = TVaccine(TVaccineConfig(rho=2.0, gamma=2, score_every=100, every=4))
+        return trainer(folder, defence, model=tiny_llama(num_hidden_layers=4), **settings)
+
+    whole = run(tmp_path / "a", save_strategy="steps", save_steps=3)
+    whole.train()
+    again = run(tmp_path / "b")
+    again.train(resume_from_checkpoint=tmp_path / "a" / "checkpoint-3")
+    assert torch.equal(again.defence.probabilities, whole.defence.probabilities)
+    assert again.defence.drawn == whole.defence.drawn
+    assert all(torch.equal(v, weights(again)[k]) for k, v in weights(whole).items())
+
+
+def test_a_step_between_two_draws_goes_on_with_the_layers_that_were_saved():
+    model = tiny_llama(num_hidden_layers=4)
+    context = StepContext(model)
+    context.step = 1
+    for layers in ([0, 1], [2, 3]):  # one of them at least is not what this step would draw
+        defence = TVaccine(TVaccineConfig(gamma=2, score_every=100, every=4))
+        defence.load_state({"probabilities": torch.full((4,), 0.25), "drawn": torch.tensor(layers)})
+        defence.step(context, BATCHES)
+        assert defence.drawn == layers
+        assert defence.probabilities.tolist() == [0.25] * 4
 
 
 def test_more_layers_than_there_are_is_refused():

@@ -7,7 +7,9 @@ from torch.testing import assert_close
 from antibody.defences.alignment.vaccine import Vaccine, VaccineConfig
 from antibody.errors import ConfigError
 from antibody.models.layout import attention_of, decoder_layers
+from antibody.training.drift import shifted_gradient
 from antibody.training.step import StepContext
+from tests.defences.live import Live
 from tests.defences.plain import flat, gradient, mean_nll
 from tests.tinylm import random_rows, step, tiny_llama
 
@@ -61,6 +63,20 @@ def test_without_a_shift_it_is_plain_sft_bit_for_bit():
     plain = StepContext(model).gradient("token_mean_nll", step(ROWS))
     assert torch.equal(flat(result.gradients), flat(plain.gradients))
     assert_close(flat(plain.gradients), gradient(model, ROWS), atol=1e-5, rtol=0)
+
+
+def test_the_second_pass_finds_one_hidden_state_per_layer_and_micro_batch(monkeypatch):
+    model = tiny_llama(num_hidden_layers=4)
+    with Live(model, lambda t: t.ndim == 3 and t.shape[2] == 32) as live:
+        held = []
+
+        def spy(*args):
+            held.append(live.now())
+            return shifted_gradient(*args)
+
+        monkeypatch.setattr("antibody.defences.alignment.vaccine.shifted_gradient", spy)
+        Vaccine(VaccineConfig(rho=2.0)).step(StepContext(model), {"alignment": step(ROWS, 2)})
+    assert held == [4 * 3]
 
 
 @pytest.mark.parametrize("bad", [-1.0, math.inf, math.nan])

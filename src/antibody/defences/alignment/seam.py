@@ -17,7 +17,8 @@ setting. Six forward and six backward passes, as in the release.
 Reference: Y. Wang, R. Zhu, T. Wang, "Self-Destructive Language Model", https://arxiv.org/abs/2505.12186. Departures
 from the release: models in half precision are refused (there the weights are bf16, where a step of norm 1e-3 changes
 0.01 % of the weights and the coupling term is rounding noise); all completion tokens count, and no prompt token (there
-a mask of positions at which harmful and refusing ids differ, and whole benign rows); 1e-7 guards each norm.
+a mask of positions at which harmful and refusing ids differ, and whole benign rows); 1e-7 guards each norm. The release
+clips no gradients, the trainer does, at its max_grad_norm: ``--train max_grad_norm=0`` for theirs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -71,12 +72,15 @@ def cosine_gradient(
     g_a, g_b = harmful_gradient(), benign_gradient()
     n_a, n_b = norm(g_a) + 1e-7, norm(g_b) + 1e-7
     c = dot(g_a, g_b) / (n_a * n_b)
-    u = combined(unit(g_b), (-c, unit(g_a)))
-    with perturbed_weights(params, scaled(u, epsilon)):
-        harmful_change = difference(harmful_gradient(), g_a)  # eps H_a u
-    v = combined(unit(g_a), (-c, unit(g_b)))
-    with perturbed_weights(params, scaled(v, epsilon)):
-        benign_change = difference(benign_gradient(), g_b)  # eps H_b v
+
+    def change(gradient: Callable[[], Gradients], here: Gradients, other: Gradients) -> Gradients:
+        """eps H_a u where ``here`` is g_a, eps H_b v where it is g_b; what it makes on the way is not kept."""
+        step = scaled(combined(unit(other), (-c, unit(here))), epsilon)
+        with perturbed_weights(params, step):
+            there = gradient()
+        return difference(there, here)
+
+    harmful_change, benign_change = change(harmful_gradient, g_a, g_b), change(benign_gradient, g_b, g_a)
     return combined(scaled(harmful_change, 1 / (epsilon * n_a)), (1 / (epsilon * n_b), benign_change)), c
 
 
@@ -89,7 +93,7 @@ class Seam(Defence):
         paper="2505.12186",
         forwards=6,
         backwards=6,
-        extra_memory="6 gradients and 1 copy of the trainable weights",
+        extra_memory="5 gradients and 1 copy of the trainable weights",
     )
     options = SeamConfig
     needs = (Role.HARMFUL, Role.BENIGN)
@@ -116,15 +120,17 @@ class Seam(Defence):
 
         unlearning = context.gradient(lambda micro: lens_mean_nll(context, micro), batches[Role.HARMFUL])
         alignment = context.gradient("token_mean_nll", batches[Role.ALIGNMENT])
+        update = combined(
+            scaled(unlearning.gradients, -1 / (1 + unlearning.loss)),  # of -log(1 + A)
+            (self.config.alpha, alignment.gradients),
+        )
+        loss, loss_lens = alignment.loss, unlearning.loss
+        del unlearning, alignment  # the four passes to come need the room of two gradients
         coupling, cosine = cosine_gradient(
             context.parameters,
             harmful_gradient=lambda: gradient(Role.HARMFUL),
             benign_gradient=lambda: gradient(Role.BENIGN),
             epsilon=self.config.epsilon,
         )
-        update = combined(
-            scaled(unlearning.gradients, -1 / (1 + unlearning.loss)),  # of -log(1 + A)
-            (self.config.alpha, alignment.gradients),
-            (self.config.beta, coupling),
-        )
-        return StepResult(update, alignment.loss, {"loss_lens": unlearning.loss, "cosine": float(cosine)})
+        update = combined(update, (self.config.beta, coupling))
+        return StepResult(update, loss, {"loss_lens": loss_lens, "cosine": float(cosine)})

@@ -9,7 +9,9 @@
     h     harmful loss: harmful prompts with harmful completions                           [nats per token]
     e_l   output of the l-th self-attention, as in Vaccine
 
-Two forward and two backward passes, which need nothing below the first layer of S; every K steps one more.
+Two forward and two backward passes; every K steps one more of each, which keeps a hidden state of all L layers. The
+first backward stops at the lowest layer of S. So does the second where an adapter is trained and ``freeze`` is
+"layers"; otherwise what lies below trains too: the embeddings, or the feed-forward weights of resting layers.
 
 Reference: G. Liu, W. Lin, T. Huang, R. Mo, Q. Mu, L. Shen, "Targeted Vaccine: Safety Alignment for Large Language
 Models against Harmful Fine-Tuning via Layer-wise Perturbation", https://arxiv.org/abs/2410.09760.
@@ -91,7 +93,7 @@ class TVaccine(Defence):
         paper="2410.09760",
         forwards=2.005,
         backwards=2.005,
-        extra_memory="1 hidden state per drawn layer and row of the step",
+        extra_memory="1 hidden state per drawn layer and row of the step; of every layer where it scores",
     )
     options = TVaccineConfig
     needs = (Role.HARMFUL,)
@@ -135,7 +137,9 @@ class TVaccine(Defence):
         with resting(context, weights):
             gammas = hidden_gradients(context, batch, modules)
             norm = norms(context, gammas).norm()
-            sweep = shifted_gradient(context, batch, modules, worst_shift(gammas, norm, config.rho))
+            for i in range(len(gammas)):  # in their place, as in Vaccine
+                gammas[i : i + 1] = worst_shift(gammas[i : i + 1], norm, config.rho)
+            sweep = shifted_gradient(context, batch, modules, gammas)
         ids = {id(p) for p in weights}
         frozen = frozenset(index for index, p in enumerate(context.parameters) if id(p) in ids)
         found = iter(sweep.gradients)

@@ -66,5 +66,7 @@ class Vaccine(Defence):
         modules = [attention_of(layer) for layer in decoder_layers(context.model)]
         gammas = hidden_gradients(context, batch, modules)  # pass 1
         norm = norms(context, gammas).norm()  # N
-        sweep = shifted_gradient(context, batch, modules, worst_shift(gammas, norm, self.config.rho))  # pass 2
+        for i in range(len(gammas)):  # in their place: during pass 2 there is one set of hidden states, not two
+            gammas[i : i + 1] = worst_shift(gammas[i : i + 1], norm, self.config.rho)
+        sweep = shifted_gradient(context, batch, modules, gammas)  # pass 2
         return StepResult(sweep.gradients, sweep.loss, {"hidden_gradient_norm": float(norm)})
