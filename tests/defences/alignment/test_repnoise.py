@@ -83,6 +83,15 @@ def test_a_step_is_the_gradient_of_the_whole_objective(micro_batch_size):
     assert result.metrics["noise"] == pytest.approx(float(sum(noises).detach()) / len(noises), rel=1e-4)
 
 
+def test_what_is_logged_is_the_mean_over_rows_however_many_a_forward_pass_has():
+    context = StepContext(tiny_llama())
+    batches = BATCHES | {"harmful": step(HARMFUL, 3)}  # three rows and one
+    result = RepNoise(RepNoiseConfig(alpha=0.7, beta=0.5)).step(context, batches)
+    parts = [harmful_terms(context, m, alpha=0.7, beta=0.5)[1] for m in batches["harmful"].micro_batches]
+    noise, ascent = ((3 * parts[0] + parts[1]) / 4).tolist()
+    assert result.metrics == pytest.approx({"noise": noise, "loss_lens": ascent}, rel=1e-5)
+
+
 def test_noise_is_another_at_every_step_and_the_same_at_the_same_step():
     context = StepContext(tiny_llama())
     values = []

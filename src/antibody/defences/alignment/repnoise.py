@@ -119,15 +119,15 @@ class RepNoise(Defence):
 
     def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
         """One step: see the head of this file."""
-        seen: list[Tensor] = []
+        seen = torch.zeros(3, dtype=torch.float64, device=context.device)  # noise and A over rows, number of rows
 
         def harmful(micro: MicroBatch) -> RowTerms:
             terms, values = harmful_terms(context, micro, alpha=self.config.alpha, beta=self.config.beta)
-            seen.append(values)
+            seen.add_(torch.cat([values, values.new_ones(1)]).double() * sum(micro.counted))
             return terms
 
         alignment = context.gradient("token_mean_nll", batches[Role.ALIGNMENT])
         pushed = context.gradient(harmful, batches[Role.HARMFUL])
-        noise, ascent = torch.stack(seen).mean(dim=0).tolist()
+        noise, ascent, num_rows = context.all_reduce(seen).tolist()
         update = combined(alignment.gradients, (1.0, pushed.gradients))
-        return StepResult(update, alignment.loss, {"loss_lens": ascent, "noise": noise})
+        return StepResult(update, alignment.loss, {"loss_lens": ascent / num_rows, "noise": noise / num_rows})
