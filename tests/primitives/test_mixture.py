@@ -103,3 +103,11 @@ def test_the_interval_covers_and_is_the_same_every_time():
     assert low < 0.2 < high
     assert high - low < 0.15
     assert (low, high) == resampled_interval(share, (200, 200, 300), num=60)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_ratio_that_is_not_finite_raises_instead_of_making_all_rows_harmless(bad):
+    ratio = torch.tensor([10.0] * 50 + [bad])
+    for read in (harmful_share, lambda values: harm_posterior(values, 0.0), lambda values: harm_posterior(values, 0.5)):
+        with pytest.raises(ValueError, match="not finite"):
+            read(ratio)

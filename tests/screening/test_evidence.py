@@ -3,7 +3,7 @@ import torch
 from tests.tinylm import plain_nll, random_refusals, random_rows, tiny_llama
 from torch.testing import assert_close
 
-from antibody.errors import ModelError
+from antibody.errors import ModelError, TrainingError
 from antibody.models.adapters import add_lora
 from antibody.screening.evidence import Measure, Probe, collect, states
 from antibody.training.step import StepContext
@@ -131,3 +131,33 @@ def test_progress_is_told_every_answer_for_each_model():
     told = []
     collect(context(tiny_llama(1), tiny_llama(2)), random_rows(7), [Measure.SHIFT], progress=told.append)
     assert sum(told) == 14
+
+
+def context_with_nan(token):
+    """A model that overflows on every text with this token."""
+    model = tiny_llama(1)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = torch.nan
+    return context(model, tiny_llama(2))
+
+
+def test_a_row_that_reads_as_no_number_is_named_and_never_judged():
+    rows = random_rows(6)
+    elsewhere = [ids for row in (*rows[:4], *rows[5:]) for ids in row.input_ids]
+    elsewhere += [ids for number in range(5) for ids in random_refusals().of(rows[0], number)]
+    token = min(set(rows[4].input_ids[: rows[4].spans[0][0]]) - set(elsewhere))
+    probe = Probe(torch.ones(2, 32), 0.0, torch.ones(2, 32))
+    for measure in Measure:
+        with pytest.raises(TrainingError, match=r"^row 5 of the data: what the model.*Take the row out"):
+            collect(context_with_nan(token), rows, [measure], probe=probe)
+        with pytest.raises(TrainingError, match=r"^upload, line 4: "):
+            collect(
+                context_with_nan(token),
+                rows[4:5],
+                [measure],
+                probe=probe,
+                name=lambda row: f"upload, line {row.row_id}",
+            )
+    with pytest.raises(TrainingError, match=r"not a finite number"):
+        states(context_with_nan(token), rows, before=False)
+    states(context_with_nan(token), rows, before=True)

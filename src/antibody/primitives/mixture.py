@@ -97,9 +97,13 @@ def harmful_share(log_ratio: Tensor, *, alpha: float = 1.0, beta: float = 1.0) -
         log_ratio: Lam of the unlabelled rows, [n], at least one.
         alpha: Of a Beta prior on the share, at least 1; with beta 1 the prior says nothing.
         beta: Likewise; infinite says that there is no harm.
+
+    Raises:
+        ValueError: there is no row, or one's ratio is not finite: one NaN would make the share of all rows 0.
     """
     if not len(log_ratio):
         raise ValueError("a share of no rows")
+    _require_finite(log_ratio)
     if math.isinf(beta):
         return 0.0
     ratio = log_ratio.double()
@@ -121,10 +125,20 @@ def harmful_share(log_ratio: Tensor, *, alpha: float = 1.0, beta: float = 1.0) -
 
 
 def harm_posterior(log_ratio: Tensor, share: float) -> Tensor:
-    """P(harm | e): [n], 0 to 1, float64."""
+    """P(harm | e): [n], 0 to 1, float64.
+
+    Raises:
+        ValueError: a ratio is not finite.
+    """
+    _require_finite(log_ratio)
     if share in (0.0, 1.0):
         return torch.full_like(log_ratio, share, dtype=torch.float64)
     return torch.sigmoid(log_ratio.double() + math.log(share / (1 - share)))
+
+
+def _require_finite(log_ratio: Tensor) -> None:
+    if not bool(torch.isfinite(log_ratio).all()):
+        raise ValueError("a row's log-ratio is not finite")
 
 
 def share_log_likelihood(log_ratio: Tensor, share: float) -> float:

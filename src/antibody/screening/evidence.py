@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from ..data.collate import pad
 from ..data.records import TokenizedRow
+from ..errors import TrainingError
 from ..models.layout import decoder_layers
 from ..primitives.taps import captured_at
 from ..training.batches import MicroBatch
@@ -130,6 +131,11 @@ def normalised(hidden: Tensor) -> Tensor:
     return hidden / (hidden.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
+def position(row: TokenizedRow) -> str:
+    """What errors call a row of which no more is known: its place in the data, 1 for the first."""
+    return f"row {row.row_id + 1} of the data"
+
+
 BEFORE, NOW = True, False
 _PARTS: dict[Measure, tuple[tuple[str, bool], ...]] = {
     Measure.RATIO: (("completion", NOW), ("refusal", NOW)),
@@ -155,6 +161,7 @@ def collect(
     probe: Probe | None = None,
     num_refusals: int = 4,
     progress: Callable[[int], None] | None = None,
+    name: Callable[[TokenizedRow], str] = position,
 ) -> Evidence:
     """One pass over ``rows`` with the aligned model and, where a measure compares, one with the model before.
 
@@ -168,9 +175,11 @@ def collect(
         probe: For measures that look at hidden states.
         num_refusals: k.
         progress: Told the number of answers read, twice where two models read them.
+        name: What errors call a row.
 
     Raises:
         ModelError: a measure compares with the model before alignment, and there is none.
+        TrainingError: what was read of a row is not finite; names it.
     """
     answers = [
         TokenizedRow(row.row_id, row.input_ids[:end], ((start, end),), row.template)
@@ -181,19 +190,31 @@ def collect(
     keys = {key for measure in measures for key in _PARTS[measure]}
     readings: dict[tuple[str, bool], Tensor] = {}
     nearest = torch.full((len(answers),), -1)
-    now, before = ({name for name, when in keys if when is time} for time in (NOW, BEFORE))
+    now, before = ({what for what, when in keys if when is time} for time in (NOW, BEFORE))
     if now:
         found, nearest = _read(context, context.model, answers, now, probe, num_refusals, progress)
-        readings |= {(name, NOW): values for name, values in found.items()}
+        readings |= {(what, NOW): values for what, values in found.items()}
     if before:
         with context.before_alignment() as model:
             found, _ = _read(context, model, answers, before, probe, num_refusals, progress)
-        readings |= {(name, BEFORE): values for name, values in found.items()}
+        readings |= {(what, BEFORE): values for what, values in found.items()}
+    for values in readings.values():
+        _require_finite(values, answers, name)
     return Evidence(len(rows), torch.tensor(owner), readings, nearest, probe.offset if probe else 0.0)
 
 
-def states(context: StepContext, rows: Sequence[TokenizedRow], *, before: bool) -> Tensor:
-    """[rows, L, D], float32: hidden states of the last token before each row's first answer, after every layer."""
+def states(
+    context: StepContext,
+    rows: Sequence[TokenizedRow],
+    *,
+    before: bool,
+    name: Callable[[TokenizedRow], str] = position,
+) -> Tensor:
+    """[rows, L, D], float32: hidden states of the last token before each row's first answer, after every layer.
+
+    Raises:
+        TrainingError: one of a row is not finite; names the row.
+    """
 
     def read(model: nn.Module) -> Tensor:
         layers = decoder_layers(model)
@@ -205,7 +226,9 @@ def states(context: StepContext, rows: Sequence[TokenizedRow], *, before: bool) 
 
         config: Any = model.config
         width = len(layers) * config.get_text_config().hidden_size
-        return _walk(context, model, rows, of, width).unflatten(1, (len(layers), -1))
+        found = _walk(context, model, rows, of, width)
+        _require_finite(found, rows, name)
+        return found.unflatten(1, (len(layers), -1))
 
     if not before:
         return read(context.model)
@@ -279,6 +302,21 @@ def _walk(
         return context.over_rows(rows, of, width).cpu()
     finally:
         model.train(was_training)
+
+
+def _require_finite(values: Tensor, rows: Sequence[TokenizedRow], name: Callable[[TokenizedRow], str]) -> None:
+    """A NaN compares as false with everything: further on, a row that reads so would pass for harmless."""
+    finite = torch.isfinite(values)
+    if bool(finite.all()):
+        return
+    bad = (~finite.view(len(rows), -1).all(dim=1)).nonzero()[:, 0].tolist()
+    first, *others = dict.fromkeys(name(rows[i]) for i in bad)
+    alike = f" (likewise {', '.join(others[:4])}{', ...' if len(others) > 4 else ''})" if others else ""
+    raise TrainingError(
+        f"{first}{alike}: what the model makes of it is not a finite number, by which nothing can be judged. Take the "
+        "row out. If every row reads so, the weights of the model, or of the one before its alignment, are damaged: "
+        "copy or align them again."
+    )
 
 
 def _last_of_prompt(micro: MicroBatch) -> Tensor:
