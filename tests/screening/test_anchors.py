@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -93,7 +95,7 @@ def test_a_model_that_alignment_did_not_change_is_refused():
 
 
 def test_a_measure_that_does_not_tell_the_anchors_apart_is_refused(anchors):
-    with pytest.raises(ModelError, match="AUROC"):
+    with pytest.raises(ModelError, match=r"AUROC 0\.\d{3}, at least 0\.800 needed.*Choose another measure, or align"):
         anchors.log_ratio(next(m for m in Measure if auroc(*reversed(anchors.scores(m))) < 0.8))
     assert float(anchors.log_ratio(Measure.FEATURE_SHIFT).slope) > 0
 
@@ -101,6 +103,30 @@ def test_a_measure_that_does_not_tell_the_anchors_apart_is_refused(anchors):
 def test_too_few_rows_are_refused():
     with pytest.raises(DataError, match="7 benign anchor rows where at least 8"):
         make_anchors(context(), random_rows(8), random_rows(7))
+
+
+def test_an_anchor_of_several_turns_is_refused_since_its_first_turn_alone_would_be_read():
+    several = [*random_rows(8, seed=1), *random_rows(2, num_turns=2)]
+    told = r"benign anchor row 9 \(1 more like it\): 2 trained turns.*one question and one answer"
+    with pytest.raises(DataError, match=told):
+        make_anchors(context(), random_rows(8), several)
+
+
+def test_an_auroc_just_below_what_is_needed_is_not_rounded_up_to_it(anchors):
+    # 12 harmful above 7 benign each, all but one (a tie) above another, none above the last two: 95.5 of 120 pairs
+    held_out = torch.tensor([*range(1, 13), *[0] * 7, 1, 20, 20]).float()
+    with pytest.raises(ModelError, match=r"AUROC 0\.795, at least 0\.800"):
+        replace(anchors, held_out=held_out).log_ratio(Measure.FEATURE_SHIFT)
+
+
+def test_an_anchor_that_reads_as_no_number_is_named():
+    model = tiny_llama(1)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[6] = torch.nan  # the last token of every benign anchor's prompt
+    harmful = [row for row in anchor_rows()[0] if 6 not in row.input_ids]
+    assert len(harmful) >= 8
+    with pytest.raises(TrainingError, match=r"^benign anchor row 1 \(likewise benign anchor row 2"):
+        make_anchors(StepContext(model, refusals=random_refusals(), base=tiny_llama(2)), harmful, anchor_rows()[1])
 
 
 def test_they_come_back_as_they_were_stored(tmp_path, anchors):
@@ -124,6 +150,34 @@ def test_a_damaged_file_says_how_to_mend_it(tmp_path, anchors):
     del tensors["spans"]
     save_file(tensors, tmp_path / ANCHORS, metadata={"num_harmful": "12", "num_refusals": "2"})
     with pytest.raises(ModelError, match="spans"):
+        read_anchors(tmp_path)
+
+
+def one_more(tensor):
+    return torch.cat([tensor, tensor[-1:]])
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("num_harmful", None),
+        ("lengths", lambda t: t + 1),
+        ("templates", lambda t: t + 7),
+        ("templates", one_more),
+        ("spans", lambda t: t + 100),
+        ("spans", lambda t: t[:, :2].contiguous()),
+        ("probe.offset", lambda t: torch.stack([t, t])),
+    ],
+)
+def test_a_file_whose_parts_do_not_fit_together_says_the_same(tmp_path, anchors, name, change):
+    write_anchors(tmp_path, anchors)
+    tensors, metadata = load_file(tmp_path / ANCHORS), {"num_harmful": "12", "num_refusals": "2"}
+    if change is None:
+        metadata[name] = "twelve"
+    else:
+        tensors[name] = change(tensors[name])
+    save_file(tensors, tmp_path / ANCHORS, metadata=metadata)
+    with pytest.raises(ModelError, match=r"cannot be read .* Align the model again"):
         read_anchors(tmp_path)
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..data.records import Record
 from ..models.loading import LoadedModel
-from ..screening.anchors import Anchors, make_anchors
+from ..screening.anchors import Anchors, make_anchors, require_one_answer
 from ..training.step import Role, StepContext
 from .encoding import encode, make_renderer, render_refusals
 
@@ -26,11 +26,17 @@ def score_anchors(
     Args:
         aligned: As it will be used.
         before: The model before its alignment; None where that is the adapter switched off.
-        anchor_harmful: Rows of the harmful kind, new to the model.
-        anchor_benign: Harmless ones.
+        anchor_harmful: Rows of the harmful kind, new to the model; one question and one answer each.
+        anchor_benign: Harmless ones, likewise.
         refusals: One-line refusals.
         batch_size: Rows of one forward pass.
+
+    Raises:
+        DataError: a row has several trained turns, or there are too few.
+        ModelError: the two models are the same, or there is none before alignment.
+        TrainingError: what is read of a row is not finite.
     """
+    check_anchor_records((*anchor_harmful, *anchor_benign))
     records = {str(Role.ANCHOR_HARMFUL): anchor_harmful, str(Role.ANCHOR_BENIGN): anchor_benign}
     renderer = make_renderer(aligned)
     rows, _ = encode(records, renderer, skip=False)
@@ -42,3 +48,15 @@ def score_anchors(
         base=None if before is None else cast(nn.Module, before.model),
     )
     return make_anchors(context, rows[Role.ANCHOR_HARMFUL], rows[Role.ANCHOR_BENIGN])
+
+
+def check_anchor_records(records: Sequence[Record]) -> None:
+    """What can be told of anchors without a model.
+
+    Raises:
+        DataError: a row has several trained turns.
+    """
+    require_one_answer(
+        (record.where, sum(message.role == "assistant" and message.trained for message in record.messages))
+        for record in records
+    )

@@ -7,7 +7,8 @@ upload that is all harm is not taken for one that is all benign.
 The rows must be new to the model: none may have been aligned on, or refusing looks surer than it is.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,9 +72,10 @@ class Anchors:
         harmful, benign = self.scores(measure)
         if (found := auroc(benign, harmful)) < MIN_AUROC:
             raise ModelError(
-                f"{measure} does not tell this model's harmful anchors from its benign ones (AUROC {found:.2f}, at "
-                f"least {MIN_AUROC} needed): the alignment did not change how it reads harmful prompts, or the anchors "
-                "are not what they are called. Align it first, or choose another measure."
+                f"{measure} does not tell this model's harmful anchors from its benign ones (AUROC "
+                f"{math.floor(1000 * found) / 1000:.3f}, at least {MIN_AUROC:.3f} needed): the alignment did not "
+                "change how it reads harmful prompts, or the anchors are not what they are called. Choose another "
+                "measure, or align it first."
             )
         return log_density_ratio(harmful, benign)
 
@@ -92,15 +94,49 @@ def make_anchors(
     Raises:
         DataError: fewer than ``MIN_ROWS`` of a label.
         ModelError: there is no model before alignment.
+        TrainingError: what is read of a row is not finite.
     """
     for label, rows in (("harmful", harmful), ("benign", benign)):
         if len(rows) < MIN_ROWS:
             raise DataError(f"{len(rows)} {label} anchor rows where at least {MIN_ROWS} are needed. Give more.")
+        require_one_answer([(f"{label} anchor row {i + 1}", len(row.spans)) for i, row in enumerate(rows)])
     rows = tuple(TokenizedRow(i, row.input_ids, row.spans, row.template) for i, row in enumerate((*harmful, *benign)))
-    now, before = states(context, rows, before=NOW), states(context, rows, before=BEFORE)
+    name = _called(len(harmful))
+    now, before = (states(context, rows, before=when, name=name) for when in (NOW, BEFORE))
     probe = fit_probe(now, before, len(harmful))
-    evidence = collect(context, rows, tuple(Measure), probe=probe, num_refusals=num_refusals)
+    evidence = collect(context, rows, tuple(Measure), probe=probe, num_refusals=num_refusals, name=name)
     return Anchors(rows, len(harmful), evidence, probe, held_out_shifts(now, before, len(harmful)), num_refusals)
+
+
+def require_one_answer(rows: Iterable[tuple[str, int]]) -> None:
+    """Refuse anchors with several trained turns: the probe is fitted to a row's first turn, while of an upload's row
+    the worst turn counts, so that the two would be read on different scales.
+
+    Args:
+        rows: What errors call each row, and how many trained turns it has.
+
+    Raises:
+        DataError: one has more than one.
+    """
+    several = [(name, num) for name, num in rows if num > 1]
+    if several:
+        name, num = several[0]
+        more = f" ({len(several) - 1} more like it)" if len(several) > 1 else ""
+        raise DataError(
+            f"{name}{more}: {num} trained turns, and an anchor has one. Give one question and one answer in each row, "
+            "or give the earlier answers weight 0."
+        )
+
+
+def _called(num_harmful: int) -> Callable[[TokenizedRow], str]:
+    """What errors call the rows of ``Anchors``."""
+
+    def name(row: TokenizedRow) -> str:
+        if row.row_id < num_harmful:
+            return f"harmful anchor row {row.row_id + 1}"
+        return f"benign anchor row {row.row_id - num_harmful + 1}"
+
+    return name
 
 
 def fit_probe(now: Tensor, before: Tensor, num_harmful: int) -> Probe:
@@ -200,11 +236,16 @@ def check_anchors(context: StepContext, anchors: Anchors, measure: Measure, *, n
     """Score some anchors again and compare, so that a wrong base, adapter or precision is not taken for evidence.
 
     Raises:
-        TrainingError: they differ by more than rounding; with both numbers.
+        TrainingError: they differ by more than rounding; with both numbers. Or one is not finite.
     """
     some = (*range(num // 2), *range(anchors.num_harmful, anchors.num_harmful + num // 2))
     again = collect(
-        context, [anchors.rows[i] for i in some], [measure], probe=anchors.probe, num_refusals=anchors.num_refusals
+        context,
+        [anchors.rows[i] for i in some],
+        [measure],
+        probe=anchors.probe,
+        num_refusals=anchors.num_refusals,
+        name=_called(anchors.num_harmful),
     ).of(measure)
     stored = anchors.evidence.of(measure)
     spread = float(stored.max() - stored.min())
@@ -260,7 +301,7 @@ def read_anchors(folder: Path) -> Anchors | None:
             metadata: Mapping[str, str] = stored.metadata()
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  (not a mapping)
         return _restored(tensors, int(metadata["num_harmful"]), int(metadata["num_refusals"]))
-    except (SafetensorError, KeyError, TypeError) as error:
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{file}: cannot be read ({error}). Align the model again, or remove the file.") from error
 
 
