@@ -10,12 +10,12 @@ from antibody.defences.catalogue import make_defence
 from antibody.defences.finetuning.antibody_posterior import Weight, weights
 from antibody.errors import ConfigError, DataError, ModelError, TrainingError
 from antibody.primitives.mixture import harmful_share
-from antibody.screening.anchors import read_anchors
+from antibody.screening.anchors import make_anchors, read_anchors, write_anchors
 from antibody.screening.evidence import Measure, collect
 from antibody.training.step import Role, Stage, StepContext
 from tests.defences.plain import flat
 from tests.tinylm import plain_nll, random_refusals, step, tiny_llama
-from tests.training.helpers import ROWS, store_anchors, trainer
+from tests.training.helpers import ROWS, anchor_rows, store_anchors, trainer
 
 
 def started(folder, user=None, aligned=0, base=9, **options):
@@ -94,6 +94,30 @@ def test_a_row_that_is_worth_nothing_gets_nothing(p, w):
     assert float(weights(harm, Weight.NET, 100.0)) == pytest.approx(w, abs=1e-3)
 
 
+def test_rows_are_scored_against_as_many_refusals_as_the_anchors_were(tmp_path, monkeypatch):
+    monkeypatch.setattr("antibody.screening.anchors.MIN_AUROC", 0.0)
+    base = tiny_llama(seed=9)
+    context = StepContext(tiny_llama(seed=0), refusals=random_refusals(), base=base)
+    write_anchors(tmp_path, make_anchors(context, *anchor_rows(), num_refusals=1))
+    anchors = read_anchors(tmp_path)
+    defence, context = started(tmp_path, list(anchors.rows), evidence="shift")
+    found = [e for _, _, e in defence.state()["weights"].tolist()]
+    assert found == pytest.approx(anchors.evidence.of(Measure.SHIFT).tolist(), abs=1e-4)  # of the same rows, by k = 1
+
+
+def test_a_row_that_reads_as_no_number_stops_the_run_instead_of_freeing_every_other(tmp_path):
+    user = upload(tmp_path)
+    elsewhere = {token for row in (*user[:5], *user[6:]) for token in row.input_ids}
+    odd = replace(user[5], input_ids=(min(set(range(3, 64)) - elsewhere), *user[5].input_ids[1:]))
+    model = tiny_llama(seed=0)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[odd.input_ids[0]] = torch.nan
+    rows = {**ROWS, "user": [*user[:5], odd, *user[6:]]}
+    context = StepContext(model, rows=rows, refusals=random_refusals(), base=tiny_llama(seed=9), folder=tmp_path)
+    with pytest.raises(TrainingError, match="row 6 of the data: .* not a finite number"):
+        make_defence(Stage.FINETUNING, "antibody-posterior").start(context)
+
+
 def test_a_prior_of_no_harm_reads_nothing_and_weighs_all_rows_alike(tmp_path):
     defence = make_defence(Stage.FINETUNING, "antibody-posterior", {"prior": (1, math.inf)})
     context = StepContext(tiny_llama(), rows=ROWS)  # neither base nor anchors
@@ -146,7 +170,6 @@ def test_rows_of_a_template_that_no_anchor_has_are_not_taken_for_benign(tmp_path
         ("caution", 0),
         ("prior", (0.5, 1)),
         ("refresh", -1),
-        ("num_refusals", 0),
         ("evidence", "x"),
         ("weight", "soft"),
     ],

@@ -76,8 +76,6 @@ class AntibodyPosteriorConfig:
     """Beta(a, b) on the harmful share. (1, 1) says nothing; (1, .inf) that there is no harm: every weight is 1."""
     refresh: int = 0
     """Read the evidence again, of anchors and upload, with the model as it then is, every so many epochs. 0: never."""
-    num_refusals: int = 4
-    """k, refusals that each row is scored against, where the evidence is made of refusals."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rehearsal < 1:
@@ -89,8 +87,6 @@ class AntibodyPosteriorConfig:
             raise ConfigError(f"antibody-posterior.prior is {list(self.prior)}: both at least 1, the first finite.")
         if self.refresh < 0:
             raise ConfigError(f"antibody-posterior.refresh is {self.refresh}: a number of epochs, or 0.")
-        if self.num_refusals < 1:
-            raise ConfigError(f"antibody-posterior.num_refusals is {self.num_refusals}: at least 1.")
 
 
 MIN_MEAN_WEIGHT = 0.1
@@ -150,7 +146,7 @@ class AntibodyPosterior(Defence):
         if self._is_stale(context):
             fresh = self._anchors(context)
             harmful, benign = fresh.rows[: fresh.num_harmful], fresh.rows[fresh.num_harmful :]
-            self._weigh(context, make_anchors(context, harmful, benign, num_refusals=self.config.num_refusals))
+            self._weigh(context, make_anchors(context, harmful, benign, num_refusals=fresh.num_refusals))
         batch, rho = batches[Role.USER], self.config.rehearsal
         if not self.believes_in_harm:
             sweep = context.gradient("token_mean_nll", batch)
@@ -189,9 +185,8 @@ class AntibodyPosterior(Defence):
 
     def _weigh(self, context: StepContext, anchors: Anchors) -> None:
         user, measure = context.rows[Role.USER], self.config.evidence
-        evidence = collect(context, user, [measure], probe=anchors.probe, num_refusals=self.config.num_refusals).of(
-            measure
-        )
+        # As many refusals as the anchors were scored against: a mean of fewer spreads wider than theirs.
+        evidence = collect(context, user, [measure], probe=anchors.probe, num_refusals=anchors.num_refusals).of(measure)
         ratio = anchors.log_ratio(measure)(evidence)
         a, b = self.config.prior
         self.share = harmful_share(ratio, alpha=a, beta=b)
