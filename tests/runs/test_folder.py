@@ -107,3 +107,36 @@ def test_a_file_that_does_not_fit_leaves_the_old_one(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="No space left"):
         write_text(tmp_path / "f", "new")
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("f", "old")]
+
+
+def renames(monkeypatch, refused):
+    """Path.rename, which fails where ``refused`` says so of (from, to)."""
+    real = Path.rename
+
+    def rename(self, target):
+        if refused(self, target):
+            raise OSError(16, "Device or resource busy")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+
+
+def test_a_run_that_cannot_take_its_place_stays_whole_beside_and_the_old_one_where_it_was(tmp_path, monkeypatch):
+    complete(tmp_path / "a", ONE)
+    with monkeypatch.context() as patch:
+        renames(patch, lambda old, new: old == tmp_path / "a")
+        with pytest.raises(OutputError, match=r"was there is unchanged and the new run is whole, in .*\.a\.overwrite"):
+            complete(tmp_path / "a", OTHER, overwrite=True)
+    assert (tmp_path / "a" / "made").read_text() == str(ONE)
+    assert (tmp_path / ".a.overwrite" / "made").read_text() == str(OTHER)
+    assert open_run(tmp_path / "a", OTHER, overwrite=True).state is State.COMPLETE
+    assert (tmp_path / "a" / "made").read_text() == str(OTHER)
+
+
+def test_where_the_old_run_cannot_be_put_back_it_is_said_where_it_is(tmp_path, monkeypatch):
+    complete(tmp_path / "a", ONE)
+    with monkeypatch.context() as patch:
+        renames(patch, lambda old, new: new == tmp_path / "a")
+        with pytest.raises(OutputError, match=r"busy\)\. What was there is now .*a\.replaced and the new run is whole"):
+            complete(tmp_path / "a", OTHER, overwrite=True)
+    assert (tmp_path / "a.replaced" / "made").read_text() == str(ONE)

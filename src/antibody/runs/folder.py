@@ -170,12 +170,14 @@ def _take_the_place_of(old: Path, new: Path) -> None:
         try:
             new.rename(old)
         except OSError:
-            aside.rename(old)
+            if aside.exists():
+                with suppress(OSError):
+                    aside.rename(old)
             raise
     except OSError as error:
+        kept = f"is now {aside}" if aside.exists() else "is unchanged"
         raise OutputError(
-            f"{old}: cannot be replaced ({error.strerror}). What was there is unchanged and the new run is whole, "
-            f"in {new}."
+            f"{old}: cannot be replaced ({error.strerror}). What was there {kept} and the new run is whole, in {new}."
         ) from error
     if aside.exists() and (_stored_config(aside) is not None or _is_empty(aside)):
         shutil.rmtree(aside, ignore_errors=True)
