@@ -1,9 +1,12 @@
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from antibody.data.formats import load_records
 from antibody.errors import DataError
+from antibody.screening import upload as module
 from antibody.screening.upload import open_upload
 
 
@@ -44,10 +47,11 @@ def test_another_name_stands_in_for_a_temporary_file(tmp_path):
         open_upload(write(tmp_path / "a.jsonl"), name="the rows")
 
 
-def test_identity_follows_content_and_order_alone(tmp_path):
+def test_identity_follows_content_order_and_lines(tmp_path):
     a, b = pair("a"), pair("b")
     one = open_upload(write(tmp_path / "1.jsonl", a, b)).sha256
-    assert open_upload(write(tmp_path / "2.jsonl", a, "\n", b)).sha256 == one
+    assert open_upload(write(tmp_path / "2.jsonl", a, b)).sha256 == one
+    assert open_upload(write(tmp_path / "5.jsonl", "\n", "\n", a, b)).sha256 != one  # its lines are 3 and 4
     assert open_upload(write(tmp_path / "3.jsonl", b, a)).sha256 != one
     assert open_upload(write(tmp_path / "4.jsonl", a, b, pair("c", ""))).num_rows == 3
 
@@ -57,4 +61,44 @@ def test_a_missing_file_and_a_folder_are_refused_as_for_training(tmp_path):
         open_upload(tmp_path / "none.jsonl")
     write(tmp_path / "a.jsonl", pair("a"))
     with pytest.raises(DataError, match=r"a directory.*a\.jsonl"):
+        open_upload(tmp_path)
+
+
+def chat(*turns):
+    return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+
+def test_a_chat_whose_prompt_is_blank_is_empty_as_in_the_other_formats(tmp_path):
+    answer = ("assistant", "x")
+    rows = [
+        chat(("user", ""), answer),
+        chat(("system", " "), ("user", "\n"), answer),
+        chat(("user", "a"), answer),
+        chat(("system", "be brief"), ("user", ""), answer),
+        chat(("user", ""), answer, ("user", "a"), answer),
+    ]
+    upload = open_upload(write(tmp_path / "a.jsonl", *rows))
+    assert [row.record is None for row in upload] == [True, True, False, False, False]
+    listed = {"prompt": rows[0]["messages"][:1], "completion": rows[0]["messages"][1:]}
+    assert [row.record for row in open_upload(write(tmp_path / "b.jsonl", listed))] == [None]
+
+
+def test_a_data_set_passes_empty_rows_too_and_is_loaded_once(tmp_path, monkeypatch):
+    rows = [pair("a"), pair(" "), pair("b", ""), pair("c")]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    loaded = []
+    real = module._dataset_rows
+    monkeypatch.setattr(module, "_dataset_rows", lambda *given: loaded.append(given) or real(*given))
+    upload = open_upload(tmp_path)
+    for _ in range(2):
+        assert [row.record is None for row in upload] == [False, True, True, False]
+    assert [row.line for row in upload] == [1, 2, 3, 4]
+    assert len(loaded) == 1
+    file = open_upload(write(tmp_path / "a.jsonl", *rows))
+    assert (upload.num_rows, upload.sha256) == (4, file.sha256)
+
+
+def test_a_bad_row_of_a_data_set_is_told_as_that_of_a_file(tmp_path):
+    pq.write_table(pa.Table.from_pylist([pair("a"), pair("b", None)]), tmp_path / "train.parquet")
+    with pytest.raises(DataError, match="line 2, completion: no completion"):
         open_upload(tmp_path)

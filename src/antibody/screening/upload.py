@@ -1,17 +1,17 @@
-"""An upload as a stream of rows: its texts pass by, none is kept.
+"""An upload as a stream of rows: of JSON Lines the texts pass by, and none is kept.
 
-Whatever could be trained on is read as for training, and what is wrong with a row is told alike. Only a row without
-text, which no run would train on, passes as empty instead of stopping everything.
+Whatever could be trained on is read as for training, and what is wrong with a row is told alike. Only a row whose
+prompt or answer is blank passes as empty instead of stopping everything: there is nothing in it to judge.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ..data.files import BadRow, RawRow, iter_json_rows, report
-from ..data.formats import fingerprint, load_records
+from ..data.formats import _dataset_rows, _is_dataset, fingerprint
 from ..data.records import Record
 from ..data.rows import check_trainable, row_format, row_messages
 from ..errors import DataError
@@ -36,20 +36,22 @@ class Upload:
     """Rows that can be gone through again and again.
 
     Attributes:
-        source: A file of JSON Lines or one JSON list, a data set's folder, or a Hub id. Only of JSON Lines a row at a
-            time is in memory.
+        source: A file of JSON Lines or one JSON list, a data set's folder, or a Hub id.
         name: What errors call it.
         num_rows: How many there are.
-        sha256: Identity of their content and order.
+        sha256: Identity of their content, order and lines.
+        loaded: The rows of a data set, which is loaded once and kept; of a file None. Only of JSON Lines a row at a
+            time is in memory.
     """
 
     source: str
     name: str
     num_rows: int
     sha256: str
+    loaded: Sequence[RawRow] | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[UploadRow]:
-        return _rows(self.source, self.name)
+        return _rows(_of_file(Path(self.source), self.name) if self.loaded is None else self.loaded, self.name)
 
 
 def open_upload(source: str | Path, *, name: str | None = None) -> Upload:
@@ -59,21 +61,20 @@ def open_upload(source: str | Path, *, name: str | None = None) -> Upload:
         DataError: nothing there, or a row cannot be used; the first bad one in full, and how many more there are.
     """
     name = name or str(source)
+    loaded = _dataset_rows(str(source), "train") if _is_dataset(str(source)) else None
+    upload = Upload(str(source), name, 0, "", loaded)
     digest, num_rows = sha256(), 0
-    for row in _rows(str(source), name):
-        digest.update(b"" if row.record is None else fingerprint([row.record]).encode())
+    for row in upload:
+        # With its line: a stored result that names other lines than the file has is not this file's.
+        digest.update(f"{row.line} {'' if row.record is None else fingerprint([row.record])}\n".encode())
         num_rows += 1
-    return Upload(str(source), name, num_rows, digest.hexdigest())
+    return replace(upload, num_rows=num_rows, sha256=digest.hexdigest())
 
 
-def _rows(source: str, name: str) -> Iterator[UploadRow]:
-    if not Path(source).is_file():
-        for record in load_records(source):
-            yield UploadRow(record.row_id, record.line, record)
-        return
+def _rows(raw: Iterable[RawRow], name: str) -> Iterator[UploadRow]:
     bad: list[tuple[int, BadRow]] = []
     first: tuple[int, str] | None = None
-    for row_id, (line, row) in enumerate(_of_file(Path(source), name)):
+    for row_id, (line, row) in enumerate(raw):
         try:
             if isinstance(row, BadRow):
                 raise row
@@ -110,4 +111,6 @@ def _content(row: Any, row_id: int, line: int, form: str, name: str) -> Record |
         if problem.kind in EMPTY_KINDS:
             return None
         raise
+    if not any(message.content.strip() for message in messages if message.role != "assistant"):
+        return None  # a chat's prompt; the other formats have told theirs above
     return Record(row_id, messages, template, source=name, line=line)
