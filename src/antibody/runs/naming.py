@@ -3,7 +3,25 @@
 from hashlib import sha256
 from pathlib import Path
 
-from ..models.loading import PACKAGED, WEIGHT_SUFFIXES, adapter_base, is_adapter, read_provenance, resolve
+from ..models.loading import (
+    PACKAGED,
+    TOKENIZER_FILES,
+    WEIGHT_SUFFIXES,
+    adapter_base,
+    is_adapter,
+    read_provenance,
+    resolve,
+)
+
+TEMPLATE_FILES = (
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+)
+"""What else decides how text becomes tokens."""
 
 
 def model_name(model: str | Path) -> str:
@@ -30,6 +48,26 @@ def from_lab(name: str) -> bool:
 def described_model(name: str) -> dict[str, str | None]:
     """For config.yaml: the name, where it was, and which weights were there."""
     return {"name": name, "place": resolve(name), "weights": _weights_fingerprint(name)}
+
+
+def base_of(name: str, adapter: str | None) -> str | None:
+    """The model before the alignment of ``name`` as ``load_model`` finds it where none is named; None: not known."""
+    under = adapter_base(name) if is_adapter(name) else name
+    named = read_provenance(resolve(under)).get("base")
+    if named:
+        return str(named)
+    return under if adapter is not None or is_adapter(name) else None
+
+
+def tokenizer_fingerprint(*names: str) -> str | None:
+    """Tells when folders hold another tokenizer or chat template than they did (SHA-256, hex). None: none is here."""
+    digest, found = sha256(), False
+    for folder in map(Path, map(resolve, names)):
+        for file in (folder / name for name in (*TOKENIZER_FILES, *TEMPLATE_FILES)):
+            if file.is_file():
+                content, found = file.read_bytes(), True
+                digest.update(f"{file.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest() if found else None
 
 
 def _weights_fingerprint(name: str) -> str | None:
