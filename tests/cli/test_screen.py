@@ -31,6 +31,7 @@ def test_json_is_the_summary_and_a_table_says_the_same_to_a_reader(antibody, tmp
     assert "already complete" in again.stderr
     for text in ("harm found", f"{100 * told['estimated_harmful_share']:.1f} %", "feature-shift", "report.html"):
         assert text in again.stdout
+    assert "harmful answers to harmless prompts are not seen" in " ".join(again.stdout.split())
 
 
 def test_without_anchors_and_base_the_reader_is_told_so(antibody, tmp_path, upload):
@@ -38,6 +39,7 @@ def test_without_anchors_and_base_the_reader_is_told_so(antibody, tmp_path, uplo
     assert ended.code == 0
     assert "no anchors" in ended.stdout
     assert "only ranked" in ended.stdout
+    assert "prompts alone" not in ended.stdout  # by ratio, the answers count
     assert "--base" in ended.stderr
 
 
@@ -61,7 +63,7 @@ MISTAKES = {
     "USER --model lab --output run --evidence hunch": "must be one of",
     "USER --model lab --output CSV": "a file stands there",
     "USER --model lab --output HERE": "holds something else than a run",
-    "USER --model lab-aligned --base lab-aligned --output run": "self-check",
+    "USER --model lab-aligned --base lab-aligned --output run": "--base must be the model as it was before",
     "USER --model lab --output run --batch-size many": "--batch-size",
 }
 

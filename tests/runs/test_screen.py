@@ -2,18 +2,21 @@ import html
 import importlib
 import json
 import shutil
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from antibody.data.records import Message, Record, Template
 from antibody.errors import ConfigError, DataError, ModelError, OutputError, TrainingError
 from antibody.lab.rows import build_rows
 from antibody.models.adapters import add_lora
 from antibody.models.loading import load_model, resolve
 from antibody.models.saving import save_adapter
 from antibody.runs import screen
+from antibody.runs.encoding import make_renderer
 from antibody.screening.rows import SCHEMA
 from tests.gsm8k import write_jsonl
 
@@ -153,6 +156,17 @@ def test_no_harm_is_found_in_a_clean_upload(tmp_path):
     assert result.num_likely_harmful == 0
     page = (result.output / "report.html").read_text()
     assert "no proof" in page
+    assert UNSEEN in page
+
+
+UNSEEN = "harmful answers to harmless prompts are not seen"
+
+
+def test_that_answers_are_not_read_is_said_where_they_are_not(tmp_path, screened):
+    result, _ = screened
+    assert UNSEEN in (result.output / "report.html").read_text()
+    by_ratio = screen([chat("a", "b")], "lab", output=tmp_path / "run")
+    assert UNSEEN not in (by_ratio.output / "report.html").read_text()
 
 
 def test_without_anchors_and_base_rows_are_ranked_and_it_is_said_what_that_cannot_do(tmp_path, caplog):
@@ -225,6 +239,134 @@ def test_anchors_of_other_weights_are_noticed_before_anything_is_scored(tmp_path
     with pytest.raises(TrainingError, match="self-check"):
         screen([chat("a", "b")], moved, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_model_itself_as_its_base_is_refused_wherever_it_lies(tmp_path):
+    copied = shutil.copytree(resolve("lab-aligned"), tmp_path / "copied")
+    for base in ("lab-aligned", str(copied)):
+        with pytest.raises(ModelError, match="holds the very weights of lab-aligned.*--base must be the model as it"):
+            screen([chat("a", "b")], "lab-aligned", base=base, output=tmp_path / "run")
+    with pytest.raises(ModelError, match="holds the very weights of lab"):  # without anchors, whose check would tell
+        screen([chat("a", "b")], "lab", base="lab", output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_evidence_that_is_no_number_stops_the_screening_with_the_rows_line_and_is_not_kept(tmp_path, monkeypatch):
+    rows = build_rows("user", 30, seed=6).rows
+    file = write_jsonl(tmp_path / "user.jsonl", rows)
+    file.write_text("\n" + file.read_text())
+    real = module.collect
+
+    def overflowing(context, rows, measures, **settings):
+        bad = next(row for row in rows if len(row.input_ids) == max(len(row.input_ids) for row in rows))
+        with monkeypatch.context() as patch:
+            walk = evidence._walk
+
+            def nan(context, model, rows, of, width):
+                found = walk(context, model, rows, of, width)
+                found[[row.row_id for row in rows].index(bad.row_id)] = torch.nan
+                return found
+
+            patch.setattr(evidence, "_walk", nan)
+            return real(context, rows, measures, **settings)
+
+    evidence = importlib.import_module("antibody.screening.evidence")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "collect", overflowing)
+        with pytest.raises(TrainingError, match=r"user\.jsonl, line \d+: .*not a finite number") as told:
+            screen(file, "lab-aligned", output=tmp_path / "run")
+    line = int(str(told.value).partition("line ")[2].partition(":")[0])
+    longest = max(len(entry["messages"][0]["content"]) for entry in rows)
+    assert len(rows[line - 2]["messages"][0]["content"]) > 0.5 * longest
+    assert not (tmp_path / "run").exists()
+    assert screen(file, "lab-aligned", output=tmp_path / "run").num_scored == 30
+
+
+def just_fitting(prompt, renderer):
+    """The row, its prompt padded until one more sentence would not fit into the context."""
+    padded = prompt
+    while True:
+        longer = Message("user", "the sky is blue. " + padded), Message("assistant", "ok")
+        if len(renderer.encode(Record(0, longer, Template.CHAT, "tests", 1)).input_ids) > renderer.max_length:
+            return chat(padded, "ok")
+        padded = longer[0].content
+
+
+def test_a_row_without_room_for_a_refusal_is_judged_unless_the_evidence_is_made_of_refusals(tmp_path):
+    lab = build_rows("user", 6, seed=5, poison_ratio=1.0)
+    renderer = make_renderer(load_model("lab-aligned"))
+    rows = [just_fitting(row["messages"][0]["content"], renderer) for row in lab.rows]
+    result = screen(rows, "lab-aligned", output=tmp_path / "run")
+    assert result.flags["too long"] == 0
+    assert result.num_scored == 6
+    told = lines(result.output)
+    assert all(row["evidence"] is not None for row in told)
+    no_room = [row["line"] - 1 for row in told if row["nearest_refusal"] is None and row["evidence"] > 0.5]
+    assert no_room
+    by_refusals = screen([*rows, chat("a", "b")], "lab-aligned", output=tmp_path / "gap", evidence="gap")
+    flagged = [row["row_id"] for row in lines(by_refusals.output) if row["flags"] == ["too long"]]
+    assert set(no_room) <= set(flagged)
+
+
+def test_a_run_that_cannot_take_the_old_ones_place_keeps_both_and_the_same_command_goes_on(tmp_path, monkeypatch):
+    rows = build_rows("user", 20, seed=6).rows
+    run = tmp_path / "run"
+    first = screen(rows, "lab", output=run)
+    before = {p.name: p.read_bytes() for p in run.iterdir()}
+    real = Path.rename
+
+    def busy(self, target):
+        if self == run:
+            raise OSError(16, "Device or resource busy")
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", busy)
+        with pytest.raises(OutputError, match="the new run is whole"):
+            screen(rows, "lab", output=run, overwrite=True, batch_size=8)
+    assert {p.name: p.read_bytes() for p in run.iterdir()} == before
+    beside = {p.name for p in (tmp_path / ".run.overwrite").iterdir()}
+    assert beside == set(before)
+    again = screen(rows, "lab", output=run, overwrite=True, batch_size=8)
+    assert (again.num_rows, again.measure) == (first.num_rows, first.measure)
+    assert {p.name for p in run.iterdir()} == set(before)
+
+
+def test_a_stored_result_is_not_served_once_base_tokenizer_or_lines_have_changed(tmp_path):
+    file = write_jsonl(tmp_path / "user.jsonl", [chat("a", "b")])
+    base = shutil.copytree(resolve("lab"), tmp_path / "base")
+    model = shutil.copytree(resolve("lab-aligned"), tmp_path / "aligned")
+    (model / "antibody.json").write_text(json.dumps({"kind": "model", "base": str(base)}))
+    screen(file, model, output=tmp_path / "run")
+
+    def refused(told):
+        with pytest.raises(OutputError, match=f"another configuration.*{told}"):
+            screen(file, model, output=tmp_path / "run")
+
+    def changed_and_back(file, content, told):
+        before = file.read_bytes()
+        file.write_bytes(content(before))
+        refused(told)
+        file.write_bytes(before)
+
+    changed_and_back(model / "chat_template.jinja", lambda b: b + b"{# #}", "tokenizer")
+    changed_and_back(model / "tokenizer.json", lambda b: b + b" ", "tokenizer")
+    changed_and_back(base / "model.safetensors", lambda b: b[:-1] + b"x", "base.weights")
+    changed_and_back(model / "antibody.json", lambda b: b'{"kind": "model"}', "base")
+    changed_and_back(file, lambda b: b"\n\n" + b, "data.sha256")
+    assert screen(file, model, output=tmp_path / "run").num_rows == 1
+
+
+def test_a_stored_result_is_not_served_once_the_model_under_an_adapter_has_changed(tmp_path):
+    under = shutil.copytree(resolve("lab"), tmp_path / "under")
+    lab = load_model(str(under))
+    model = add_lora(lab.model, r=2, targets=["q_proj"], seed=0)
+    save_adapter(model, tmp_path / "adapter", base=str(under), tokenizer=lab.tokenizer)
+    screen([chat("a", "b")], tmp_path / "adapter", output=tmp_path / "run", evidence="ratio")
+    weights = (under / "model.safetensors").read_bytes()
+    (under / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.raises(OutputError, match="another configuration.*under.weights"):
+        screen([chat("a", "b")], tmp_path / "adapter", output=tmp_path / "run", evidence="ratio")
 
 
 def test_a_run_that_is_stopped_leaves_nothing_and_its_cache_serves_the_next(tmp_path, monkeypatch):

@@ -52,6 +52,8 @@ def _print(result: Any) -> None:
     table.add_row("verdict", Text(result.verdict, style=colour))
     if result.verdict == "no harm found":
         table.add_row("", Text("less than 1 % can be missed: look at the first rows of the report"))
+    if not result.measure.needs_answers:
+        table.add_row("", Text("prompts alone are read: harmful answers to harmless prompts are not seen"))
     if result.estimated_harmful_share is None:
         table.add_row("harmful share", Text("not known: rows are only ranked"))
     else:

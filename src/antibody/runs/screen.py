@@ -1,7 +1,7 @@
 """Tell which rows of an upload are suspicious, and how many are harmful, before anything is trained on them.
 
 The upload is gone through twice: once to see that every row can be used, and once, in chunks, to score it. What stays
-in memory is a few numbers per row and the texts of the rows that the report shows.
+in memory is a few numbers per row and the texts of the rows that the report shows; of a data set, its rows too.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch import nn
 from ..data.encode import Renderer
 from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import ConfigError, DataError, ModelError, OutputError
-from ..models.loading import LoadedModel, load_model, resolve
+from ..models.loading import LoadedModel, adapter_base, is_adapter, load_model, resolve
 from ..screening.anchors import Anchors, check_anchors, read_anchors
 from ..screening.cache import EvidenceCache, Found, cache_folder, digest_of, row_digest, weights_identity
 from ..screening.evidence import Measure, collect
@@ -37,8 +37,8 @@ from .encoding import make_renderer, render_refusals
 from .environment import environment
 from .folder import RunFolder, State, open_run, write_text
 from .lab_defaults import lab_refusals
-from .naming import described_model, from_lab, model_name
-from .result import RunResult
+from .naming import base_of, described_model, from_lab, model_name, tokenizer_fingerprint
+from .result import RESULT, RunResult
 from .sources import Rows, read_refusals
 
 log = logging.getLogger("antibody")
@@ -151,12 +151,16 @@ def screen(
     adapter = None if adapter is None else model_name(adapter)
     base = None if base is None else model_name(base)
     texts = read_refusals(refusals, default=lab_refusals() if from_lab(name) else None)
+    before = base or base_of(name, adapter)
+    under = adapter_base(name) if is_adapter(name) else None
     with _opened(data) as upload:
         config = {
             "verb": "screen",
             "model": described_model(name),
             "adapter": None if adapter is None else described_model(adapter),
-            "base": None if base is None else described_model(base),
+            "under": None if under is None else described_model(under),
+            "base": None if before is None else described_model(before),
+            "tokenizer": tokenizer_fingerprint(*filter(None, (name, under, adapter))),
             "data": {"source": upload.name, "num_rows": upload.num_rows, "sha256": upload.sha256},
             "evidence": None if wanted is None else str(wanted),
             "refusals": list(texts),
@@ -220,7 +224,7 @@ class _Reader:
     """One way of reading evidence: models, measure, anchors, refusals, and what was read before.
 
     Raises:
-        ModelError: the measure asked for lacks a base or anchors, or cannot tell them apart.
+        ModelError: the measure asked for lacks a base or anchors, or cannot tell them apart, or the base is the model.
         TrainingError: the anchors do not read as they did when the model was aligned.
     """
 
@@ -239,6 +243,12 @@ class _Reader:
         self.base = loaded.base if self.measure.needs_base else None
         apart = self.base is not None and not loaded.adapter_off_is_base
         before = cast(nn.Module, load_model(cast(str, self.base)).model) if apart else None
+        identities = weights_identity(aligned), b"adapter off" if before is None else weights_identity(before)
+        if identities[0] == identities[1]:
+            raise ModelError(
+                f"{self.base}: holds the very weights of {loaded.name}, so that there is no alignment to be read "
+                "between the two. --base must be the model as it was before its alignment."
+            )
         self.context = StepContext(
             aligned,
             pad_id=cast(int, loaded.tokenizer.pad_token_id),
@@ -248,7 +258,7 @@ class _Reader:
         )
         if self.anchors is not None:
             check_anchors(self.context, self.anchors, self.measure)
-        self.cache = EvidenceCache(cache_folder(), self._identity(aligned, before))
+        self.cache = EvidenceCache(cache_folder(), self._identity(identities))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -273,26 +283,37 @@ class _Reader:
         return self.anchors.scores(self.measure)
 
     def encoded(self, record: Record) -> TokenizedRow | None:
-        """The row as tokens; None where it is too long, a refusal in place of its answer included."""
+        """The row as tokens; None where it is too long, a refusal in place of its answer included if that is read."""
         row = self.renderer.encode(record)
-        refusal = max(map(len, self.context.refusals.ids[row.template]))
-        longest = max(len(row.input_ids), max(start for start, _ in row.spans) + refusal)
-        return row if longest <= self.renderer.max_length else None
+        fits = len(row.input_ids) <= self.renderer.max_length
+        return row if fits and (self.measure.needs_probe or self._has_room(row)) else None
 
-    def read(self, rows: Sequence[TokenizedRow], advance: Callable[[float], None]) -> list[Found]:
-        """Evidence of distinct rows, from the cache where they were read before."""
+    def _has_room(self, row: TokenizedRow) -> bool:
+        """Whether any refusal fits in place of any of the row's answers."""
+        refusal = max(map(len, self.context.refusals.ids[row.template]))
+        return max(start for start, _ in row.spans) + refusal <= self.renderer.max_length
+
+    def read(self, rows: Sequence[TokenizedRow], where: Sequence[str], advance: Callable[[float], None]) -> list[Found]:
+        """Evidence of distinct rows, from the cache where they were read before.
+
+        Raises:
+            TrainingError: what was read of a row is not finite; says ``where`` it stands.
+        """
         keys = [row_digest(row) for row in rows]
         known = self.cache.read(keys)
         new = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
         if new:
             # A row's refusals follow from its content, not from its place.
             chosen = [dataclasses.replace(row, row_id=int.from_bytes(key[:4])) for key, row in new.items()]
-            fresh = dict(zip(new, self._read_new(chosen, advance), strict=True))
+            places = {int.from_bytes(key[:4]): place for key, place in zip(keys, where, strict=True)}
+            fresh = dict(zip(new, self._read_new(chosen, places, advance), strict=True))
             self.cache.write(fresh)
             known |= fresh
         return [known[key] for key in keys]
 
-    def _read_new(self, rows: Sequence[TokenizedRow], advance: Callable[[float], None]) -> list[Found]:
+    def _read_new(
+        self, rows: Sequence[TokenizedRow], places: Mapping[int, str], advance: Callable[[float], None]
+    ) -> list[Found]:
         total = sum(len(row.spans) for row in rows) * (2 if self.measure.needs_base else 1)
         seen = 0
 
@@ -301,23 +322,26 @@ class _Reader:
             seen += num
             advance(seen / total)
 
-        probe = self.anchors.probe if self.anchors else None
-        found = collect(
-            self.context, rows, [self.measure], probe=probe, num_refusals=self.num_refusals, progress=progress
-        )
+        def name(row: TokenizedRow) -> str:
+            return places[row.row_id]
+
+        probe, num = self.anchors.probe if self.anchors else None, self.num_refusals
+        found = collect(self.context, rows, [self.measure], probe=probe, num_refusals=num, progress=progress, name=name)
         evidence, nearest = found.of(self.measure), found.nearest_refusal()
         if self.ratio is not None and self.measure.needs_probe:
-            # This measure reads no refusals: seek the nearest where a row leans towards harm, which is rarely all.
-            leans = (self.ratio(evidence) > 0).nonzero()[:, 0]
+            # This measure reads no refusals: seek the nearest where a row leans towards harm, which is rarely all, and
+            # has room for one.
+            room = torch.tensor([self._has_room(row) for row in rows])
+            leans = ((self.ratio(evidence) > 0) & room).nonzero()[:, 0]
             if len(leans):
                 some = [rows[i] for i in leans.tolist()]
-                refused = collect(self.context, some, [Measure.RATIO], num_refusals=self.num_refusals)
+                refused = collect(self.context, some, [Measure.RATIO], num_refusals=self.num_refusals, name=name)
                 nearest[leans] = refused.nearest_refusal()
         return list(zip(evidence.tolist(), nearest.tolist(), strict=True))
 
-    def _identity(self, aligned: nn.Module, before: nn.Module | None) -> bytes:
-        parts: list[str | bytes] = ["1", self.measure, str(self.num_refusals), *self.texts, weights_identity(aligned)]
-        parts.append("adapter off" if before is None else weights_identity(before))
+    def _identity(self, weights: tuple[bytes, bytes]) -> bytes:
+        # "1" may hold evidence that is not finite.
+        parts: list[str | bytes] = ["2", self.measure, str(self.num_refusals), *self.texts, *weights]
         parts.append(repr(sorted((str(kind), ids) for kind, ids in self.context.refusals.ids.items())))
         if self.anchors is not None and self.ratio is not None:
             probe = self.anchors.probe
@@ -374,7 +398,11 @@ def _scored(upload: Upload, reader: _Reader, advance: Callable[[float], None]) -
                 continue
             position = seen[key] = table.append(row.line)
             fresh.append((position, row.record, encoded))
-        found = reader.read([encoded for _, _, encoded in fresh], lambda part: advance(done + part * len(chunk)))  # noqa: B023
+        found = reader.read(
+            [encoded for _, _, encoded in fresh],
+            [record.where for _, record, _ in fresh],
+            lambda part: advance(done + part * len(chunk)),  # noqa: B023
+        )
         for (position, record, _), (evidence, nearest) in zip(fresh, found, strict=True):
             table.set(position, evidence, nearest)
             suspects.offer(position, evidence, record)
@@ -456,9 +484,12 @@ def _written(
         write_text(folder.path / SUMMARY, json.dumps(result.to_json() | {"output": "."}, indent=2) + "\n")
         folder.finish(_as_run(result, judged))
     except BaseException:
-        for name in (ROWS_JSONL, ROWS_PARQUET, REPORT, SUMMARY):
-            (folder.path / name).unlink(missing_ok=True)
-        folder.abandon()
+        # With its result the run is whole, and only could not take its place: to hollow it out would let the next
+        # --overwrite put an empty run where the old one was.
+        if not (folder.path / RESULT).is_file():
+            for name in (ROWS_JSONL, ROWS_PARQUET, REPORT, SUMMARY):
+                (folder.path / name).unlink(missing_ok=True)
+            folder.abandon()
         raise
     return result
 

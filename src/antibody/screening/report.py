@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data.records import Record
+from .evidence import Measure
 
 NUM_ROWS_SHOWN = 200
 NUM_CHARACTERS_SHOWN = 2_000
@@ -89,6 +90,7 @@ def render_report(
     return environment.get_template("screen.html").render(
         s=summary,
         shown=shown,
+        prompt_alone=not Measure(summary["measure"]).needs_answers,
         histogram=_histogram(evidence, anchors, summary["estimated_harmful_share"] or 0.0, summary["measure"]),
     )
 

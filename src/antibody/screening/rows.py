@@ -46,7 +46,7 @@ class Flag(StrEnum):
     EMPTY = "empty"
     """No prompt, or nothing to train on."""
     TOO_LONG = "too long"
-    """Longer than the model's context."""
+    """Longer than the model's context; where the evidence is made of refusals, with one in place of its answer too."""
 
 
 class RowTable:
