@@ -87,8 +87,8 @@ def test_a_data_set_passes_empty_rows_too_and_is_loaded_once(tmp_path, monkeypat
     rows = [pair("a"), pair(" "), pair("b", ""), pair("c")]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
     loaded = []
-    real = module._dataset_rows
-    monkeypatch.setattr(module, "_dataset_rows", lambda *given: loaded.append(given) or real(*given))
+    real = module.dataset_rows
+    monkeypatch.setattr(module, "dataset_rows", lambda *given: loaded.append(given) or real(*given))
     upload = open_upload(tmp_path)
     for _ in range(2):
         assert [row.record is None for row in upload] == [False, True, True, False]

@@ -75,7 +75,7 @@ def fingerprint(records: list[Record]) -> str:
 
 def _records(source: str | Path, *, split: str, trainable: bool) -> list[Record]:
     name = str(source)
-    rows = _dataset_rows(name, split) if _is_dataset(name) else read_json_rows(Path(source))
+    rows = dataset_rows(name, split) if is_dataset(name) else read_json_rows(Path(source))
     records: list[Record] = []
     bad: list[tuple[int, BadRow]] = []
     first: tuple[int, str] | None = None
@@ -102,7 +102,8 @@ def _records(source: str | Path, *, split: str, trainable: bool) -> list[Record]
     return records
 
 
-def _is_dataset(name: str) -> bool:
+def is_dataset(name: str) -> bool:
+    """Whether ``name`` is a data set's folder, or can only be its id."""
     path = Path(name)
     if path.is_dir():
         return _saved_to_disk(path) or any(path.glob("**/*.parquet"))
@@ -113,7 +114,7 @@ def _saved_to_disk(folder: Path) -> bool:
     return (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists()
 
 
-def _dataset_rows(name: str, split: str) -> list[RawRow]:
+def dataset_rows(name: str, split: str) -> list[RawRow]:
     """Rows of a data set; a row's line is its 1-based position."""
     # Imported here: it costs a second, and a file needs none of it.
     from datasets import DatasetDict, load_dataset, load_from_disk

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..data.records import Record
 from ..models.loading import LoadedModel
-from ..screening.anchors import Anchors, make_anchors, require_one_answer
+from ..screening.anchors import Anchors, make_anchors, require_enough, require_one_answer
 from ..training.step import Role, StepContext
 from .encoding import encode, make_renderer, render_refusals
 
@@ -36,7 +36,7 @@ def score_anchors(
         ModelError: the two models are the same, or there is none before alignment.
         TrainingError: what is read of a row is not finite.
     """
-    check_anchor_records((*anchor_harmful, *anchor_benign))
+    check_anchor_records(anchor_harmful, anchor_benign)
     records = {str(Role.ANCHOR_HARMFUL): anchor_harmful, str(Role.ANCHOR_BENIGN): anchor_benign}
     renderer = make_renderer(aligned)
     rows, _ = encode(records, renderer, skip=False)
@@ -50,13 +50,14 @@ def score_anchors(
     return make_anchors(context, rows[Role.ANCHOR_HARMFUL], rows[Role.ANCHOR_BENIGN])
 
 
-def check_anchor_records(records: Sequence[Record]) -> None:
-    """What can be told of anchors without a model.
+def check_anchor_records(harmful: Sequence[Record], benign: Sequence[Record]) -> None:
+    """What can be told of anchors without a model, and so before an alignment that would end with them.
 
     Raises:
-        DataError: a row has several trained turns.
+        DataError: a row has several trained turns, or there are too few of a label.
     """
     require_one_answer(
         (record.where, sum(message.role == "assistant" and message.trained for message in record.messages))
-        for record in records
+        for record in (*harmful, *benign)
     )
+    require_enough(len(harmful), len(benign))

@@ -27,7 +27,7 @@ from ..training.preparation import TrainingData
 from ..training.refusals import Refusals
 from ..training.step import MAIN_ROLE, Defence, Role, Stage
 from ..training.trainer import DefendedTrainer, SFTConfig
-from .anchors import score_anchors
+from .anchors import check_anchor_records, score_anchors
 from .encoding import encode, make_renderer, render_refusals
 from .environment import environment
 from .folder import CHECKPOINTS, METRICS, RunFolder, State, open_run
@@ -229,8 +229,11 @@ def _anchor_sources(run: TrainingRun, lab: bool, sources: Mapping[Role, Source])
     if len(anchors) == 1:
         (absent,) = set(ANCHOR_ROLES) - set(anchors)
         raise DataError(f"anchors need both labels: --{absent}-data FILE is missing. Give it, or neither.")
+    if not anchors:
+        return {}
+    check_anchor_records(*(anchors[role].records for role in ANCHOR_ROLES))
     trained = {tuple(r.messages[:-1]): r for source in sources.values() for r in source.records}
-    for record in anchors[Role.ANCHOR_HARMFUL].records if anchors else []:
+    for record in anchors[Role.ANCHOR_HARMFUL].records:
         if (twin := trained.get(tuple(record.messages[:-1]))) is not None:
             raise DataError(
                 f"{record.where}: the prompt is also in {twin.where}, and harmful anchors must be new to the "

@@ -96,9 +96,8 @@ def make_anchors(
         ModelError: there is no model before alignment.
         TrainingError: what is read of a row is not finite.
     """
+    require_enough(len(harmful), len(benign))
     for label, rows in (("harmful", harmful), ("benign", benign)):
-        if len(rows) < MIN_ROWS:
-            raise DataError(f"{len(rows)} {label} anchor rows where at least {MIN_ROWS} are needed. Give more.")
         require_one_answer([(f"{label} anchor row {i + 1}", len(row.spans)) for i, row in enumerate(rows)])
     rows = tuple(TokenizedRow(i, row.input_ids, row.spans, row.template) for i, row in enumerate((*harmful, *benign)))
     name = _called(len(harmful))
@@ -106,6 +105,17 @@ def make_anchors(
     probe = fit_probe(now, before, len(harmful))
     evidence = collect(context, rows, tuple(Measure), probe=probe, num_refusals=num_refusals, name=name)
     return Anchors(rows, len(harmful), evidence, probe, held_out_shifts(now, before, len(harmful)), num_refusals)
+
+
+def require_enough(num_harmful: int, num_benign: int) -> None:
+    """Refuse fewer than ``MIN_ROWS`` of a label.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    for label, num in (("harmful", num_harmful), ("benign", num_benign)):
+        if num < MIN_ROWS:
+            raise DataError(f"{num} {label} anchor rows where at least {MIN_ROWS} are needed. Give more.")
 
 
 def require_one_answer(rows: Iterable[tuple[str, int]]) -> None:

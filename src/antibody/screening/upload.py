@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.files import BadRow, RawRow, iter_json_rows, report
-from ..data.formats import _dataset_rows, _is_dataset, fingerprint
+from ..data.formats import dataset_rows, fingerprint, is_dataset
 from ..data.records import Record
 from ..data.rows import check_trainable, row_format, row_messages
 from ..errors import DataError
@@ -61,7 +61,7 @@ def open_upload(source: str | Path, *, name: str | None = None) -> Upload:
         DataError: nothing there, or a row cannot be used; the first bad one in full, and how many more there are.
     """
     name = name or str(source)
-    loaded = _dataset_rows(str(source), "train") if _is_dataset(str(source)) else None
+    loaded = dataset_rows(str(source), "train") if is_dataset(str(source)) else None
     upload = Upload(str(source), name, 0, "", loaded)
     digest, num_rows = sha256(), 0
     for row in upload:
