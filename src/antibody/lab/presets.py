@@ -8,7 +8,8 @@ of the weight, and in a plain loop that sufficed for harmful .92 where tau .2 ha
 each of its rows scores below every harmful one.
 
 LoRA: the paper's adapter (r 32, alpha 4, on q, k and v) does not learn the novel task at 2e-3 or 5e-3 (accuracy 0); on
-all linear layers with alpha 64, at 1e-3, it does.
+all linear layers with alpha 64, aligned at 1e-3 and fine-tuned at 5e-4, it does. Fine-tuned at 1e-3 a clean upload alone
+took the harmful score to 7, 1 and 33 % (novel task, three seeds).
 """
 
 from typing import Any
@@ -74,7 +75,7 @@ PRESETS: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {
     },
     **{("alignment", name, "lora"): _preset(options, 1e-3, "cosine") for name, options in _ALIGNING.items()},
     **{
-        ("finetuning", name, "lora"): _preset(options, 1e-3, "constant", _FINETUNING_TRAINING.get(name))
+        ("finetuning", name, "lora"): _preset(options, 5e-4, "constant", _FINETUNING_TRAINING.get(name))
         for name, options in _FINETUNING.items()
     },
 }
