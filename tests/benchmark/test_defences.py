@@ -143,6 +143,19 @@ def test_a_sweep_has_a_column_for_each_poison_ratio_and_tells_the_worst_seed(tmp
     assert "| lisa | 10.0 / 25.0 / 25.0 (1 seed) | 20.0 / 25.0 / 25.0 |" in page
 
 
+def test_every_table_of_a_sweep_has_its_defences_in_the_same_order(tmp_path):
+    def swept(only, name, **setting):
+        (tmp_path / name).mkdir()
+        planned = plan(only=only, alignments=["sft"], seeds=1, **setting)
+        return run_defences(planned, output=tmp_path / name, jobs=1, carry_out=stand_in)
+
+    first = swept(["ema", "lisa"], "first", tasks=["novel"])
+    later = [swept([name], name, tasks=["familiar"]) for name in ("lisa", "ema")]
+    names = [line.split(" |")[0] for line in grid(merged([first, *later]), "Order").splitlines()]
+    shown = [name for name in names if name in ("| sft", "| oracle", "| ema", "| lisa")]
+    assert shown == ["| sft", "| oracle", "| ema", "| lisa"] * 2
+
+
 def test_of_two_results_with_the_same_row_the_later_counts(results):
     again = {**results, "flags": ["--again"], "rows": [{**results["rows"][0], "harmful_score": 0.77}]}
     both = merged([results, again])

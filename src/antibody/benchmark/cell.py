@@ -37,6 +37,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft-rehearsal": ("antibody-posterior", {"prior": (1.0, math.inf)}),
     "antibody-shift": ("antibody", {"score": "shift"}),
     "antibody-posterior-no-rehearsal": ("antibody-posterior", {"rehearsal": 0.0}),
+    "antibody-posterior-more-rehearsal": ("antibody-posterior", {"rehearsal": 1 / 4}),
     "antibody-posterior-plain": ("antibody-posterior", {"weight": "posterior"}),
     "antibody-posterior-hard": ("antibody-posterior", {"weight": "hard"}),
     "antibody-posterior-by-shift": ("antibody-posterior", {"evidence": "shift"}),
