@@ -94,12 +94,15 @@ def grid(results: Mapping[str, Any], title: str) -> str:
     parts = [GRID_HEADER.format(title=title, commands=commands)]
     if not results["complete"]:
         parts.append("**This run was not complete: rows are missing.**\n")
-    # The same order in every table, whichever of several runs a row came from.
     planned = list(dict.fromkeys(row["defence"] for row in rows))
+
+    def place(row: Row) -> tuple[Any, ...]:
+        """Within a table as in every other, whichever of several runs a row came from."""
+        return *_setting(row)[:4], ALIGNMENTS.index(row["alignment"]), *_order(row), planned.index(row["defence"])
+
     settings: dict[tuple[Any, ...], list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (*_order(row), planned.index(row["defence"]))):
+    for row in sorted(rows, key=place):
         settings.setdefault((*_setting(row)[:4], row["alignment"]), []).append(row)
-    settings = dict(sorted(settings.items(), key=lambda setting: (*setting[0][:4], ALIGNMENTS.index(setting[0][4]))))
     for (regime, rate, epochs, task, alignment), some in settings.items():
         how = _how(regime, rate)
         parts.append(f"## {task.capitalize()} task, {epochs} epochs, alignment {alignment}{how}\n")

@@ -8,8 +8,9 @@ of the weight, and in a plain loop that sufficed for harmful .92 where tau .2 ha
 each of its rows scores below every harmful one.
 
 LoRA: the paper's adapter (r 32, alpha 4, on q, k and v) does not learn the novel task at 2e-3 or 5e-3 (accuracy 0); on
-all linear layers with alpha 64, aligned at 1e-3 and fine-tuned at 5e-4, it does. At 1e-3 a clean upload alone took the
-harmful score to 7, 1 and 33 % (novel task, three seeds).
+all linear layers with alpha 64, aligned at 1e-3 and fine-tuned at 5e-4, it does (accuracy .96 and more on clean
+uploads; at 20 % harm one seed of three stays at .50). At 1e-3 a clean upload alone took the harmful score to 7, 1 and
+33 % (novel task, three seeds).
 """
 
 from typing import Any
