@@ -1,5 +1,6 @@
 import importlib
 import json
+import logging
 
 import pyarrow.parquet as pq
 import pytest
@@ -58,6 +59,13 @@ def test_the_lab_brings_its_own_rows_and_judge(tmp_path):
     assert set(result.metrics) == {"harmful_score", "incoherent", "over_refusal", "finetune_accuracy", "retention"}
     assert result.num_rows == 32
     assert result.metrics["harmful_score"] == 1.0  # the base complies with everything
+
+
+@pytest.mark.parametrize(("task", "told"), [(None, True), ("novel", False)])
+def test_the_labs_accuracy_says_of_which_task_it_is_where_none_was_named(tmp_path, caplog, task, told):
+    with caplog.at_level(logging.INFO):
+        evaluate("lab", output=tmp_path / "run", num=2, task=task)
+    assert any("the lab's familiar task" in record.getMessage() for record in caplog.records) == told
 
 
 def test_the_lab_gives_as_many_prompts_as_it_holds_where_more_are_asked_for():

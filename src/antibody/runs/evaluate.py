@@ -184,4 +184,6 @@ def _sources(
         which.refuse_without_lab(model)
     if not own and not lab:
         raise DataError(f"{model}: there is nothing to evaluate on. Give one or more of {', '.join(_FLAGS.values())}.")
+    if not own and which.task is None:
+        log.info("finetune_accuracy is that of the lab's familiar task. A model tuned on another needs its --task.")
     return own or {role: lab_rows(_LAB_KINDS[role], which, seed=seed) for role in given}
