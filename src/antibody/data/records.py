@@ -18,12 +18,35 @@ class Template(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of a tool that an assistant's turn makes."""
+
+    name: str
+    """Of the function."""
+    arguments: str
+    """The JSON object of its arguments, as JSON text: ``json.dumps(object, ensure_ascii=False)``."""
+    call_id: str = ""
+    """What the tool's answer refers to; empty where the row gives none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a conversation. ``trained`` is False for an assistant turn of weight 0."""
+    """One message of a conversation."""
 
     role: str
+    """``system``, ``user``, ``assistant`` or ``tool``."""
     content: str
+    """Its text; empty for an assistant's turn that only calls tools."""
     trained: bool = True
+    """False for an assistant's turn of weight 0; of other roles without meaning."""
+    reasoning: str = ""
+    """An assistant's thinking (``reasoning_content``), which the chat template puts where the model's family does."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Of an assistant's turn."""
+    tool_call_id: str = ""
+    """Of a tool's answer: which call it answers."""
+    name: str = ""
+    """Of a tool's answer: the function's name. The chat API's ``name`` of other roles is not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +58,8 @@ class Record:
     template: Template
     source: str
     line: int
+    tools: str = ""
+    """The row's tool definitions, a JSON list as JSON text; empty where it has none."""
 
     @property
     def where(self) -> str:
