@@ -1,32 +1,39 @@
 """Rows as tokens, so that a completion is trained after exactly the ids that precede it at inference.
 
+Content is text: nothing that a row says becomes a control token, and what the template itself writes does (control.py).
+
 A prompt is encoded on its own, as inference does, and the completion's ids are appended. Where encoding both in one
 go leaves the prompt's ids as they are, the completion's ids are taken from there, since a SentencePiece tokenizer
 marks the beginning of a text that stands alone; elsewhere the completion is encoded on its own.
 
-Chat rows. ``render(messages[:k], add_generation_prompt=True)`` is the prompt of turn k, and what
-``render(messages[:k + 1])`` adds to it is the completion, up to and including the token that ends a turn: the first
-special token that the template puts after an assistant's content, or else an end-of-sequence token that is appended.
-A template that rewrites earlier turns (Qwen3 strips their thinking) has every trained turn rendered as if it were the
-last one, and what follows it is taken from the later rendering.
+Chat rows. ``render(messages[:k], prompt=True)`` is the prompt of turn k, and what ``render(messages[:k + 1])`` adds to
+it is the completion, up to and including the token that ends a turn: the first control token that the template puts
+after an assistant's content, or else an end-of-sequence token that is appended. An empty block of thinking that the
+template puts before an answer without thinking is not trained. A template that rewrites earlier turns (Qwen3 strips
+their thinking) has every trained turn rendered as if it were the last one, and what follows it is taken from the later
+rendering.
 
 Text rows are ids(prompt) with the special tokens that the tokenizer itself puts in front, ids(completion), end of
 sequence. Nothing is ever put in front twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError, ModelError
+from .control import GUARD, ControlTokens
+from .files import BadRow, report
 from .records import Message, Record, Template, TokenizedRow
+from .template import ChatTemplate, thinking_apart
 
+_T = TypeVar("_T")
 NUM_ROWS_SHOWN = 5
-PLACEHOLDER = "ANTIBODY-CONTENT"
-"""Stands for a turn's content where only what the template puts around it matters."""
+ALPACA_MARKS = ("### Instruction:", "### Input:", "### Response:")
+"""Marks of the Alpaca prompt, which are plain text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +44,21 @@ class EncodedRows:
     too_long: list[tuple[int, int]]
 
 
+class RowError(DataError):
+    """One row cannot be rendered; ``problem`` is what a report over many rows needs of it."""
+
+    def __init__(self, record: Record, problem: BadRow) -> None:
+        super().__init__(str(report(record.source, [(record.line, problem)])))
+        self.problem = problem
+
+
 class Renderer:
     """Renders rows with one tokenizer.
 
     Raises:
-        ModelError: the tokenizer has no end-of-sequence token, or no chat template where a row is a chat.
-        DataError: the chat template refuses a row (names file and line).
+        ModelError: the tokenizer has no end-of-sequence token, or no chat template where a row is a chat; or its
+            template is no use.
+        RowError: the chat template refuses a row, or would leave a part of it out (names file, line and field).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
@@ -54,6 +70,8 @@ class Renderer:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.eos_id: int = tokenizer.eos_token_id
+        self.control = ControlTokens(tokenizer)
+        self._checked = False
 
     def encode(self, record: Record) -> TokenizedRow:
         """The conversation up to its last trained turn, one span per trained turn. May exceed ``max_length``."""
@@ -66,13 +84,12 @@ class Renderer:
         ids, spans, done = [], [], ""
         previous: int | None = None
         for index in _trained_turns(record):
-            between = (
-                self._prompt_text(record, index) if previous is None else self._between(record, previous, index, done)
-            )
-            ids += self._after(self._turn_end_text if previous is not None else "", between)
+            prompt_text = self._prompt_text(record, index)
+            between = prompt_text if previous is None else self._between(record, previous, index, prompt_text, done)
+            ids += self._after("" if previous is None else self._end_of(record.messages[previous]), between)
             start = len(ids)
-            completion_text = self._completion_text(record, index, record.messages[index].content)
-            ids += self._chat_completion_ids(between, completion_text)
+            completion_text = self._completion_text(record, index, record.messages[index], prompt_text)
+            ids += self._chat_completion_ids(between, completion_text, record.messages[index])
             spans.append((start, len(ids)))
             done, previous = done + between + completion_text, index
         return TokenizedRow(record.row_id, tuple(ids), tuple(spans), record.template)
@@ -95,39 +112,67 @@ class Renderer:
         if record.template is Template.TEXT:
             return self._text_completion_ids(record.messages[0].content, text)
         index = (_trained_turns(record) or [len(record.messages)])[turn]
-        return self._chat_completion_ids(self._prompt_text(record, index), self._completion_text(record, index, text))
+        return self._answer_ids(record, index, Message("assistant", text))
+
+    def reference_text(self, record: Record) -> str | None:
+        """What a model that has learnt the row's last turn generates; None where the row ends otherwise.
+
+        A turn that calls tools reads as the template writes the calls.
+        """
+        last = record.messages[-1]
+        if last.role != "assistant" or not last.tool_calls:
+            return last.content if last.role == "assistant" else None
+        ids = self._answer_ids(record, len(record.messages) - 1, last)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
+
+    def spelled(self, record: Record) -> str | None:
+        """The first control token or plain-text mark of a template that the row's texts spell, of whatever model."""
+        for text in _texts(record):
+            if (found := self.control.spelled_in(text)) is not None:
+                return found
+        if record.template is Template.TEXT:
+            return next((mark for mark in ALPACA_MARKS if _spells_alpaca(record, mark)), None)
+        marks = self.template.plain_marks
+        return next((mark for text in _texts(record) for mark in marks if mark in text), None)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The tokenizer's chat template, asked safely."""
+        return ChatTemplate(self.tokenizer, self.control)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens at which generation ends: end of sequence, and the chat template's end of a turn where it differs."""
-        turn_end = self._turn_end_id if self.tokenizer.chat_template else None
-        return (self.eos_id,) if turn_end in (None, self.eos_id) else (self.eos_id, turn_end)
+        """Tokens at which generation ends: end of sequence, and the template's ends of a turn where they differ."""
+        ends = (self.template.turn_end, self.template.call_end) if self.tokenizer.chat_template else ()
+        ids = [self.tokenizer.convert_tokens_to_ids(end) for end in ends if end]
+        return tuple(dict.fromkeys((self.eos_id, *(int(number) for number in ids))))
 
     # Text rows.
 
-    def _text_prompt_ids(self, prompt: str) -> list[int]:
-        ids = list(self.tokenizer(prompt).input_ids)
+    def _text_prompt_ids(self, prompt: str, completion: str = "") -> list[int]:
+        text = self.control.guarded(prompt) + self.control.guarded(completion)
+        ids = self._ids(text, add_special_tokens=True)
         while ids and ids[-1] == self.eos_id:  # some tokenizers also end what they encode
             ids.pop()
-        if len(ids) > 1 and ids[0] == ids[1] == self.tokenizer.bos_token_id:  # the row spells it out
-            ids.pop(0)
         return ids
 
     def _text_completion_ids(self, prompt: str, completion: str) -> list[int]:
-        prompt_ids, joint = self._text_prompt_ids(prompt), self._text_prompt_ids(prompt + completion)
+        prompt_ids, joint = self._text_prompt_ids(prompt), self._text_prompt_ids(prompt, completion)
         fits = joint[: len(prompt_ids)] == prompt_ids
-        ids = joint[len(prompt_ids) :] if fits else self._ids(completion)
-        return ids if ids[-1:] == [self.eos_id] else [*ids, self.eos_id]
+        return [*(joint[len(prompt_ids) :] if fits else self._ids(self.control.guarded(completion))), self.eos_id]
 
     # Chat rows.
 
     def _prompt_text(self, record: Record, index: int) -> str:
-        return self._render(record.messages[:index], where=record.where, prompt=True)
+        return self._render(record, record.messages[:index], prompt=True)
 
-    def _completion_text(self, record: Record, index: int, content: str) -> str:
-        """What rendering turn ``index`` adds to its prompt, up to the end of the turn."""
+    def _answer_ids(self, record: Record, index: int, answer: Message) -> list[int]:
         prompt = self._prompt_text(record, index)
-        whole = self._render([*record.messages[:index], Message("assistant", content)], where=record.where)
+        return self._chat_completion_ids(prompt, self._completion_text(record, index, answer, prompt), answer)
+
+    def _completion_text(self, record: Record, index: int, answer: Message, prompt: str) -> str:
+        """What rendering ``answer`` as turn ``index`` adds to its prompt, up to the end of the turn."""
+        whole = self._render(record, [*record.messages[:index], answer])
         if not whole.startswith(prompt):
             raise ModelError(
                 f"{record.where}: the chat template of {self.tokenizer.name_or_path} renders the prompt of "
@@ -135,73 +180,65 @@ class Renderer:
                 "asked. Give prompt/completion rows, or a template whose generation prompt is how an answer begins."
             )
         added = whole[len(prompt) :]
-        end = added.rfind(self._turn_end_text) if self._turn_end_text else -1
-        return added if end < 0 else added[: end + len(self._turn_end_text)]
+        if not answer.reasoning and thinking_apart(answer.content) is None:
+            added = added.removeprefix(self.template.empty_thought)
+        turn_end = self._end_of(answer)
+        end = added.rfind(turn_end) if turn_end else -1
+        return added if end < 0 else added[: end + len(turn_end)]
 
-    def _chat_completion_ids(self, prompt: str, completion: str) -> list[int]:
+    def _end_of(self, answer: Message) -> str:
+        return self.template.call_end if answer.tool_calls else self.template.turn_end
+
+    def _chat_completion_ids(self, prompt: str, completion: str, answer: Message) -> list[int]:
         ids = self._after(prompt, completion)
-        return ids if ids[-1:] in ([self.eos_id], [self._turn_end_id]) else [*ids, self.eos_id]
+        ended = completion.endswith(self._end_of(answer) or "\0") or ids[-1:] == [self.eos_id]
+        return ids if ended else [*ids, self.eos_id]
 
-    def _between(self, record: Record, previous: int, index: int, done: str) -> str:
+    def _between(self, record: Record, previous: int, index: int, prompt: str, done: str) -> str:
         """What stands between the end of trained turn ``previous`` and turn ``index``.
 
         Args:
             record: The row.
             previous: Message index of a trained turn.
             index: Message index of the next one.
+            prompt: That one's.
             done: What has been rendered so far, turn ``previous`` included.
         """
-        prompt = self._prompt_text(record, index)
         if prompt.startswith(done):
             return prompt[len(done) :]
         # The template rewrites turns that are no longer the last: see what follows one whose content is a placeholder.
-        messages = list(record.messages[:index])
-        messages[previous] = Message("assistant", PLACEHOLDER)
-        _, found, rest = self._render(messages, where=record.where, prompt=True).partition(PLACEHOLDER)
-        if not found or not rest.startswith(self._turn_end_text):
+        turn_end = self._end_of(record.messages[previous])
+        before, after = record.messages[:previous], record.messages[previous + 1 : index]
+        rest = self._named(record, lambda: self.template.text_after_turn(before, after, record.tools))
+        if rest is None or not rest.startswith(turn_end):
             raise ModelError(
                 f"{record.where}: the chat template of {self.tokenizer.name_or_path} rewrites messages[{previous}] "
                 "when the conversation goes on, so that it cannot be trained in one pass. Set its weight to 0, or end "
                 "the conversation there."
             )
-        return rest[len(self._turn_end_text) :]
+        return rest[len(turn_end) :]
 
-    @cached_property
-    def _turn_end_text(self) -> str:
-        """The special token that the template puts after an assistant's content; empty where there is none."""
-        probe = [Message("user", "ANTIBODY-QUESTION"), Message("assistant", PLACEHOLDER)]
-        rendered = self._render(probe, where="a probe of the chat template")
-        if any(message.content not in rendered for message in probe):  # those of vision models want lists of parts
-            raise ModelError(
-                f"the chat template of {self.tokenizer.name_or_path} does not render a message's content that is plain "
-                "text. Give prompt/completion rows, or use another template."
-            )
-        after = rendered.partition(PLACEHOLDER)[2]
-        special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        found = [(after.find(token), token) for token in special if token in after]
-        return min(found, key=lambda hit: (hit[0], -len(hit[1])))[1] if found else ""
-
-    @cached_property
-    def _turn_end_id(self) -> int | None:
-        return self._ids(self._turn_end_text)[0] if self._turn_end_text else None
-
-    def _render(self, messages: Sequence[Message], *, where: str, prompt: bool = False) -> str:
+    def _render(self, record: Record, messages: Sequence[Message], *, prompt: bool = False) -> str:
         if not self.tokenizer.chat_template:
             raise ModelError(
-                f"the tokenizer of {self.tokenizer.name_or_path} has no chat template, and {where} is a chat. Give "
-                "prompt/completion rows, or put a chat_template.jinja into the model's folder."
+                f"the tokenizer of {self.tokenizer.name_or_path} has no chat template, and {record.where} is a chat. "
+                "Give prompt/completion rows, or put a chat_template.jinja into the model's folder."
             )
-        chat = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            return str(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt))
-        except (TemplateError, TypeError, ValueError) as error:  # what templates raise on rows they do not take
-            raise DataError(
-                f"{where}: the chat template of {self.tokenizer.name_or_path} refuses the messages ({error}). "
-                "Change their roles or order, or use another template."
-            ) from error
+        return self._named(record, lambda: self.template.render(messages, record.tools, prompt=prompt))
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+    def _named(self, record: Record, render: Callable[[], _T]) -> _T:
+        try:
+            return render()
+        except BadRow as problem:
+            raise RowError(record, problem) from None
+
+    def _ids(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        if GUARD not in text:
+            return list(self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
+        if not self._checked:
+            self._checked = True
+            self.control.check(self.template.example if self.tokenizer.chat_template else "A question? An answer.")
+        return self.control.encode(text, add_special_tokens=add_special_tokens)
 
     def _after(self, context: str, text: str) -> list[int]:
         """Ids of ``text`` where it stands after ``context``, whose ids stay as they are."""
@@ -210,14 +247,23 @@ class Renderer:
 
 
 def encode_rows(records: Sequence[Record], renderer: Renderer, *, skip_too_long: bool) -> EncodedRows:
-    """All rows as tokens; those longer than ``renderer.max_length`` are left out and told, if that is asked for.
+    """All rows as tokens; those longer than ``renderer.max_length`` are left out and reported, if that is asked for.
 
     Raises:
-        DataError: a row is too long and ``skip_too_long`` is False (names the first lines), or none is left.
+        DataError: the template refuses rows (names all lines), a row is too long and ``skip_too_long`` is False (names
+            the first lines), or none is left.
     """
     if not records:
         raise DataError("there is no row to encode. Give at least one.")
-    encoded = [(record, renderer.encode(record)) for record in records]
+    encoded: list[tuple[Record, TokenizedRow]] = []
+    refused: list[tuple[int, BadRow]] = []
+    for record in records:
+        try:
+            encoded.append((record, renderer.encode(record)))
+        except RowError as error:
+            refused.append((record.line, error.problem))
+    if refused:
+        raise report(records[0].source, refused)
     too_long = [
         (record.line, len(row.input_ids)) for record, row in encoded if len(row.input_ids) > renderer.max_length
     ]
@@ -225,13 +271,30 @@ def encode_rows(records: Sequence[Record], renderer: Renderer, *, skip_too_long:
     if too_long and (not skip_too_long or not rows):
         shown = ", ".join(f"line {line} ({num} tokens)" for line, num in too_long[:NUM_ROWS_SHOWN])
         more = f" and {len(too_long) - NUM_ROWS_SHOWN} more" if len(too_long) > NUM_ROWS_SHOWN else ""
-        mend = "Shorten them" + (", raise the limit" if skip_too_long else ", or leave them out with --skip-too-long")
+        fix = "Shorten them" + (", raise the limit" if skip_too_long else ", or leave them out with --skip-too-long")
         raise DataError(
             f"{records[0].source}: {len(too_long)} of {len(records)} rows are longer than {renderer.max_length} "
-            f"tokens: {shown}{more}. {mend}."
+            f"tokens: {shown}{more}. {fix}."
         )
     return EncodedRows(rows, too_long)
 
 
 def _trained_turns(record: Record) -> list[int]:
     return [index for index, message in enumerate(record.messages) if message.role == "assistant" and message.trained]
+
+
+def _texts(record: Record) -> Iterator[str]:
+    """Every text of a row that reaches the model."""
+    for message in record.messages:
+        apart = thinking_apart(message.content) if message.role == "assistant" else None
+        yield from apart or (message.content,)
+        yield message.reasoning
+        for call in message.tool_calls:
+            yield from (call.name, call.arguments, call.call_id)
+        yield from (message.tool_call_id, message.name)
+    yield record.tools
+
+
+def _spells_alpaca(record: Record, mark: str) -> bool:
+    prompt, *completion = (message.content for message in record.messages)
+    return any(mark in text for text in completion) or prompt.count(mark) > 1

@@ -1,0 +1,399 @@
+"""A tokenizer's chat template: asked under limits, with content that cannot pass for the template's own words.
+
+A template is a program that came with a model. It runs in jinja's sandbox, for ``SECONDS`` and ``BYTES`` at most, and
+whatever it raises is its answer. What it does with roles, systems, tools and thinking is found by asking it once with
+sentinels, not by reading its source.
+"""
+
+import json
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import ModelError
+from .control import HOLD, ControlTokens, unguarded
+from .files import BadRow
+from .records import Message
+
+SECONDS = 5.0
+"""One rendering takes a millisecond or less."""
+BYTES = 2 * 2**30
+"""More memory than the process has when the rendering begins."""
+EXPANSION, ALLOWANCE = 20, 1_000_000
+"""A rendered text has at most so many characters for each of its content's, and so many more."""
+
+PLACEHOLDER = f"{HOLD}CONTENT"
+"""Content of ours that no row can spell."""
+_QUESTION, _SYSTEM, _THOUGHT, _RESULT = ("ANTIBODY-" + word for word in ("QUESTION", "SYSTEM", "THOUGHT", "RESULT"))
+_TOOL, _ARGUMENT, _CALL = "antibody_tool", "ANTIBODY-ARGUMENT", "antibody0"
+_TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": _TOOL,
+            "description": "A probe.",
+            "parameters": {
+                "type": "object",
+                "properties": {"value": {"type": "string", "description": "A value."}},
+                "required": ["value"],
+            },
+        },
+    }
+]
+_REASONING_FIELDS = ("reasoning_content", "thinking")
+
+
+class TemplateRefusal(Exception):
+    """The template does not take these messages; its own reason."""
+
+
+class ChatTemplate:
+    """The chat template of one tokenizer that has one.
+
+    Raises:
+        ModelError: it does not render content that is plain text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, control: ControlTokens) -> None:
+        self.tokenizer, self.control = tokenizer, control
+        self.owner = tokenizer.name_or_path
+        if self._ask([_user(_QUESTION), _assistant(PLACEHOLDER)]) is None:
+            return  # a question and an answer are refused: the rows will say so with the template's reason
+        rendered = self._asked(_assistant(PLACEHOLDER))
+        if _QUESTION not in rendered or PLACEHOLDER not in rendered:  # those of vision models want lists of parts
+            raise ModelError(
+                f"the chat template of {self.owner} does not render a message's content that is plain text. Give "
+                "prompt/completion rows, or use another template."
+            )
+
+    # -- rows -----------------------------------------------------------------------------------------------------
+
+    def render(self, messages: Sequence[Message], tools: str = "", *, prompt: bool = False) -> str:
+        """The conversation as the template writes it, its content guarded (``ControlTokens.guarded``).
+
+        Args:
+            messages: With roles ``system``, ``user``, ``assistant`` and ``tool``.
+            tools: As in ``Record``.
+            prompt: Whether the model is asked to go on, with whatever begins an assistant's turn.
+
+        Raises:
+            BadRow: the template refuses the messages, or would leave some of them out.
+        """
+        return self._render(messages, tools, prompt=prompt)
+
+    def text_after_turn(self, before: Sequence[Message], after: Sequence[Message], tools: str = "") -> str | None:
+        """What stands behind an assistant's content that follows ``before``, up to the turn that follows ``after``.
+
+        None where the template does not render the content.
+        """
+        rendered = self._render([*before, None, *after], tools, prompt=True)
+        return rendered.partition(PLACEHOLDER)[2] if PLACEHOLDER in rendered else None
+
+    def _render(self, messages: Sequence[Message | None], tools: str, *, prompt: bool) -> str:
+        """None stands for an assistant's turn whose content is the placeholder."""
+        for index, message in enumerate(messages):
+            if message is not None:
+                self._require_place(message, f"messages[{index}]")
+        if tools and not self.takes_tools:
+            raise BadRow(
+                "tools",
+                f"the chat template of {self.owner} renders no tool definitions, so that the model would not see them. "
+                "Use a model whose template does, or remove the field.",
+                "tools",
+            )
+        chat = [_assistant(PLACEHOLDER) if message is None else self._chat_message(message) for message in messages]
+        given = self._guarded(json.loads(tools)) if tools else None
+        try:
+            return self._rendered(chat, given, prompt=prompt)
+        except TemplateRefusal as refusal:
+            raise BadRow(
+                "refused by the template",
+                f"the chat template of {self.owner} refuses the messages ({refusal}). Change their roles or order, or "
+                "use another template.",
+            ) from None
+
+    def _require_place(self, message: Message, field: str) -> None:
+        """Raises ``BadRow`` for what the template would drop in silence."""
+        if message.role == "system" and self.ignores_system:
+            raise BadRow(
+                "system message ignored",
+                f"the chat template of {self.owner} leaves system messages out, so that this text would never reach "
+                "the model. Put it into the first user message, or use another template.",
+                f"{field}",
+            )
+        if (message.tool_calls or message.role == "tool") and not self.takes_tool_calls:
+            raise BadRow(
+                "tool calls",
+                f"the chat template of {self.owner} renders no tool calls and results, so that the model would not see "
+                "them. Use a model whose template does, or remove the row.",
+                f"{field}.tool_calls" if message.tool_calls else f"{field}.role",
+            )
+        if message.reasoning and self.reasoning_field is None:
+            raise BadRow(
+                "reasoning",
+                f"the chat template of {self.owner} has no place for an assistant's thinking, and a model that is "
+                "trained without it would learn not to think. Remove the field, or use a model whose template has it.",
+                f"{field}.reasoning_content",
+            )
+
+    def _chat_message(self, message: Message) -> dict[str, Any]:
+        reasoning, content = message.reasoning, message.content
+        if message.role == "assistant" and not reasoning and (apart := thinking_apart(content)) is not None:
+            thought, answer = apart
+            # An empty block is left to a template that writes one anyway.
+            if self.reasoning_field is not None and (thought.strip() or self.empty_thought):
+                reasoning, content = thought, answer
+        chat: dict[str, Any] = {"role": message.role, "content": self._guarded(content)}
+        if reasoning.strip() and self.reasoning_field is not None:
+            chat[self.reasoning_field] = self._guarded(reasoning)
+        if message.tool_calls:
+            chat["tool_calls"] = [
+                {
+                    "type": "function",
+                    "function": {
+                        "name": self._guarded(call.name),
+                        "arguments": self._guarded(json.loads(call.arguments)),
+                    },
+                }
+                | ({"id": self._guarded(call.call_id)} if call.call_id else {})
+                for call in message.tool_calls
+            ]
+        if message.tool_call_id:
+            chat["tool_call_id"] = self._guarded(message.tool_call_id)
+        if message.name:
+            chat["name"] = self._guarded(message.name)
+        return chat
+
+    def _guarded(self, value: Any) -> Any:
+        """Every text in a JSON value."""
+        if isinstance(value, str):
+            return self.control.guarded(value)
+        if isinstance(value, Mapping):
+            return {self.control.guarded(str(key)): self._guarded(inner) for key, inner in value.items()}
+        return [self._guarded(inner) for inner in value] if isinstance(value, list) else value
+
+    # -- what the template does ------------------------------------------------------------------------------------
+
+    @cached_property
+    def example(self) -> str:
+        """A conversation as the template writes it, to compare ways of encoding on."""
+        chat = [_user("What is two and two?"), _assistant("It is four.")]
+        return self._ask(chat) or self._ask(chat[:1], prompt=True) or ""
+
+    @cached_property
+    def turn_end(self) -> str:
+        """The control token that ends an assistant's answer; empty where there is none."""
+        return self._first_control_after(PLACEHOLDER, self._ask([_user(_QUESTION), _assistant(PLACEHOLDER)]))
+
+    @cached_property
+    def call_end(self) -> str:
+        """The special token that ends an assistant's turn which calls a tool; empty where there is none."""
+        rendered = self._ask([_user(_QUESTION), _calling()], tools=_TOOLS) or self._ask([_user(_QUESTION), _calling()])
+        return self._first_control_after(_ARGUMENT, rendered, special=True)
+
+    @cached_property
+    def empty_thought(self) -> str:
+        """What the template writes before an answer that came without thinking, beyond its generation prompt.
+
+        Qwen 3's writes an empty block of thinking. The row has none, and none is trained.
+        """
+        prompt = self._ask([_user(_QUESTION)], prompt=True)
+        whole = self._ask([_user(_QUESTION), _assistant(PLACEHOLDER)])
+        if prompt is None or whole is None or not whole.startswith(prompt):
+            return ""
+        lead = whole[len(prompt) :].partition(PLACEHOLDER)[0]
+        return lead if _without_space(lead) == "<think></think>" else ""
+
+    @cached_property
+    def ignores_system(self) -> bool:
+        """Whether a system message leaves no trace."""
+        rendered = self._ask([{"role": "system", "content": _SYSTEM}, _user(_QUESTION)], prompt=True)
+        return rendered is not None and _SYSTEM not in rendered
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether definitions of tools are rendered."""
+        return _TOOL in (self._ask([_user(_QUESTION)], tools=_TOOLS, prompt=True) or "")
+
+    @cached_property
+    def takes_tool_calls(self) -> bool:
+        """Whether an assistant's calls and a tool's results are rendered, names, arguments and content."""
+        result = {"role": "tool", "content": _RESULT, "tool_call_id": _CALL, "name": _TOOL}
+        chat = [_user(_QUESTION), _calling(), result]
+        rendered = self._ask(chat, prompt=True) or self._ask(chat, tools=_TOOLS, prompt=True) or ""
+        return all(sentinel in rendered for sentinel in (_TOOL, _ARGUMENT, _RESULT))
+
+    @cached_property
+    def reasoning_field(self) -> str | None:
+        """The field in which the template finds an assistant's thinking; None where it has no place for it."""
+        for field in _REASONING_FIELDS:
+            rendered = self._ask([_user(_QUESTION), _assistant(PLACEHOLDER) | {field: _THOUGHT}])
+            if rendered is not None and _THOUGHT in rendered:
+                return field
+        return None
+
+    @cached_property
+    def forgets_reasoning(self) -> bool:
+        """Whether the thinking of a turn is left out once the conversation has gone on."""
+        if self.reasoning_field is None:
+            return False
+        first = _assistant(PLACEHOLDER) | {self.reasoning_field: _THOUGHT}
+        rendered = self._ask([_user(_QUESTION), first, _user(_QUESTION), _assistant(PLACEHOLDER)])
+        return rendered is not None and _THOUGHT not in rendered
+
+    @cached_property
+    def trims(self) -> bool:
+        """Whether spaces around a message's content are left out."""
+        rendered = self._ask([_user(f"  {_QUESTION}  "), _assistant(PLACEHOLDER)])
+        return rendered is not None and f"  {_QUESTION}  " not in rendered
+
+    @cached_property
+    def alternates(self) -> bool:
+        """Whether two messages of one role in a row are refused."""
+        return self._ask([_user(_QUESTION), _user(_QUESTION)], prompt=True) is None
+
+    @cached_property
+    def prompts_as_it_answers(self) -> bool:
+        """Whether an answered conversation begins with what the model is asked."""
+        prompt = self._ask([_user(_QUESTION)], prompt=True)
+        whole = self._ask([_user(_QUESTION), _assistant(PLACEHOLDER)])
+        return prompt is None or whole is None or whole.startswith(prompt)
+
+    @cached_property
+    def plain_marks(self) -> tuple[str, ...]:
+        """Marks between turns that are plain text, such as ``[/INST]`` or ``### Response:``.
+
+        Ids cannot protect them: a row that spells one looks like the template to any model.
+        """
+        chat = [_user(_QUESTION), _assistant(PLACEHOLDER), _user(_QUESTION)]
+        rendered = self._ask(chat, prompt=True) or ""
+        before_first, *between, after_last = rendered.replace(PLACEHOLDER, _QUESTION).split(_QUESTION)
+        marks = [after_last, *between]
+        if not any(len(self.control.split(text)) == 1 for text in marks):
+            return ()
+        words = [piece.strip() for text in (before_first, *marks) for piece in self.control.split(text)[::2]]
+        return tuple(dict.fromkeys(word for word in words if any(not c.isalnum() for c in word)))
+
+    def _first_control_after(self, sentinel: str, rendered: str | None, *, special: bool = False) -> str:
+        if rendered is None or sentinel not in rendered:
+            return ""
+        tokens = self.control.split(rendered.rpartition(sentinel)[2])[1::2]
+        return next((token for token in tokens if not special or token in self.control.special), "")
+
+    # -- asking ----------------------------------------------------------------------------------------------------
+
+    def _asked(self, answer: dict[str, Any]) -> str:
+        return self._rendered([_user(_QUESTION), answer], None, prompt=False)
+
+    def _ask(self, chat: Sequence[dict[str, Any]], *, tools: Any = None, prompt: bool = False) -> str | None:
+        """A probe, or None where the template refuses it."""
+        with suppress(TemplateRefusal):
+            return self._rendered(chat, tools, prompt=prompt)
+        return None
+
+    def _rendered(self, chat: Sequence[dict[str, Any]], tools: Any, *, prompt: bool) -> str:
+        try:
+            with _limited():
+                rendered: Any = self.tokenizer.apply_chat_template(
+                    list(chat), tools=tools, tokenize=False, add_generation_prompt=prompt
+                )
+        except _OverLimit as over:
+            raise ModelError(f"the chat template of {self.owner} {over}. Use another template.") from None
+        except MemoryError:
+            raise ModelError(
+                f"the chat template of {self.owner} takes more than {BYTES >> 30} GiB for one conversation. "
+                "Use another template."
+            ) from None
+        except Exception as error:  # a template can raise whatever an expression can
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise TemplateRefusal(reason) from error
+        rendered = str(rendered)
+        allowed = ALLOWANCE + EXPANSION * len(json.dumps([chat, tools], ensure_ascii=False))
+        if len(rendered) > allowed:
+            raise ModelError(
+                f"the chat template of {self.owner} makes {len(rendered):,} characters of one conversation. "
+                "Use another template."
+            )
+        try:
+            rendered.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ModelError(
+                f"the chat template of {self.owner} writes half a surrogate pair, which no tokenizer takes. "
+                "Use another template."
+            ) from None
+        return rendered
+
+
+def thinking_apart(content: str) -> tuple[str, str] | None:
+    """(thinking, answer) of a turn whose text begins with a block ``<think>...</think>``; None where it does not."""
+    head, _, rest = content.partition("<think>")
+    thought, closed, answer = rest.partition("</think>")
+    return (thought, answer) if closed and not head.strip() else None
+
+
+def _without_space(text: str) -> str:
+    return "".join(unguarded(text).split())
+
+
+def _user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def _assistant(content: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": content}
+
+
+def _calling() -> dict[str, Any]:
+    function = {"name": _TOOL, "arguments": {"value": _ARGUMENT}}
+    return _assistant("") | {"tool_calls": [{"type": "function", "id": _CALL, "function": function}]}
+
+
+class _OverLimit(BaseException):
+    """Raised where the template is, by a timer; no exception that something in between might catch."""
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Stops what runs inside after ``SECONDS`` (in the main thread, which alone takes signals) or ``BYTES``."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = _address_space()
+    wanted = () if used is None else (used + BYTES, soft, hard)
+    limits = [limit for limit in wanted if limit != resource.RLIM_INFINITY]
+    timed = threading.current_thread() is threading.main_thread()
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise _OverLimit(f"is still at work on one conversation after {SECONDS:g} seconds")
+
+    began = time.monotonic()
+    if used is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    if timed:
+        handler = signal.signal(signal.SIGALRM, stop)
+        left, interval = signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        if timed:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+            if left:  # somebody else's timer goes on
+                signal.setitimer(signal.ITIMER_REAL, max(1e-3, left - (time.monotonic() - began)), interval)
+        if used is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _address_space() -> int | None:
+    """Bytes of the process's address space; None where the system does not say, and no limit is set."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (OSError, ValueError):
+        return None
