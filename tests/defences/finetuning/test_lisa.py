@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from antibody.defences.finetuning.lisa import Lisa, LisaConfig, aligning, lisa_update
+from antibody.defences.finetuning.lisa import Lisa, LisaConfig, aligning, lisa_update, tethered
 from antibody.errors import ConfigError
 from antibody.training.step import StepContext
-from tests.defences.plain import flat, gradient
+from tests.defences.plain import flat, gradient, mean_nll
 from tests.tinylm import random_rows, step, tiny_llama
 
 USER, ALIGNMENT = random_rows(6, seed=1), random_rows(6, seed=2)
@@ -71,10 +71,46 @@ def test_without_alternation_the_tether_stays_at_the_start():
     assert_close(taken[2][1], gradient(twin, USER) + 0.5 * (taken[2][0] - taken[0][0]), atol=1e-5, rtol=0)
 
 
-def test_a_warm_start_leaves_the_tether_off_for_its_share_of_the_steps():
+def test_a_warm_start_leaves_the_tether_off_up_to_and_at_its_share_of_the_steps():
     config = LisaConfig(num_alignment_steps=3, num_user_steps=1, warm_start=0.5)
     taken = _run(Lisa(config), StepContext(tiny_llama()), 4)
-    assert ["proximal" in result.metrics for _, _, result in taken] == [False, False, True, True]
+    assert ["proximal" in result.metrics for _, _, result in taken] == [False, False, False, True]
+
+
+def test_a_warm_start_of_a_tenth_is_off_at_the_very_steps_at_which_the_release_has_it_off():
+    for num_batches, num_epochs in ((10, 2), (63, 20), (7, 3), (5, 1)):
+        release = [steps > 0.1 * num_batches * num_epochs for steps in range(num_batches * num_epochs)]
+        assert [tethered(t, num_batches * num_epochs, 0.1) for t in range(num_batches * num_epochs)] == release
+
+
+def test_without_a_warm_start_the_tether_holds_from_the_first_step():
+    assert tethered(0, 10, 0.0)
+
+
+def test_every_update_of_a_warm_started_run_is_that_of_the_release():
+    # The release's loop, with its clock, its two snapshots and its penalty by autograd; 0.1 T = 2 is whole.
+    k1, k2, rho, num_steps = 3, 2, 0.7, 20
+    config = LisaConfig(num_alignment_steps=k1, num_user_steps=k2, rho=rho, warm_start=0.1)
+    taken = _run(Lisa(config), StepContext(tiny_llama()), num_steps)
+
+    model = tiny_llama()
+    params = list(model.parameters())
+    snapshot = {state: [p.detach().clone() for p in params] for state in ("alignment", "finetune")}
+    status, clock = "alignment", 0
+    for steps in range(num_steps):
+        if steps != 0 and clock % (k1 if status == "alignment" else k2) == 0:
+            snapshot[status] = [p.detach().clone() for p in params]
+            status, clock = {"alignment": "finetune", "finetune": "alignment"}[status], 0
+        other = snapshot["finetune" if status == "alignment" else "alignment"]
+        loss = mean_nll(model, ALIGNMENT if status == "alignment" else USER)
+        if steps > 0.1 * num_steps:
+            loss = loss + sum(rho / 2 * torch.norm(p - w) ** 2 for p, w in zip(params, other, strict=True))
+        g = torch.autograd.grad(loss, params)
+        assert_close(taken[steps][1], flat(g), atol=2e-5, rtol=1e-4)
+        with torch.no_grad():
+            for p, step_g in zip(params, g, strict=True):
+                p -= 0.1 * step_g
+        clock += 1
 
 
 def test_user_rows_of_an_alignment_step_are_recorded_with_weight_zero():

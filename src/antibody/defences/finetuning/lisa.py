@@ -15,7 +15,8 @@ the record of rows), as in the release: an epoch trains K2 / (K1 + K2) of the us
 Reference: Lisa: Lazy Safety Alignment for Large Language Models against Harmful Fine-tuning Attack. T. Huang, S. Hu,
 F. Ilhan, S. F. Tekin, L. Liu. NeurIPS 2024, https://arxiv.org/abs/2405.18641, the bi-state problem and its algorithm.
 Departures from the release: K1 and K2 count optimiser steps (there micro-batches, so that accumulation shortens the
-states); the tether holds from the first step, as in the paper (``warm_start``); one anchor instead of two.
+states); the tether holds from the first step, as in the paper (``warm_start=0.1`` is the release, step for step); one
+anchor instead of two.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,8 @@ class LisaConfig:
     rho: float = 1.0
     """Strength of the tether. Paper and its script: 1. Later papers that run Lisa as a baseline have 0.01."""
     warm_start: float = 0.0
-    """Share of all steps, 0 to 1, before the tether holds. The paper has none; the release: 0.1."""
+    """Share of all T steps, 0 to 1, without the tether: it holds at steps t > warm_start * T, with t counted from 0.
+    0: from the first step, the paper. Release: 0.1."""
 
     def __post_init__(self) -> None:
         for name in ("num_alignment_steps", "num_user_steps"):
@@ -59,6 +61,14 @@ class LisaConfig:
 def aligning(step: int, *, num_alignment_steps: int, num_user_steps: int) -> bool:
     """Whether optimiser step ``step`` (0-based) is in state A."""
     return step % (num_alignment_steps + num_user_steps) < num_alignment_steps
+
+
+def tethered(step: int, max_steps: int, warm_start: float) -> bool:
+    """Whether the tether holds at optimiser step ``step`` (0-based) of ``max_steps``.
+
+    Release: ``self.steps > 0.1 * len(dataloader) * num_train_epochs``, so that it is still off where both are equal.
+    """
+    return warm_start == 0 or step > warm_start * max_steps
 
 
 def lisa_update(
@@ -100,7 +110,7 @@ class Lisa(Defence):
     def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
         """One step: see the head of this file."""
         in_a = self._aligning(context.step)
-        rho = self.config.rho if context.step >= self.config.warm_start * context.max_steps else 0.0
+        rho = self.config.rho if tethered(context.step, context.max_steps, self.config.warm_start) else 0.0
         if self.config.rho and context.step and in_a != self._aligning(context.step - 1):
             self._anchor = anchor_at(context.parameters)  # the other state has just ended here
         results: list[StepResult] = []
@@ -126,5 +136,5 @@ class Lisa(Defence):
         return anchor_state(self._anchor)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up the anchor."""
+        """Restore the anchor."""
         self._anchor = anchor_from_state(state)
