@@ -1,13 +1,17 @@
 import collections
+import copy
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from antibody.defences.alignment.t_vaccine import TVaccine, TVaccineConfig, drawn_layers, layer_probabilities
 from antibody.defences.alignment.vaccine import Vaccine, VaccineConfig
 from antibody.errors import ConfigError
+from antibody.models.adapters import add_lora
 from antibody.models.layout import decoder_layers
 from antibody.training.drift import shifted_gradient
 from antibody.training.step import StepContext
@@ -40,7 +44,7 @@ def test_all_layers_drawn_is_vaccine_bit_for_bit():
     assert not ours.frozen
 
 
-@pytest.mark.parametrize("freeze", ["layers", "attention"])
+@pytest.mark.parametrize("freeze", ["layers", "attention"])  # "release": against a run of it, below
 def test_the_weights_of_resting_layers_are_frozen_and_no_others(freeze):
     model = tiny_llama()
     context = StepContext(model)
@@ -51,6 +55,88 @@ def test_the_weights_of_resting_layers_are_frozen_and_no_others(freeze):
     assert {id(context.parameters[i]) for i in result.frozen} == expected
     for i, g in enumerate(result.gradients):
         assert bool((g == 0).all()) == (i in result.frozen)
+
+
+def gradients_of_the_release(model, rows, drawn, rho):
+    """Both passes on one padded batch: layers that are not drawn under reentrant checkpointing, their attention frozen.
+
+    By name; None where the release's optimiser finds no gradient.
+    """
+    layers = model.get_base_model().model.layers
+    kept = {*drawn, *(i - 1 for i in drawn if i)} if len(layers) > 26 else {*drawn}
+    for i, layer in enumerate(layers):
+        for name, p in layer.self_attn.named_parameters():
+            p.requires_grad_("lora" in name and i in drawn)
+        if i not in kept:
+
+            def checkpointed(hidden, *args, forward=layer.forward, **kwargs):
+                return checkpoint(lambda h: forward(h, *args, **kwargs), hidden, use_reentrant=True)
+
+            layer.forward = checkpointed
+
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row.input_ids) for row in rows], batch_first=True)
+    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        mask[i, : len(row.input_ids)] = 1
+        for start, end in row.spans:
+            labels[i, start:end] = ids[i, start:end]
+
+    def backward(hook):
+        handles = [layers[i].self_attn.register_forward_hook(partial(hook, i)) for i in drawn]
+        model.zero_grad()
+        model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss.backward()
+        for handle in handles:
+            handle.remove()
+
+    outputs = {}
+
+    def keep(i, module, args, output):
+        output[0].retain_grad()
+        outputs[i] = output[0]
+
+    def shift(i, module, args, output):
+        return (output[0] + rho * outputs[i].grad / (norm + 1e-7), *output[1:])
+
+    backward(keep)
+    norm = torch.stack([output.grad.norm() for output in outputs.values()]).norm()
+    backward(shift)
+    return {name: p.grad for name, p in model.named_parameters() if "lora" in name}
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize(
+    ("num_layers", "drawn", "lowest"),
+    [(6, [4, 5], 4), (6, [1, 4], 1), (6, [0, 3], 0), (28, [5, 9], 4), (28, [0, 20], 0)],
+)
+def test_release_freezes_what_a_run_of_the_release_leaves_without_a_gradient(num_layers, drawn, lowest):
+    model = add_lora(tiny_llama(num_hidden_layers=num_layers), r=2, targets="all-linear", seed=0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.copy_(0.1 * torch.randn_like(p))
+    rows = random_rows(6, seed=1)
+    context = StepContext(model)
+    context.step = 1
+    defence = TVaccine(TVaccineConfig(rho=2.0, gamma=2, every=20, score_every=200, freeze="release"))
+    defence.load_state({"probabilities": torch.full((num_layers,), 1 / num_layers), "drawn": torch.tensor(drawn)})
+    result = defence.step(context, {"alignment": step(rows), "harmful": BATCHES["harmful"]})
+
+    names = {id(p): name for name, p in model.named_parameters()}
+    ours = {
+        names[id(p)]: None if i in result.frozen else g
+        for i, (p, g) in enumerate(zip(context.parameters, result.gradients, strict=True))
+    }
+    theirs = gradients_of_the_release(copy.deepcopy(model), rows, drawn, 2.0)
+    assert {name for name, g in ours.items() if g is None} == {name for name, g in theirs.items() if g is None}
+    assert_close(
+        flat([g for g in ours.values() if g is not None]),
+        flat([theirs[name] for name, g in ours.items() if g is not None]),
+        atol=1e-5,
+        rtol=1e-3,
+    )
+    trained = {int(name.split("layers.")[1].split(".")[0]) for name, g in ours.items() if g is not None}
+    assert trained == set(range(lowest, num_layers))
 
 
 def test_a_resting_layer_is_bitwise_unmoved_and_without_optimiser_state(tmp_path):

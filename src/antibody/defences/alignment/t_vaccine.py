@@ -10,18 +10,23 @@
     e_l   output of the l-th self-attention, as in Vaccine
 
 Two forward and two backward passes; every K steps one more of each, which keeps a hidden state of all L layers. The
-first backward stops at the lowest layer of S. So does the second where an adapter is trained and ``freeze`` is
-"layers"; otherwise what lies below trains too: the embeddings, or the feed-forward weights of resting layers.
+first backward stops at the lowest layer of S. So does the second where an adapter is trained, unless ``freeze`` is
+"attention"; otherwise what lies below trains too: the embeddings, or the feed-forward weights of resting layers.
 
 Reference: G. Liu, W. Lin, T. Huang, R. Mo, Q. Mu, L. Shen, "Targeted Vaccine: Safety Alignment for Large Language
 Models against Harmful Fine-Tuning via Layer-wise Perturbation", https://arxiv.org/abs/2410.09760.
-Departures from the release: layers are drawn anew at each step and frozen whole, as the paper has it (there every 20
-steps, and the feed-forward adapters of resting layers still train: ``every``, ``freeze``); scored on a whole batch
-(there on one row); norms belong to the optimiser step, over its micro-batches and ranks. A layer that rests has no
-gradient at all, so that neither momentum nor weight decay moves it. Weights outside the layers always train.
+Departures from the release: layers are drawn at each step and frozen whole, as the paper has it; scored on a
+whole batch (there on one row); norms belong to the optimiser step, over its micro-batches and ranks. A layer that rests
+has no gradient at all, so that neither momentum nor weight decay moves it. Weights outside the layers always train.
+
+The release draws every 20 steps (``every``) and freezes attention adapters alone. Its feed-forward adapters would all
+train, if it did not checkpoint the resting layers in the reentrant way, which gives no gradient to a layer whose input
+needs none: what lies below the lowest layer that is not checkpointed rests whole (``freeze="release"``). Not
+checkpointed are the layers of S and, in models of more than 26 layers, the one before each of them. It trains adapters
+only; with full weights ``freeze="release"`` is the same rule, without a release to compare it with.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -47,8 +52,9 @@ class TVaccineConfig:
     """K, in optimiser steps. Release: 200."""
     every: int = 1
     """J, in optimiser steps. Paper: a draw at every step; release: 20."""
-    freeze: Literal["layers", "attention"] = "layers"
-    """What rests outside S. "layers": all of a layer, the paper. "attention": its attention alone, the release."""
+    freeze: Literal["layers", "attention", "release"] = "layers"
+    """What rests outside S. "layers": all of a layer, the paper. "release": what the release's run freezes, attention
+    alone above the lowest layer of S and all of a layer below. "attention": attention alone, everywhere."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rho < float("inf"):
@@ -67,6 +73,15 @@ def drawn_layers(probabilities: Tensor, gamma: int, *, seed: int, draw: int) -> 
     """S in ascending order: ``gamma`` layers without replacement, a function of (seed, draw) and p alone."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
     return sorted(torch.multinomial(probabilities.cpu(), gamma, replacement=False, generator=generator).tolist())
+
+
+def lowest_trained(drawn: Sequence[int], num_layers: int) -> int:
+    """The lowest layer of which the release trains anything.
+
+    It is the lowest of S, or the one below in a model of more than 26 layers, where the release leaves that one out of
+    its checkpointing too.
+    """
+    return max(min(drawn) - (num_layers > 26), 0)
 
 
 @contextmanager
@@ -125,12 +140,13 @@ class TVaccine(Defence):
         if not self.drawn or context.step % config.every == 0:
             draw = context.step // config.every
             self.drawn = drawn_layers(self.probabilities, config.gamma, seed=context.seed, draw=draw)
-        asleep = [layer for index, layer in enumerate(layers) if index not in self.drawn]
+        whole = {"layers": len(layers), "attention": 0, "release": lowest_trained(self.drawn, len(layers))}
         trainable = {id(p) for p in context.parameters}
         weights = [
             p
-            for layer in asleep
-            for p in (layer if config.freeze == "layers" else attention_of(layer)).parameters()
+            for index, layer in enumerate(layers)
+            if index not in self.drawn
+            for p in (layer if index < whole[config.freeze] else attention_of(layer)).parameters()
             if id(p) in trainable
         ]
         modules = [attentions[index] for index in self.drawn]
