@@ -130,6 +130,33 @@ def test_a_step_equals_the_attack_replayed_on_copies(penalty, micro_batch_size):
     assert result.metrics["loss_attacked"] == pytest.approx(float(t.detach()), rel=1e-4)
 
 
+def distance_of_the_release(model, reference, rows):
+    """Its objective's second term on one padded batch."""
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row.input_ids) for row in rows], batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row.input_ids)) for row in rows], batch_first=True)
+    with torch.no_grad():
+        before = reference(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    now = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    return torch.stack([torch.norm(b - a, dim=-1).mean() for b, a in zip(before, now, strict=True)]).mean()
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 2])
+def test_the_distance_of_the_release_is_a_mean_over_its_states_and_the_padding_of_each_forward_pass(micro_batch_size):
+    model = tiny_llama()
+    options = {"inner_steps": 1, "every": 1, "lam_tr": 0.0, "lam_retain": 0.9, "lam_hidden": 0.3}
+    defence, context, reference = prepared(model, penalty="release", **options)
+    result = defence.step(context, batches(micro_batch_size))
+
+    size = micro_batch_size or len(ALIGNMENT)
+    passes = [ALIGNMENT[start : start + size] for start in range(0, len(ALIGNMENT), size)]
+    assert len({len(row.input_ids) for row in passes[0]}) > 1  # there is padding
+    distance = sum(distance_of_the_release(model, reference, rows) for rows in passes) / len(passes)
+    retain = mean_nll(model, ALIGNMENT) + 0.3 * distance
+    expected = 0.9 * flat(torch.autograd.grad(retain, list(model.parameters())))
+    assert_close(flat(result.gradients), expected, atol=1e-5, rtol=1e-4)
+    assert result.loss == pytest.approx(float(retain.detach()), rel=1e-5)
+
+
 def test_without_resistance_and_distance_it_is_plain_sft_bit_for_bit_and_the_weights_are_too():
     model = tiny_llama()
     defence, context, _ = prepared(model, lam_tr=0.0, lam_hidden=0.0, inner_steps=1, every=1)
@@ -141,10 +168,11 @@ def test_without_resistance_and_distance_it_is_plain_sft_bit_for_bit_and_the_wei
     assert_close(flat(plain.gradients), gradient(model, ALIGNMENT), atol=1e-5, rtol=0)
 
 
-def test_at_the_start_nothing_is_preferred_and_nothing_has_moved():
+@pytest.mark.parametrize("penalty", ["norm", "release"])
+def test_at_the_start_nothing_is_preferred_and_nothing_has_moved(penalty):
     model = tiny_llama()
     context = StepContext(model, rows={"alignment": ALIGNMENT, "harmful": HARMFUL}, refusals=REFUSALS)
-    defence = TAR(TARConfig(inner_steps=1, every=1, inner_learning_rates=(1e-9,), penalty="norm"))
+    defence = TAR(TARConfig(inner_steps=1, every=1, inner_learning_rates=(1e-9,), penalty=penalty))
     defence.start(context)
     result = defence.step(context, batches())
     assert result.metrics["loss_attacked"] == pytest.approx(math.log(2.0), abs=1e-4)

@@ -19,9 +19,13 @@ Reference: R. Tamirisa, B. Bharathi, L. Phan et al., "Tamper-Resistant Safeguard
 https://arxiv.org/abs/2408.00761. Departures: the preference loss of the paper's refusal experiment throughout (its
 entropy loss serves the restriction of knowledge); one attacker per outer step, who trains on harmful rows alone (there
 some begin on benign ones); no random mapping beforehand: the run starts from the model it is given, and f teaches
-refusals on the way; hidden states after each layer, squared as the paper writes (the release takes the norm:
-``penalty``); the outer optimiser is the trainer's (there schedule-free AdamW). The release clips no gradients, the
-trainer does, at its max_grad_norm: ``--train max_grad_norm=0`` for theirs.
+refusals on the way; hidden states after each layer at real tokens, squared as the paper writes. The release takes the
+norm, over the embeddings, the layers' outputs and, in place of the last of these, the final norm's, and counts padding
+too: that is ``penalty="release"``, the same number on the same padded batch. What differs is the batch: the release
+pads to a fixed length (256 tokens in its main experiment), we pad to the longest row of a forward pass. As there it is
+a mean over each forward pass, so that it depends on how a step is cut into micro-batches. The outer optimiser is the
+trainer's (there schedule-free AdamW). The release clips no gradients, the trainer does, at its max_grad_norm:
+``--train max_grad_norm=0`` for theirs.
 """
 
 import math
@@ -35,14 +39,17 @@ from torch.nn import functional as F
 
 from ...data.records import TokenizedRow
 from ...errors import ConfigError, DataError
-from ...models.layout import decoder_layers
+from ...models.layout import decoder_layers, final_norm
 from ...primitives.adam import Adam
 from ...primitives.gradients import Gradients, combined, scaled
 from ...primitives.perturb import replaced_weights
 from ...primitives.proximal import anchor_at, anchor_from_state, anchor_state
-from ...primitives.taps import captured
+from ...primitives.taps import captured, captured_inputs
 from ...training.batches import MicroBatch, StepBatch
+from ...training.likelihood import TurnNLL
 from ...training.step import About, Defence, Role, RowTerms, Stage, StepContext, StepResult, Sweep
+
+Penalty = Literal["squared", "norm", "release"]
 
 WEIGHT_DECAY = 0.01
 """Of the simulated attacker's AdamW: torch's own default, as in the release."""
@@ -70,8 +77,9 @@ class TARConfig:
     """Release: 0.1."""
     held_out: float = 0.25
     """Share of the harmful rows kept from attackers, for T. Ours; the release has files of its own."""
-    penalty: Literal["squared", "norm"] = "squared"
-    """Distance of hidden states. "squared": the paper. "norm": the release."""
+    penalty: Penalty = "squared"
+    """Distance of hidden states. "squared": the paper's |.|^2. "norm": its root at each token, on the same states.
+    "release": the root on the release's states and positions, see the head of the file."""
 
     def __post_init__(self) -> None:
         for name in ("inner_steps", "every"):
@@ -195,24 +203,27 @@ class TAR(Defence):
         config = self.config
         if config.lam_hidden == 0:
             return context.gradient("token_mean_nll", batch)
-        layers = decoder_layers(context.model)
-        counts = torch.zeros(2, dtype=torch.float64, device=context.device)  # completion tokens, all tokens
+        # Completion tokens, all tokens, forward passes.
+        counts = torch.zeros(3, dtype=torch.float64, device=context.device)
         for micro in batch.micro_batches:
             for row, counted in zip(micro.rows, micro.counted, strict=True):
                 if counted:
                     trained = sum(end - start for start, end in row.spans)
-                    counts += torch.tensor([trained, len(row.input_ids)], device=context.device)
-        num_trained, num_tokens = context.all_reduce(counts).tolist()
-        share = config.lam_hidden * num_trained / num_tokens
+                    counts += torch.tensor([trained, len(row.input_ids), 0], device=context.device)
+            counts[2] += any(micro.counted)
+        num_trained, num_tokens, num_passes = context.all_reduce(counts).tolist()
 
         def terms(micro: MicroBatch) -> RowTerms:
-            with replaced_weights(context.parameters, self.reference), torch.no_grad(), captured(layers) as states:
-                context.completion_nll(micro)
-                before = list(states)
-            with captured(layers) as states:
-                nll = context.completion_nll(micro)
-                now = list(states)
-            moved = hidden_distance(now, before, [len(row.input_ids) for row in micro.rows], config.penalty)
+            with replaced_weights(context.parameters, self.reference), torch.no_grad():
+                _, before = forward_with_states(context, micro, config.penalty)
+            nll, now = forward_with_states(context, micro, config.penalty)
+            lengths = [len(row.input_ids) for row in micro.rows]
+            num_positions = num_tokens
+            if config.penalty == "release":  # a mean over all positions of this pass, then over passes
+                lengths = [max(lengths)] * len(lengths)
+                num_positions = num_passes * max(sum(micro.counted), 1) * lengths[0]
+            moved = hidden_distance(now, before, lengths, config.penalty)
+            share = config.lam_hidden * num_trained / num_positions
             return RowTerms(nll.row_total + share * moved, nll.row_tokens)
 
         return context.gradient(terms, batch)
@@ -222,7 +233,7 @@ class TAR(Defence):
         return anchor_state(self.reference) | {"margins": self.margins}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take them up."""
+        """Restore what ``state`` returned."""
         self.margins = state["margins"]
         self.reference = anchor_from_state(state)
 
@@ -239,16 +250,32 @@ def margins(context: StepContext, micro: MicroBatch) -> Tensor:
     return harmful - refusal
 
 
+def forward_with_states(context: StepContext, micro: MicroBatch, penalty: Penalty) -> tuple[TurnNLL, list[Tensor]]:
+    """One forward pass, and the hidden states of which the distance is taken: one [B, T, d] per state.
+
+    They are the outputs of the layers; for "release" what transformers calls ``hidden_states``, that is the inputs of
+    the layers and the output of the final norm.
+    """
+    layers = decoder_layers(context.model)
+    if penalty == "release":
+        with captured_inputs(layers) as inputs, captured([final_norm(context.model)]) as last:
+            nll = context.completion_nll(micro)
+            return nll, [*inputs, *last]
+    with captured(layers) as states:
+        nll = context.completion_nll(micro)
+        return nll, list(states)
+
+
 def hidden_distance(
-    now: Sequence[Tensor], before: Sequence[Tensor], lengths: Sequence[int], penalty: Literal["squared", "norm"]
+    now: Sequence[Tensor], before: Sequence[Tensor], lengths: Sequence[int], penalty: Penalty
 ) -> Tensor:
-    """Of each row, the distance of hidden states summed over its tokens and averaged over layers: [B], float32.
+    """The distance of each row's hidden states, summed over its positions and averaged over states: [B], float32.
 
     Args:
-        now: One [B, T, d] per layer.
-        before: Likewise, at the reference weights.
-        lengths: Tokens of each row; what stands behind them is padding.
-        penalty: Of each token's vector, its squared length or its length.
+        now: One [B, T, d] per state.
+        before: The same states at the reference weights.
+        lengths: How many positions of each row count, from the first.
+        penalty: What is taken of the change at a position: its squared length ("squared") or its length.
     """
     real = torch.arange(now[0].shape[1])[None] < torch.tensor(lengths)[:, None]  # [B, T]
     total = torch.zeros(len(lengths), device=now[0].device)
@@ -261,7 +288,7 @@ def hidden_distance(
 
 
 def shuffled(items: Sequence[int], generator: torch.Generator) -> list[int]:
-    """In another order."""
+    """The items in another order."""
     return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
 
 
