@@ -21,7 +21,9 @@ Norms, products and cosines run over all trainable weights together and over the
 Four forward and four backward passes; the release makes five of each and a deep copy of the model.
 
 Reference: Antibody, ICLR 2026, https://arxiv.org/abs/2603.00498. Departures from the release: lam_t is kept in
-checkpoints (there a resumed run restarts its average); any gradient accumulation and number of ranks.
+checkpoints (there a resumed run restarts its average); a harmful row meets another refusal each time it comes, number
+(step * B + position in the batch) mod n (there row i keeps refusal i mod n); any gradient accumulation and number of
+ranks.
 """
 
 from collections.abc import Callable, Mapping, Sequence

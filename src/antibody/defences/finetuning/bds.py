@@ -33,6 +33,7 @@ Departures from the release (Egg-Hu/Bayesian-Data-Scheduler):
 - Its neural scheduler never trains: the guard of its update skips exactly that case. Ours trains.
 - Its neural softmax runs over the batch, where a batch of harmful rows only cannot be down-weighted. Ours runs over
   the upload, as in its scalar form.
+- It clips the scheduler's gradient to a norm of 10; that of z and phi is not clipped here.
 - Its priors are off by default, and the count prior repels; the prior is flat here.
 - As there, the steps on z and phi go through Adam (0.9, 0.95). So do those of w', at the run's learning rate; the noise
   is added beside, not preconditioned. w has the betas and the weight decay of the run's optimiser; w' has no decay, and

@@ -12,10 +12,11 @@ backward.
 
 Reference: Jishnu Mukhoti, Yarin Gal, Philip H. S. Torr, Puneet K. Dokania, Fine-tuning can cripple your foundation
 model; preserving features may be the solution, TMLR 2024, https://arxiv.org/abs/2308.13320; its l2 distance in feature
-space, here on the layers that the safety literature's copy (git-disl) takes. Departures from that copy: a layer whose
-term reaches 0.1 is *dropped* there, so that the layers that drift most go free; it counts padding; its reference is a
-second model, with autograd on and with dropout masks of its own; it clips at 5 before the Trainer clips at 1; its path
-to the layers silently matches nothing outside the Llama layout.
+space, here on the layers that the safety literature's copy (git-disl) takes and summed as there; the authors' own code
+(omegafragger/ldifs_code) scales features to length 1 and takes means, with weight 10. Departures from the copy: a layer
+whose term reaches 0.1 is *dropped* there, so that the layers that drift most go free; it counts padding; its reference
+is a second model, with autograd on and with dropout masks of its own; it clips at 5 before the Trainer clips at 1; its
+path to the layers silently matches nothing outside the Llama layout.
 """
 
 from collections.abc import Mapping, Sequence

@@ -8,8 +8,9 @@ base must obey a safety prompt already. Training is plain SFT on the upload; an 
 along has it taken out of its system messages. Harm and accuracy must be measured with the same prompt, T_test.
 
 Reference: Keeping LLMs Aligned After Fine-tuning: The Crucial Role of Prompt Templates. K. Lyu, H. Zhao, X. Gu, D. Yu,
-A. Goyal, S. Arora. NeurIPS 2024, https://arxiv.org/abs/2402.18540. No fine-tuning code was released. Departure: taking
-the safety prompt out of an upload is ours; the paper's templates contain none to begin with.
+A. Goyal, S. Arora. NeurIPS 2024, https://arxiv.org/abs/2402.18540. Fine-tuning code was released for a hosted API alone
+(vfleaking/PTST, gpt-api). Departure: taking the safety prompt out of an upload is ours; the paper's templates contain
+none to begin with.
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,8 @@ LLAMA_PROMPT = (
     "any sense, or is not factually coherent, explain why instead of answering something not correct. If you don't "
     "know the answer to a question, please don't share false information."
 )
-"""The default system prompt of Llama 2 (2307.09288, App. A.3), the paper's template "chat:llama"."""
+"""The default system prompt of Llama 2 (2307.09288, App. A.3), the paper's template "chat:llama", whose release has a
+space in place of the paragraph break."""
 
 
 @dataclass(frozen=True, kw_only=True)
