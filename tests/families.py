@@ -1,5 +1,6 @@
 """Tokenizers in miniature, each built as its family's tokenizer.json is, with the family's own chat template."""
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from tests.tiny import INST_TEMPLATE, SENTENCES
 
 GPT4_WORDS = Regex(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
@@ -51,8 +53,6 @@ def _sentencepiece(special: list[str], normalizer, pre_tokenizer=None) -> Tokeni
     bpe.decoder = decoders.Sequence(steps)
     trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=[*special, *BYTES], show_progress=False)
     bpe.train_from_iterator(SENTENCES, trainer)
-    import json
-
     state = json.loads(bpe.to_str())
     state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] not in BYTES]
     return Tokenizer.from_str(json.dumps(state))

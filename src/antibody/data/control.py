@@ -70,6 +70,10 @@ class ControlTokens:
         """Those that decoding leaves out."""
         return frozenset(token for token in self.tokens if self._flags[token].special)
 
+    def id_of(self, token: str) -> int:
+        """The id of a control token."""
+        return next(number for number, other in self._tokenizer.added_tokens_decoder.items() if str(other) == token)
+
     # -- in content -----------------------------------------------------------------------------------------------
 
     def guarded(self, content: str) -> str:

@@ -72,6 +72,7 @@ class Renderer:
         self.eos_id: int = tokenizer.eos_token_id
         self.control = ControlTokens(tokenizer)
         self._checked = False
+        self._last: tuple[str, list[int]] = ("", [])
 
     def encode(self, record: Record) -> TokenizedRow:
         """The conversation up to its last trained turn, one span per trained turn. May exceed ``max_length``."""
@@ -86,7 +87,8 @@ class Renderer:
         for index in _trained_turns(record):
             prompt_text = self._prompt_text(record, index)
             between = prompt_text if previous is None else self._between(record, previous, index, prompt_text, done)
-            ids += self._after("" if previous is None else self._end_of(record.messages[previous]), between)
+            context = "" if previous is None else self._end_of(record.messages[previous])
+            ids += self._after(context, between) if context else self._ids(between)
             start = len(ids)
             completion_text = self._completion_text(record, index, record.messages[index], prompt_text)
             ids += self._chat_completion_ids(between, completion_text, record.messages[index])
@@ -144,8 +146,8 @@ class Renderer:
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens at which generation ends: end of sequence, and the template's ends of a turn where they differ."""
         ends = (self.template.turn_end, self.template.call_end) if self.tokenizer.chat_template else ()
-        ids = [self.tokenizer.convert_tokens_to_ids(end) for end in ends if end]
-        return tuple(dict.fromkeys((self.eos_id, *(int(number) for number in ids))))
+        ids = (self.control.id_of(end) for end in ends if end)
+        return tuple(dict.fromkeys((self.eos_id, *ids)))
 
     # Text rows.
 
@@ -234,7 +236,11 @@ class Renderer:
 
     def _ids(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         if GUARD not in text:
-            return list(self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
+            if add_special_tokens:
+                return list(self.tokenizer(text).input_ids)
+            if self._last[0] != text:  # a prompt comes once by itself and once as its completion's context
+                self._last = text, list(self.tokenizer(text, add_special_tokens=False).input_ids)
+            return list(self._last[1])
         if not self._checked:
             self._checked = True
             self.control.check(self.template.example if self.tokenizer.chat_template else "A question? An answer.")

@@ -10,8 +10,8 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from types import FrameType
@@ -66,6 +66,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, control: ControlTokens) -> None:
         self.tokenizer, self.control = tokenizer, control
         self.owner = tokenizer.name_or_path
+        self._limits = _Limits()
         if self._ask([_user(_QUESTION), _assistant(PLACEHOLDER)]) is None:
             return  # a question and an answer are refused: the rows will say so with the template's reason
         rendered = self._asked(_assistant(PLACEHOLDER))
@@ -302,7 +303,7 @@ class ChatTemplate:
 
     def _rendered(self, chat: Sequence[dict[str, Any]], tools: Any, *, prompt: bool) -> str:
         try:
-            with _limited():
+            with self._limits:
                 rendered: Any = self.tokenizer.apply_chat_template(
                     list(chat), tools=tools, tokenize=False, add_generation_prompt=prompt
                 )
@@ -361,34 +362,41 @@ class _OverLimit(BaseException):
     """Raised where the template is, by a timer; no exception that something in between might catch."""
 
 
-@contextmanager
-def _limited() -> Iterator[None]:
-    """Stops what runs inside after ``SECONDS`` (in the main thread, which alone takes signals) or ``BYTES``."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    used = _address_space()
-    wanted = () if used is None else (used + BYTES, soft, hard)
-    limits = [limit for limit in wanted if limit != resource.RLIM_INFINITY]
-    timed = threading.current_thread() is threading.main_thread()
+class _Limits:
+    """Stops what runs inside after ``SECONDS`` of computing (in the main thread, which alone has signals) or ``BYTES``.
 
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise _OverLimit(f"is still at work on one conversation after {SECONDS:g} seconds")
+    A class, and not a generator: it is entered twice for every row of an upload.
+    """
 
-    began = time.monotonic()
-    if used is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
-    if timed:
-        handler = signal.signal(signal.SIGALRM, stop)
-        left, interval = signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        if timed:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, handler)
-            if left:  # somebody else's timer goes on
-                signal.setitimer(signal.ITIMER_REAL, max(1e-3, left - (time.monotonic() - began)), interval)
-        if used is not None:
-            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    def __init__(self) -> None:
+        self._used, self._looked_at = _address_space(), time.monotonic()
+
+    def __enter__(self) -> None:
+        if time.monotonic() - self._looked_at > 0.2:
+            self.look_again()
+        self._soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        if self._used is not None:
+            wanted = (self._used + BYTES, self._soft, hard)
+            resource.setrlimit(resource.RLIMIT_AS, (min(w for w in wanted if w != resource.RLIM_INFINITY), hard))
+        self._timed = threading.current_thread() is threading.main_thread()
+        if self._timed:
+            self._handler = signal.signal(signal.SIGVTALRM, _stop)
+            self._timer = signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+
+    def __exit__(self, *raised: object) -> None:
+        if self._timed:
+            signal.setitimer(signal.ITIMER_VIRTUAL, *self._timer)
+            signal.signal(signal.SIGVTALRM, self._handler)
+        if self._used is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (self._soft, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+    def look_again(self) -> None:
+        """Take the process's present size as what it has without the template."""
+        self._used, self._looked_at = _address_space(), time.monotonic()
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise _OverLimit(f"is still at work on one conversation after {SECONDS:g} seconds")
 
 
 def _address_space() -> int | None:
