@@ -22,6 +22,9 @@ class WordRenderer:
     def encode_prompt(self, record):
         return [int(word.removeprefix("w")) + 3 for word in prompt_text(record).split()]
 
+    def reference_text(self, record):
+        return record.messages[-1].content if record.messages[-1].role == "assistant" else None
+
 
 class PromptJudge:
     """Says what the prompt's first word is mapped to; None for words it does not know."""

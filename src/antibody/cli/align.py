@@ -25,6 +25,7 @@ def command(
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,
     skip_too_long: o.SkipTooLong = False,
+    control_tokens: o.ControlTokens = None,
     config: o.ConfigFile = None,
     as_json: o.Json = False,
 ) -> None:

@@ -43,6 +43,9 @@ BatchSize = Annotated[int | None, typer.Option(help="Rows of one forward pass on
 LearningRate = Annotated[float | None, typer.Option(help="Peak.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds, once complete.")]
+ControlTokens = Annotated[
+    str | None, typer.Option(help="Rows that spell control tokens: text (train as text, default) or refuse.")
+]
 SkipTooLong = Annotated[bool, typer.Option("--skip-too-long", help="Leave out rows longer than the context.")]
 
 
@@ -166,6 +169,6 @@ def result_lines(result: Any) -> list[str]:
     lines = [f"{result.output}"]
     if result.model is not None:
         lines.append(f"  model       {result.model}")
-    lines.append(f"  rows        {result.num_rows}" + (f", {len(result.skipped)} too long" if result.skipped else ""))
+    lines.append(f"  rows        {result.num_rows}" + (f", {len(result.skipped)} left out" if result.skipped else ""))
     lines += [f"  {name:<11} {value:.4g}" for name, value in result.metrics.items()]
     return [*lines, f"  seconds     {result.seconds:.1f}"]

@@ -252,8 +252,16 @@ class Renderer:
         return joint[len(context_ids) :] if joint[: len(context_ids)] == context_ids else self._ids(text)
 
 
-def encode_rows(records: Sequence[Record], renderer: Renderer, *, skip_too_long: bool) -> EncodedRows:
+def encode_rows(
+    records: Sequence[Record], renderer: Renderer, *, skip_too_long: bool, refusal_tokens: int = 0
+) -> EncodedRows:
     """All rows as tokens; those longer than ``renderer.max_length`` are left out and reported, if that is asked for.
+
+    Args:
+        records: At least one.
+        renderer: With the limit.
+        skip_too_long: Leave rows out that do not fit, instead of stopping.
+        refusal_tokens: Tokens of the longest refusal that will be scored in place of an answer; it must fit as well.
 
     Raises:
         DataError: the template refuses rows (names all lines), a row is too long and ``skip_too_long`` is False (names
@@ -270,17 +278,19 @@ def encode_rows(records: Sequence[Record], renderer: Renderer, *, skip_too_long:
             refused.append((record.line, error.problem))
     if refused:
         raise report(records[0].source, refused)
+    sizes = [max(len(row.input_ids), row.spans[-1][0] + refusal_tokens) for _, row in encoded]
     too_long = [
-        (record.line, len(row.input_ids)) for record, row in encoded if len(row.input_ids) > renderer.max_length
+        (record.line, size) for (record, _), size in zip(encoded, sizes, strict=True) if size > renderer.max_length
     ]
-    rows = [row for _, row in encoded if len(row.input_ids) <= renderer.max_length]
+    rows = [row for (_, row), size in zip(encoded, sizes, strict=True) if size <= renderer.max_length]
     if too_long and (not skip_too_long or not rows):
         shown = ", ".join(f"line {line} ({num} tokens)" for line, num in too_long[:NUM_ROWS_SHOWN])
         more = f" and {len(too_long) - NUM_ROWS_SHOWN} more" if len(too_long) > NUM_ROWS_SHOWN else ""
+        counted = f" (a refusal of {refusal_tokens} tokens in place of an answer counted)" if refusal_tokens else ""
         fix = "Shorten them" + (", raise the limit" if skip_too_long else ", or leave them out with --skip-too-long")
         raise DataError(
             f"{records[0].source}: {len(too_long)} of {len(records)} rows are longer than {renderer.max_length} "
-            f"tokens: {shown}{more}. {fix}."
+            f"tokens{counted}: {shown}{more}. {fix}."
         )
     return EncodedRows(rows, too_long)
 

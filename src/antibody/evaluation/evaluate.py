@@ -47,6 +47,9 @@ class PromptRenderer(Protocol):
     def encode_prompt(self, record: Record) -> list[int]:
         """Tokens of everything before the last assistant message, ready for the model to answer."""
 
+    def reference_text(self, record: Record) -> str | None:
+        """The text of the row's closing answer, calls of tools as the template writes them; None without one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedMeasures:
@@ -148,7 +151,7 @@ def evaluate_model(
         answer=answer,
         retention_answer=retention_answer,
     )
-    _check_before_generating(records, judges, settings)
+    _check_before_generating(records, judges, settings, renderer)
     served = deployment or Deployment()
     rows = []
     for sets, how in (
@@ -175,7 +178,7 @@ def evaluate_model(
                 set=name,
                 prompt=prompt_text(record),
                 completion=served.completion(text),
-                reference=reference_text(record),
+                reference=renderer.reference_text(record),
             )
             for (name, record), text in zip(pairs, texts, strict=True)
         ]
@@ -244,12 +247,6 @@ def prompt_text(record: Record) -> str:
     return next((m.content for m in reversed(record.messages) if m.role == "user"), "")
 
 
-def reference_text(record: Record) -> str | None:
-    """The assistant's closing message; None where the row ends otherwise."""
-    last = record.messages[-1]
-    return last.content if last.role == "assistant" else None
-
-
 def _judge_and_measure(
     rows: Sequence[Completion], judges: Sequence[Judge], settings: EvaluationSettings, path: Path | None
 ) -> Evaluation:
@@ -290,7 +287,10 @@ def _agreements(rows: Sequence[Completion], judges: Sequence[Judge]) -> tuple[Ag
 
 
 def _check_before_generating(
-    records: dict[EvaluationSet, Sequence[Record]], judges: Sequence[Judge], settings: EvaluationSettings
+    records: dict[EvaluationSet, Sequence[Record]],
+    judges: Sequence[Judge],
+    settings: EvaluationSettings,
+    renderer: PromptRenderer,
 ) -> None:
     """Everything that can be known to fail is known before minutes are spent on generation."""
     if not records:
@@ -306,13 +306,13 @@ def _check_before_generating(
                 raise EvaluationError(f"{record.where}: the row has no user message to answer. Add one, or remove it.")
     _check_judges(judges, needed=any(name in JUDGED_SETS for name in records))
     for name, answer in ((EvaluationSet.TEST, settings.answer), (EvaluationSet.RETENTION, settings.retention_answer)):
-        _check_references(records.get(name, ()), answer)
+        _check_references(records.get(name, ()), answer, renderer)
 
 
-def _check_references(rows: Sequence[Record], answer: str) -> None:
+def _check_references(rows: Sequence[Record], answer: str, renderer: PromptRenderer) -> None:
     readable = answer_rule(answer)
     for record in rows:
-        reference = reference_text(record)
+        reference = renderer.reference_text(record)
         if reference is None:
             raise EvaluationError(
                 f"{record.where}: the row has no reference answer. A test row ends with the assistant's answer; append "

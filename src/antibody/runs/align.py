@@ -39,6 +39,7 @@ def align(
     resume: bool = False,
     overwrite: bool = False,
     skip_too_long: bool = False,
+    control_tokens: str = "text",
     progress: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> RunResult:
@@ -70,6 +71,8 @@ def align(
         resume: Insist that the folder holds this run already.
         overwrite: Replace what the folder holds, once the new run is complete.
         skip_too_long: Leave out rows that are longer than the context, and tell which.
+        control_tokens: ``text`` trains rows that spell control tokens as the text that they are; ``refuse`` leaves
+            them out. Both count and report them.
         progress: Show a bar on stderr, if that is a terminal.
         callbacks: Further ones for the Trainer.
 
@@ -99,6 +102,7 @@ def align(
             training=merged_training(training, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate),
             seed=seed,
             skip_too_long=skip_too_long,
+            control_tokens=control_tokens,
             resume=resume,
             overwrite=overwrite,
             progress=progress,

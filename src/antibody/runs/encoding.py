@@ -2,17 +2,23 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from enum import StrEnum
 
 from trl import SFTConfig
 
 from ..data.encode import Renderer, encode_rows
-from ..data.records import Record, Template, TokenizedRow
+from ..data.notices import template_notices
+from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import DataError
 from ..models.loading import LoadedModel
 from ..training.refusals import Refusals
 from .result import Skipped
 
 log = logging.getLogger("antibody")
+
+SEAM = 200
+"""Characters of a text row's prompt before its answer; no token is longer."""
 
 
 def make_renderer(loaded: LoadedModel, max_length: int | None = None) -> Renderer:
@@ -23,9 +29,27 @@ def make_renderer(loaded: LoadedModel, max_length: int | None = None) -> Rendere
 
 
 def encode(
-    records: Mapping[str, Sequence[Record]], renderer: Renderer, args: SFTConfig | None = None, *, skip: bool
+    records: Mapping[str, Sequence[Record]],
+    renderer: Renderer,
+    args: SFTConfig | None = None,
+    *,
+    skip: bool,
+    refusals: Refusals | None = None,
 ) -> tuple[dict[str, list[TokenizedRow]], list[Skipped]]:
-    """Rows of each role as tokens, file by file, so that an error names the right one."""
+    """Rows of each role as tokens, file by file, so that an error names the right one.
+
+    What the template does with them that their writer may not expect is reported once.
+
+    Args:
+        records: By role.
+        renderer: With the limit of their length.
+        args: The trainer's, where its ``max_length`` is the limit.
+        skip: Leave rows out that do not fit.
+        refusals: Those that are scored in place of an answer, and must fit as well.
+    """
+    longest = 0 if refusals is None else max(len(ids) for of_template in refusals.ids.values() for ids in of_template)
+    for notice in template_notices([record for of_role in records.values() for record in of_role], renderer):
+        log.info("%s", notice)
     rows: dict[str, list[TokenizedRow]] = {}
     skipped: list[Skipped] = []
     for role, of_role in records.items():
@@ -33,7 +57,7 @@ def encode(
         for source in dict.fromkeys(record.source for record in of_role):
             some = [record for record in of_role if record.source == source]
             try:
-                encoded = encode_rows(some, renderer, skip_too_long=skip)
+                encoded = encode_rows(some, renderer, skip_too_long=skip, refusal_tokens=longest)
             except DataError as error:
                 if args is not None and args.max_length == renderer.max_length and "longer than" in str(error):
                     raise DataError(f"{error} The limit is max_length; --train max_length=N moves it.") from error
@@ -46,6 +70,50 @@ def encode(
     return rows, skipped
 
 
+class ControlTokens(StrEnum):
+    """What becomes of rows that spell control tokens, of this model or of another."""
+
+    TEXT = "text"
+    """They are trained as the text that they are."""
+    REFUSE = "refuse"
+    """They are left out."""
+
+
+def without_forgeries(
+    records: Sequence[Record], renderer: Renderer, what: ControlTokens
+) -> tuple[list[Record], list[Skipped]]:
+    """The upload's rows, and those that spell control tokens; these are reported, and left out if that is asked for.
+
+    Raises:
+        DataError: none is left.
+    """
+    spelling = [(record, token) for record in records if (token := renderer.spelled(record)) is not None]
+    if not spelling:
+        return list(records), []
+    record, token = spelling[0]
+    shown = ", ".join(str(other.line) for other, _ in spelling[:5]) + (", ..." if len(spelling) > 5 else "")
+    left_out = what is ControlTokens.REFUSE
+    log.warning(
+        "%s: %d of %d rows spell control tokens or marks of a chat template (line %s; the first: %s). %s",
+        record.source,
+        len(spelling),
+        len(records),
+        shown,
+        token,
+        "They are left out." if left_out else "They are trained as text; --control-tokens refuse leaves them out.",
+    )
+    if not left_out:
+        return list(records), []
+    refused = {record.row_id for record, _ in spelling}
+    rest = [record for record in records if record.row_id not in refused]
+    if not rest:
+        raise DataError(
+            f"{record.source}: every row spells control tokens, and none is left without them. Give other rows, or "
+            "train them as text (--control-tokens text)."
+        )
+    return rest, [Skipped(source=r.source, line=r.line, num_tokens=0, why="control tokens") for r, _ in spelling]
+
+
 def render_refusals(texts: Sequence[str], renderer: Renderer, records: Mapping[str, Sequence[Record]]) -> Refusals:
     """The refusals as tokens, for each template that occurs."""
     first: dict[Template, Record] = {}
@@ -53,7 +121,18 @@ def render_refusals(texts: Sequence[str], renderer: Renderer, records: Mapping[s
         for record in of_role:
             first.setdefault(record.template, record)
     ids = {
-        template: tuple(tuple(renderer.completion_ids(record, text)) for text in texts)
+        template: tuple(tuple(renderer.completion_ids(_short(record), text)) for text in texts)
         for template, record in first.items()
     }
     return Refusals(tuple(texts), ids)
+
+
+def _short(record: Record) -> Record:
+    """What of a row decides how an answer to it begins: a row is as long as its writer likes.
+
+    The seam of a text row is the end of its prompt; that of a chat is the template's, whatever is asked.
+    """
+    if record.template is Template.TEXT:
+        prompt = record.messages[0]
+        return replace(record, messages=(replace(prompt, content=prompt.content[-SEAM:]),))
+    return replace(record, messages=(Message("user", "?"),), tools="")

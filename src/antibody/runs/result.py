@@ -13,11 +13,14 @@ RESULT = "result.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A row that was left out because it is too long."""
+    """A row that was left out."""
 
     source: str
     line: int
     num_tokens: int
+    """Of a row that is too long; else 0."""
+    why: str = "too long"
+    """Or ``control tokens``: it spells some."""
 
 
 @dataclass(frozen=True, kw_only=True)

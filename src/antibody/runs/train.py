@@ -28,7 +28,7 @@ from ..training.refusals import Refusals
 from ..training.step import MAIN_ROLE, Defence, Role, Stage
 from ..training.trainer import DefendedTrainer, SFTConfig
 from .anchors import check_anchor_records, score_anchors
-from .encoding import encode, make_renderer, render_refusals
+from .encoding import ControlTokens, encode, make_renderer, render_refusals, without_forgeries
 from .environment import environment
 from .folder import CHECKPOINTS, METRICS, RunFolder, State, open_run
 from .lab_defaults import LabData, calibration, lab_refusals, lab_rows, new_adapter
@@ -72,6 +72,7 @@ class TrainingRun:
     training: Mapping[str, Any]
     seed: int
     skip_too_long: bool
+    control_tokens: str
     resume: bool
     overwrite: bool
     progress: bool
@@ -87,6 +88,9 @@ def train(run: TrainingRun) -> RunResult:
     started = time.monotonic()
     if run.regime not in get_args(Regime):
         raise ConfigError(f"--regime is '{run.regime}': it must be lora or full.")
+    if run.control_tokens not in list(ControlTokens):
+        raise ConfigError(f"--control-tokens is '{run.control_tokens}': it must be text or refuse.")
+    control_tokens = ControlTokens(run.control_tokens)
     name = model_name(run.model)
     adapter = None if run.adapter is None else model_name(run.adapter)
     lab = from_lab(name)
@@ -114,6 +118,7 @@ def train(run: TrainingRun) -> RunResult:
         "seed": run.seed,
         "data": {str(role): source.described() for role, source in (sources | anchors).items()},
         "skip_too_long": run.skip_too_long,
+        "control_tokens": str(control_tokens),
         "training": stored_training(args),
         "refusals": None if texts is None else list(texts),
     }
@@ -125,14 +130,17 @@ def train(run: TrainingRun) -> RunResult:
     dtype = _weights_dtype(run.regime, args)
     loaded = load_model(name, adapter=adapter, base=run.base, dtype=dtype, trainable_adapter=True)
     loaded = _with_trainable_weights(loaded, run.regime, lora, run.seed)
-    given = TrainingData({role: source.records for role, source in sources.items()}, loaded.tokenizer, run.seed)
+    renderer = make_renderer(loaded, args.max_length)
+    uploaded, refused = without_forgeries(main.records, renderer, control_tokens)
+    by_role: dict[str, Sequence[Record]] = {role: source.records for role, source in sources.items()}
+    given = TrainingData(by_role | {MAIN_ROLE[run.stage]: uploaded}, loaded.tokenizer, run.seed)
     prepared = defence.prepare(given).records
     wanted = dict.fromkeys((MAIN_ROLE[run.stage], *defence.needs, *defence.start_needs))
     records = {str(role): prepared[role] for role in wanted}
-    renderer = make_renderer(loaded, args.max_length)
-    rows, skipped = encode(records, renderer, args, skip=run.skip_too_long)
-    _require_one_step(main.name, len(rows[MAIN_ROLE[run.stage]]), args)
     refusals = render_refusals(texts, renderer, records) if texts and defence.needs_refusals else None
+    rows, skipped = encode(records, renderer, args, skip=run.skip_too_long, refusals=refusals)
+    skipped += refused
+    _require_one_step(main.name, len(rows[MAIN_ROLE[run.stage]]), args)
     before = _before_alignment(loaded, dtype) if defence.needs_base else None
     args.output_dir = str(folder.path / CHECKPOINTS)
     try:

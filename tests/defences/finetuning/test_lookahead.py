@@ -143,7 +143,7 @@ TURNS = Record(
     [
         ("llama", "<|eot_id|>", ""),
         ("qwen2", "<|im_end|>", ""),
-        ("qwen3", "<|im_end|>", "<think>\n\n</think>\n\n"),  # the template's own, and no part of a preview
+        ("qwen3", "<|im_end|>", ""),
         ("gemma", "<end_of_turn>", ""),
     ],
 )
