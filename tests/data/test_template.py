@@ -124,9 +124,25 @@ def test_a_system_message_that_the_template_leaves_out_is_refused_by_line():
     rows = [chat(Message("system", "Be brief."), user("a"), said("b"), line=line) for line in (2, 5)]
     rows.insert(1, chat(user("a"), said("b"), line=4))
     with pytest.raises(
-        DataError, match=r"line 2, messages\[0\]: .*leaves system messages out.*\(1 more like it: line 5\)"
+        DataError, match=r"line 2, messages\[0\]: .*leaves this system message out.*\(1 more like it: line 5\)"
     ):
         encode_rows(rows, render, skip_too_long=False)
+
+
+def test_two_system_messages_are_joined_where_the_template_takes_one_and_one_in_the_middle_is_never_dropped():
+    two = chat(Message("system", "Be brief."), Message("system", "Be kind."), user("Hi?"), said("Yes."))
+    middle = chat(user("Hi?"), said("Yes."), Message("system", "Be kind."), user("So?"), said("No."))
+    for family in FAMILIES:
+        if family == "mistral":  # takes no system message at all
+            continue
+        render = renderer(family)
+        text = render.tokenizer.decode(render.encode(two).input_ids)
+        assert all(word in text for word in ("brief", "kind")), family
+        try:
+            text = render.tokenizer.decode(render.encode(middle).input_ids)
+        except RowError:
+            continue
+        assert "kind" in text, family
 
 
 def test_all_rows_that_break_the_alternation_are_named_at_once_with_the_reason():
@@ -195,8 +211,7 @@ def test_what_a_template_does_is_found_by_asking_it():
     assert {f for f, t in facts.items() if t.trims} == {"llama3", "gemma3"}
     assert {f for f, t in facts.items() if t.plain_marks} == {"gpt-neox"}
     assert all(t.prompts_as_it_answers for t in facts.values())
-    assert with_template(NO_SYSTEM).template.ignores_system
-    assert not facts["gemma3"].ignores_system
+    assert {f for f, t in facts.items() if t.takes_two_systems} == {"llama3", "qwen2.5", "qwen3", "phi3", "gpt-neox"}
 
 
 def test_notices_are_given_for_rows_that_they_concern_alone():

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import dropwhile
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -113,24 +114,36 @@ class ChatTemplate:
             )
         chat = [_assistant(PLACEHOLDER) if message is None else self._chat_message(message) for message in messages]
         given = self._guarded(json.loads(tools)) if tools else None
+        chat = chat if self.takes_two_systems else _systems_joined(chat)
         try:
-            return self._rendered(chat, given, prompt=prompt)
+            rendered = self._rendered(chat, given, prompt=prompt)
         except TemplateRefusal as refusal:
             raise BadRow(
                 "refused by the template",
                 f"the chat template of {self.owner} refuses the messages ({refusal}). Change their roles or order, or "
                 "use another template.",
             ) from None
+        for index, message in enumerate(messages):
+            if message is not None and message.role in ("system", "user"):
+                self._require_said(message, rendered, f"messages[{index}]")
+        return rendered
+
+    def _require_said(self, message: Message, rendered: str, field: str) -> None:
+        """Raises ``BadRow`` where a text that the model should read is nowhere in what was rendered."""
+        said = self._guarded(message.content)
+        if said in rendered or said.strip() in rendered:
+            return
+        quoted = json.dumps(said, ensure_ascii=False)[1:-1]  # some templates write a content as JSON
+        if not any(_without_space(text) in _without_space(rendered) for text in (said, quoted)):
+            raise BadRow(
+                "left out",
+                f"the chat template of {self.owner} leaves this {message.role} message out, so that it would never "
+                "reach the model. Move it to where the template has a place for it, or use another template.",
+                field,
+            )
 
     def _require_place(self, message: Message, field: str) -> None:
         """Raises ``BadRow`` for what the template would drop in silence."""
-        if message.role == "system" and self.ignores_system:
-            raise BadRow(
-                "system message ignored",
-                f"the chat template of {self.owner} leaves system messages out, so that this text would never reach "
-                "the model. Put it into the first user message, or use another template.",
-                f"{field}",
-            )
         if (message.tool_calls or message.role == "tool") and not self.takes_tool_calls:
             raise BadRow(
                 "tool calls",
@@ -215,10 +228,11 @@ class ChatTemplate:
         return lead if _without_space(lead) == "<think></think>" else ""
 
     @cached_property
-    def ignores_system(self) -> bool:
-        """Whether a system message leaves no trace."""
-        rendered = self._ask([{"role": "system", "content": _SYSTEM}, _user(_QUESTION)], prompt=True)
-        return rendered is not None and _SYSTEM not in rendered
+    def takes_two_systems(self) -> bool:
+        """Whether two system messages in front are both rendered; else they are joined, with an empty line."""
+        systems = [{"role": "system", "content": text} for text in (_SYSTEM, _RESULT)]
+        rendered = self._ask([*systems, _user(_QUESTION)], prompt=True)
+        return rendered is not None and _SYSTEM in rendered and _RESULT in rendered
 
     @cached_property
     def takes_tools(self) -> bool:
@@ -339,6 +353,15 @@ def thinking_apart(content: str) -> tuple[str, str] | None:
     head, _, rest = content.partition("<think>")
     thought, closed, answer = rest.partition("</think>")
     return (thought, answer) if closed and not head.strip() else None
+
+
+def _systems_joined(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The chat with the system messages at its beginning as one."""
+    rest = list(dropwhile(lambda message: message["role"] == "system", chat))
+    systems = chat[: len(chat) - len(rest)]
+    if len(systems) < 2:
+        return chat
+    return [{"role": "system", "content": "\n\n".join(message["content"] for message in systems)}, *rest]
 
 
 def _without_space(text: str) -> str:
