@@ -1,14 +1,18 @@
+import contextlib
+import io
 import json
 import shutil
 
 import pytest
 import torch
+from hypothesis import given, settings, strategies
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from antibody.errors import ModelError
 from antibody.models import loading
 from antibody.models.adapters import add_lora
-from antibody.models.loading import PACKAGED, is_adapter, load_model, resolve
+from antibody.models.loading import PACKAGED, is_adapter, load_model, read_provenance, resolve
 from antibody.models.saving import save_adapter, save_model
 from tests.tiny import FAMILIES
 
@@ -130,11 +134,13 @@ def test_weights_that_would_be_random_are_refused(copied):
 
 def test_broken_files_are_the_user_s_to_mend(copied):
     folder = copied()
-    (folder / "model.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(ModelError, match="the model cannot be loaded"):
-        load_model(str(folder))
+    tokenizer = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="the tokenizer cannot be loaded"):
+        load_model(str(folder))
+    (folder / "tokenizer.json").write_text(tokenizer)
+    (folder / "model.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(ModelError, match="the model cannot be loaded"):
         load_model(str(folder))
     (folder / "antibody.json").write_text("[")
     with pytest.raises(ModelError):
@@ -179,7 +185,7 @@ def test_an_adapter_whose_base_is_gone_says_which_and_loads_where_it_is_given(ad
     folder = adapter_copy(base_model_name_or_path="/gone/model")
     assert load_model(str(folder)).name == str(tiny_llama_folder)  # its provenance still knows
     (folder / "antibody.json").unlink()
-    with pytest.raises(ModelError, match=r"base is not found \(/gone/model\).*--adapter"):
+    with pytest.raises(ModelError, match=r"base is not found \('/gone/model'\).*--adapter"):
         load_model(str(folder))
     assert load_model(str(tiny_llama_folder), adapter=str(folder)).adapter == str(folder)
 
@@ -219,3 +225,242 @@ def test_a_model_s_folder_given_as_adapter_is_named(tiny_llama_folder):
     assert not is_adapter(str(tiny_llama_folder))
     with pytest.raises(ModelError, match=r"no adapter_config\.json"):
         load_model(str(tiny_llama_folder), adapter=str(tiny_llama_folder))
+
+
+EVIL = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+
+
+def rewrite(path, **entries):
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**content, **entries}))
+
+
+@pytest.mark.parametrize("answer", ["y\n" * 100, ""])
+def test_a_model_that_needs_its_own_code_is_refused_and_standard_input_is_never_asked(copied, monkeypatch, answer):
+    folder = copied()
+    (folder / "evil.py").write_text(EVIL)
+    rewrite(
+        folder / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    with pytest.raises(ModelError, match=r"needs code of its own \(auto_map of its .*never run here"):
+        load_model(str(folder), device="cpu")
+    assert not list(folder.rglob("ran"))
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_known_architecture_with_code_beside_it_loads_without_the_code(copied, monkeypatch, file, adapter_folder):
+    """As Phi's: transformers has the architecture, and the folder brings an older implementation of it too."""
+    folder = copied()
+    (folder / "evil.py").write_text(EVIL)
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text(EVIL)
+    classes = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M", "AutoTokenizer": ["evil.T", "evil.T"]}
+    rewrite(folder / file, auto_map=classes)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    load_model(str(folder), device="cpu")
+    assert not list(folder.rglob("ran"))
+
+
+def test_code_named_by_an_adapter_or_its_tokenizer_is_not_run(adapter_copy, monkeypatch):
+    folder = adapter_copy(auto_mapping={"base_model_class": "C", "parent_library": "evil"}, megatron_core="evil")
+    (folder / "evil.py").write_text(EVIL)
+    rewrite(folder / "tokenizer_config.json", tokenizer_class="T", auto_map={"AutoTokenizer": ["evil.T", None]})
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    with contextlib.suppress(ModelError):
+        load_model(str(folder), device="cpu")
+    assert not list(folder.rglob("ran"))
+
+
+def test_a_kernel_named_in_the_configuration_is_code_too(copied):
+    folder = copied()
+    rewrite(folder / "config.json", attn_implementation="somebody/kernel")
+    with pytest.raises(ModelError, match=r"attn_implementation of config\.json.*never run"):
+        load_model(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("key", ["lm_head.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+def test_weights_that_are_no_numbers_are_refused_by_name(copied, number, key):
+    folder = copied()
+    weights = load_file(folder / "model.safetensors")
+    weights[key].view(-1)[-1] = number
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=rf"1 weights hold NaN or infinite numbers \(first: {key}\)"):
+        load_model(str(folder), device="cpu")
+
+
+def test_a_layer_that_config_json_does_not_count_is_not_left_out_in_silence(copied):
+    folder = copied()
+    rewrite(folder / "config.json", num_hidden_layers=1, layer_types=["full_attention"])
+    with pytest.raises(ModelError, match=r"9 weights belong to layers that config\.json does not count .*layers\.1"):
+        load_model(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("entries", [{"num_hidden_layers": 10**9}, {"num_labels": 2**70}, {"hidden_size": -1}])
+def test_a_count_that_would_never_be_built_is_refused(copied, entries):
+    folder = copied()
+    rewrite(folder / "config.json", **entries)
+    with pytest.raises(ModelError, match=rf"{next(iter(entries))} in config\.json is .* 21 tensors"):
+        load_model(str(folder), device="cpu")
+
+
+def test_a_pickled_model_loads_and_runs_nothing(copied, tmp_path):
+    folder = copied()
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert load_model(str(folder), device="cpu")
+
+    class Runs:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"lm_head.weight": Runs()}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="the model cannot be loaded"):
+        load_model(str(folder), device="cpu")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("shard", ["../elsewhere.safetensors", "/etc/passwd", "absent.safetensors", 5, ["x"]])
+def test_a_shard_outside_the_folder_or_absent_is_refused_by_its_index(copied, shard):
+    folder = copied()
+    (folder / "model.safetensors").rename(folder.parent / "elsewhere.safetensors")
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": shard}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"index\.json: .* is no file in this folder"):
+        load_model(str(folder), device="cpu")
+
+
+def test_a_folder_of_both_a_model_and_an_adapter_is_refused(copied, adapter_folder):
+    folder = copied()
+    for file in adapter_folder.glob("adapter_*"):
+        shutil.copy(file, folder)
+    with pytest.raises(ModelError, match="both a model and an adapter"):
+        load_model(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "entries", "said"),
+    [
+        ("generation_config.json", {"eos_token_id": "x"}, r"eos_token_id in generation_config\.json is 'x'"),
+        ("generation_config.json", {"eos_token_id": [1, 4000]}, "0 to 403"),
+        ("config.json", {"eos_token_id": 4000}, r"eos_token_id in config\.json is 4000"),
+        ("config.json", {"model_type": ["x"]}, "the (tokenizer|model) cannot be loaded"),
+        ("config.json", {"hidden_size": "x"}, "the (tokenizer|model) cannot be loaded"),
+        ("tokenizer_config.json", {"model_max_length": "x"}, "model_max_length"),
+        ("tokenizer_config.json", {"chat_template": 5}, "chat_template"),
+        ("antibody.json", {"base": 5}, r"antibody\.json: base is 5, not a text"),
+        ("antibody.json", {"base": ["x"]}, r"antibody\.json: base"),
+        ("antibody.json", {"deployment": "x"}, r"deployment is 'x', not an object"),
+        ("antibody.json", {"deployment": {"system_prefix": 5}}, "system_prefix is 5, not a text"),
+        ("antibody.json", {"deployment": {"system_prefix": None}}, "system_prefix.* is null"),
+    ],
+    ids=str,
+)
+def test_a_field_of_the_wrong_kind_is_refused_by_its_file(copied, file, entries, said):
+    folder = copied("chat_template.jinja")  # which would go before the one in tokenizer_config.json
+    rewrite(folder / file, **entries)
+    with pytest.raises(ModelError, match=said):
+        load_model(str(folder), device="cpu") and read_provenance(str(folder))
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "tokenizer_config.json", "config.json", "antibody.json"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_a_file_that_is_no_object_is_refused_and_not_passed_over(copied, file, content):
+    folder = copied()
+    (folder / file).write_bytes(content)
+    with pytest.raises(ModelError, match=file):
+        load_model(str(folder), device="cpu")
+
+
+def test_a_null_in_provenance_is_as_if_it_were_not_there(copied):
+    folder = copied()
+    rewrite(folder / "antibody.json", base=None, deployment=None)
+    assert read_provenance(str(folder)) == {}
+    assert load_model(str(folder), device="cpu").base is None
+
+
+def test_a_tokenizer_s_panic_is_not_ours(copied, monkeypatch):
+    class PanicException(BaseException):
+        """As the Rust libraries raise it."""
+
+    def panic(*_, **__):
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(loading.AutoTokenizer, "from_pretrained", panic)
+    with pytest.raises(ModelError, match=r"tokenizer cannot be loaded \(index out of bounds\)"):
+        load_model(str(copied()), device="cpu")
+
+
+def test_a_tokenizer_that_fails_only_where_it_encodes_is_refused_at_once(copied):
+    folder = copied()
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["post_processor"]["special_tokens"] = {}  # which its template names: the Rust library panics
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="the tokenizer cannot be loaded"):
+        load_model(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "~nosuchuser/x", "a\0b", "\x1b[31m", "/" + "x/" * 3000, ""], ids=range(6))
+def test_a_name_that_no_folder_can_have_is_refused_in_print(name):
+    with pytest.raises(ModelError) as caught:
+        load_model(name)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+def test_a_hub_adapter_s_files_are_read_before_peft_reads_them(adapter_copy, monkeypatch, tiny_llama_folder):
+    folder = adapter_copy(modules_to_save=["lm_head"])
+    monkeypatch.setattr(loading, "snapshot_download", lambda name, **_: str(folder))
+    with pytest.raises(ModelError, match="whole layers"):
+        load_model(str(tiny_llama_folder), adapter="owner/adapter", device="cpu")
+
+
+WRONG = [
+    5,
+    -1,
+    1.5,
+    True,
+    None,
+    "x",
+    "",
+    [],
+    ["a"],
+    [1],
+    {},
+    {"a": 1},
+    float("inf"),
+    2**70,
+    "\x1b[31m",
+    "../..",
+    [[["a"], 2]],
+]
+
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory, tiny_llama_folder, adapter_folder):
+    folder = tmp_path_factory.mktemp("spoilt")
+    return [shutil.copytree(place, folder / place.name) for place in (tiny_llama_folder, adapter_folder)]
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(data=strategies.data())
+def test_whatever_stands_in_a_field_the_model_computes_or_is_refused_in_print(spoilt, data):
+    place = data.draw(strategies.sampled_from(spoilt))
+    files = sorted(file.name for file in place.glob("*.json") if file.name != "tokenizer.json")
+    path = place / data.draw(strategies.sampled_from(files))
+    before, refusal = path.read_text(), ""
+    keys = [*json.loads(before), "auto_map", "chat_template", "deployment", "exclude_modules", "quantization_config"]
+    try:
+        rewrite(path, **{data.draw(strategies.sampled_from(keys)): data.draw(strategies.sampled_from(WRONG))})
+        loaded = load_model(str(place), device="cpu")
+        logits(loaded.model)
+        loaded.tokenizer("Hello")
+    except ModelError as error:
+        refusal = str(error)
+    finally:
+        path.write_text(before)
+    assert not refusal or refusal.isprintable()
+    assert len(refusal) < 1000
