@@ -3,7 +3,7 @@ import resource
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from antibody.errors import ModelError, OutputError
@@ -151,4 +151,37 @@ def test_each_save_refuses_the_other_kind(tmp_path, tiny_llama_folder, adapted, 
 def test_a_base_that_is_nowhere_is_refused_before_anything_is_written(tmp_path, adapted, loaded):
     with pytest.raises(ModelError, match="no such folder"):
         save_adapter(adapted, tmp_path / "a", base="./nowhere", tokenizer=loaded.tokenizer)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_base_given_by_a_relative_name_is_found_from_elsewhere(tmp_path, tiny_llama_folder, monkeypatch):
+    monkeypatch.chdir(tiny_llama_folder.parent)
+    loaded = load_model("model", device="cpu")
+    save_model(loaded.model, tmp_path / "m", tokenizer=loaded.tokenizer, base="model")
+    monkeypatch.chdir(tmp_path)
+    assert load_model("m", device="cpu").base == str(tiny_llama_folder)
+
+
+def test_an_adapter_that_would_lose_a_part_of_what_was_trained_is_refused(tmp_path, loaded, adapted):
+    adapted.get_input_embeddings().weight.requires_grad_(True)
+    with pytest.raises(ModelError, match=r"1 trained weights are no part of the adapter .*embed_tokens.*would be lost"):
+        save_adapter(adapted, tmp_path / "a", base=loaded.name, tokenizer=loaded.tokenizer)
+    adapted.get_input_embeddings().weight.requires_grad_(False)
+    loaded.tokenizer.add_tokens(["<added>"])
+    with pytest.raises(ModelError, match=r"404 embeddings and 405 tokens.*does not hold added tokens"):
+        save_adapter(adapted, tmp_path / "a", base=loaded.name, tokenizer=loaded.tokenizer)
+    adapted.resize_token_embeddings(405)
+    adapted.requires_grad_(False)
+    with pytest.raises(ModelError, match=r"405 embeddings .* its base 404"):
+        save_adapter(adapted, tmp_path / "a", base=loaded.name, tokenizer=loaded.tokenizer)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options", [{"modules_to_save": ["lm_head"]}, {"bias": "all"}, {"trainable_token_indices": [1]}]
+)
+def test_an_adapter_of_more_than_factors_is_refused_before_anything_is_written(tmp_path, loaded, options):
+    model = get_peft_model(loaded.model, LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", **options))
+    with pytest.raises(ModelError, match="trains whole weights"):
+        save_adapter(model, tmp_path / "a", base=loaded.name, tokenizer=loaded.tokenizer)
     assert list(tmp_path.iterdir()) == []

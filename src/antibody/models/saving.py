@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ModelError, OutputError
-from .loading import DTYPES, PROVENANCE, resolve
+from .files import read_json
+from .loading import DTYPES, PACKAGED, PROVENANCE, resolve
 
 
 def save_adapter(
@@ -39,17 +40,18 @@ def save_adapter(
 
     Raises:
         OutputError: the folder holds something else, or the adapter did not fit on the disk.
-        ModelError: there is no adapter, or ``base`` is nowhere.
+        ModelError: there is no adapter, ``base`` is nowhere, or low-rank factors are not all that was trained.
     """
     if not isinstance(model, PeftModel):
         raise ModelError("the model has no adapter to save. Save the whole model instead.")
     place = resolve(base)
+    _check_servable(model, place, tokenizer)
     with _replacing(Path(folder), "adapter_config.json") as new:
         # "auto" would ask the Hub whether the vocabulary has grown; adapters here never train embeddings.
         model.save_pretrained(str(new), save_embedding_layers=False)
         _update_json(new / "adapter_config.json", {"base_model_name_or_path": place})
         tokenizer.save_pretrained(new)
-        _update_json(new / PROVENANCE, {**(provenance or {}), "kind": "adapter", "base": base})
+        _update_json(new / PROVENANCE, {**(provenance or {}), "kind": "adapter", "base": _portable(base)})
 
 
 def save_model(
@@ -84,7 +86,38 @@ def save_model(
             model.save_pretrained(new, state_dict=_cast(model, DTYPES[dtype]))
             _update_json(new / "config.json", {"dtype": dtype})
         tokenizer.save_pretrained(new)
-        _update_json(new / PROVENANCE, {**(provenance or {}), "kind": "model"} | ({"base": base} if base else {}))
+        _update_json(
+            new / PROVENANCE, {**(provenance or {}), "kind": "model"} | ({"base": _portable(base)} if base else {})
+        )
+
+
+def _portable(base: str) -> str:
+    """``base`` as it is found from any working directory; a packaged name stays, as packages move."""
+    return base if base in PACKAGED else resolve(base)
+
+
+def _check_servable(model: PeftModel, place: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse an adapter of which a part would be lost, or which servers do not load (vLLM: vllm/lora/)."""
+    config: Any = model.peft_config["default"]
+    if config.modules_to_save or config.bias != "none" or getattr(config, "trainable_token_indices", None):
+        raise ModelError(
+            "the adapter trains whole weights (modules_to_save, bias or tokens). Merge it, or train without."
+        )
+    lost = [key for key, value in model.named_parameters() if value.requires_grad and ".lora_" not in key]
+    if lost:
+        raise ModelError(
+            f"{len(lost)} trained weights are no part of the adapter (first: {lost[0]}) and would be lost. Freeze them "
+            "before training, or save the whole model."
+        )
+    bare: Any = model.get_base_model()
+    num_embeddings, config_file = bare.get_input_embeddings().weight.shape[0], Path(place) / "config.json"
+    entries = read_json(config_file) if config_file.is_file() else {}
+    of_base = (entries.get("text_config") or entries).get("vocab_size", num_embeddings)
+    if num_embeddings != of_base or len(tokenizer) > num_embeddings:
+        raise ModelError(
+            f"the model has {num_embeddings} embeddings and {len(tokenizer)} tokens, its base {of_base} embeddings: an "
+            "adapter does not hold added tokens. Add them to the base, save that, and train an adapter on it."
+        )
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
