@@ -86,3 +86,17 @@ def test_without_the_adapter_the_model_is_the_base_and_every_flag_comes_back(mod
 def test_a_model_without_adapter_has_none_to_switch_off(model):
     with pytest.raises(ModelError, match="--base"), adapter_disabled(model):
         pass
+
+
+def test_the_head_is_no_target(model):
+    with pytest.raises(ModelError, match=r"no linear layer lm_head\. .*q_proj"):
+        add_lora(model, targets=["q_proj", "lm_head"], seed=0)
+
+
+def test_no_target_and_a_rank_above_the_layers_sides_are_refused(model):
+    with pytest.raises(ConfigError, match=r"targets: none\. Name some of .*q_proj"):
+        add_lora(model, targets=[], seed=0)
+    with pytest.raises(ConfigError, match="r 1000000 is above 32, the largest side"):
+        add_lora(model, r=1_000_000, seed=0)
+    with pytest.raises(ConfigError, match="r 65 is above 64"):
+        add_lora(model, r=65, targets="all-linear", seed=0)

@@ -34,21 +34,33 @@ def add_lora(
         seed: Of the adapter's first weights; the global generator is left as it was.
 
     Raises:
-        ConfigError: a number out of range.
+        ConfigError: a number out of range, or no target.
         ModelError: the model has an adapter already, or no layer of such a name.
     """
     if r < 1 or alpha <= 0 or not 0 <= dropout < 1:
         raise ConfigError(f"lora: r {r}, alpha {alpha}, dropout {dropout}: needs r >= 1, alpha > 0, 0 <= dropout < 1.")
     if isinstance(model, PeftModel):
         raise ModelError("the model has an adapter already. Go on training that one, or merge it first.")
+    # The head is left out: losses read its weight past an adapter, and tied embeddings would change with it.
+    head = model.get_output_embeddings()
+    sizes = {
+        name.rpartition(".")[2]: max(module.weight.shape)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
     if targets != "all-linear":
         targets = [targets] if isinstance(targets, str) else list(targets)
-        layers = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        layers = set(sizes)
         if absent := [target for target in targets if target not in layers]:
             raise ModelError(
-                f"{type(model).__name__} has no linear layer {', '.join(absent)}. Set lora targets to some of "
-                f"{', '.join(sorted(layers)) or '(it has none)'}, or to all-linear."
+                f"{type(model).__name__} has no linear layer {', '.join(absent)}. Set lora targets to "
+                f"some of {', '.join(sorted(layers)) or '(it has none)'}, or to all-linear."
             )
+        if not targets:
+            raise ConfigError(f"lora targets: none. Name some of {', '.join(sorted(layers))}, or all-linear.")
+    largest = max((sizes[name] for name in (sizes if targets == "all-linear" else targets)), default=r)
+    if r > largest:
+        raise ConfigError(f"lora: r {r} is above {largest}, the largest side of the layers it is for. Set a lower r.")
     config = LoraConfig(
         r=r, lora_alpha=alpha, target_modules=targets, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM"
     )
