@@ -1,11 +1,12 @@
 import importlib
 import json
 import logging
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
 
-from antibody.errors import ConfigError, DataError
+from antibody.errors import ConfigError, DataError, ModelError
 from antibody.lab.rows import build_rows
 from antibody.runs import evaluate
 from tests.gsm8k import gsm8k_rows
@@ -75,3 +76,10 @@ def test_the_lab_gives_as_many_prompts_as_it_holds_where_more_are_asked_for():
         assert held == defaults.NUM_ROWS[kind]
         with pytest.raises(DataError, match=f"the world holds {held}"):
             build_rows(kind, held + 1, seed=0)
+
+
+def test_a_model_that_asks_to_be_served_in_an_unknown_way_is_refused(tmp_path, tiny_llama_folder, sets):
+    folder = shutil.copytree(tiny_llama_folder, tmp_path / "model")
+    (folder / "antibody.json").write_text(json.dumps({"deployment": {"suffix": "x"}}))
+    with pytest.raises(ModelError, match=r"antibody\.json: deployment has no 'suffix'\. It has system_prefix"):
+        evaluate(folder, output=tmp_path / "run", judges=["keywords"], max_new_tokens=2, **sets)

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..data.encode import Renderer
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, ModelError
 from ..evaluation.completions import EvaluationSet
 from ..evaluation.decoding import DecodingSettings
 from ..evaluation.evaluate import Evaluation, evaluate_model
 from ..evaluation.judges.registry import make_judge
+from ..models.files import quoted
 from ..models.loading import LoadedModel, load_model, read_provenance, resolve
 from ..training.preparation import Deployment
 from .environment import environment
@@ -156,7 +157,15 @@ def evaluate(
 
 def _deployment(loaded: LoadedModel) -> Deployment:
     """As the model's folder says; nothing special where it says nothing."""
-    return Deployment(**read_provenance(resolve(loaded.adapter or loaded.name)).get("deployment", {}))
+    place = resolve(loaded.adapter or loaded.name)
+    entries = read_provenance(place).get("deployment", {})
+    known = [field.name for field in dataclasses.fields(Deployment)]
+    if unknown := [key for key in entries if key not in known]:
+        # To leave one out would serve the model in another way than it was trained for.
+        raise ModelError(
+            f"{place}/antibody.json: deployment has no {quoted(unknown[0])}. It has {', '.join(known)}: remove it."
+        )
+    return Deployment(**entries)
 
 
 def measured_values(evaluation: Evaluation) -> dict[str, float]:
