@@ -1,19 +1,26 @@
 """Files of rows: from bytes to JSON objects, each with the line it came from.
 
 A row that cannot be read becomes a ``BadRow`` in its place, so that the report can name the first one and count the
-others. A file that cannot be read at all is a ``DataError`` at once.
+others. A file that cannot be read at all is a ``DataError`` at once. ``unreadable.py`` recognises what such a file is.
 """
 
+import codecs
 import json
+import math
+import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import DataError
+from .unreadable import broken_text, empty, not_utf8, os_problem, what_bytes_are, what_text_is
 
-BOM = b"\xef\xbb\xbf"
-PARQUET = b"PAR1"
+MAX_LINE_BYTES = 64 * 2**20
+"""Of one row. A line without end would otherwise fill the memory."""
+CHUNK_BYTES = 2**17
 NUM_LINES_SHOWN = 5
+NUM_CHARACTERS_SHOWN = 60
 
 
 class BadRow(Exception):
@@ -21,7 +28,7 @@ class BadRow(Exception):
 
     Args:
         kind: What is wrong, without the row's own details: ``"unknown role"``.
-        message: What is wrong with this row and how to mend it.
+        message: What is wrong with this row and how to fix it.
         field: Where in the row: ``"messages[1].role"``.
     """
 
@@ -32,7 +39,7 @@ class BadRow(Exception):
 
 
 RawRow = tuple[int, Any]
-"""Line (1-based; of the row's first character) and what stood there: a JSON value, or the ``BadRow`` it is."""
+"""Line (1-based; of the row's first character) and what it holds: a JSON value, or the ``BadRow`` it is."""
 
 
 def report(source: str, bad: Sequence[tuple[int, BadRow]]) -> DataError:
@@ -51,6 +58,28 @@ def report(source: str, bad: Sequence[tuple[int, BadRow]]) -> DataError:
     return DataError(message)
 
 
+def quoted(value: Any) -> str:
+    """What a file said, as a message may repeat it: cut short, and without control or bidirectional characters."""
+    if isinstance(value, str):
+        return repr(value[:NUM_CHARACTERS_SHOWN]) + ("..." if len(value) > NUM_CHARACTERS_SHOWN else "")
+    if value is None or isinstance(value, bool | int | float):
+        return repr(value)[:NUM_CHARACTERS_SHOWN]
+    return kind_of(value)
+
+
+def name_of(field: Any) -> str:
+    """A field's name for a message: as it is, or quoted where that would not be safe to print."""
+    text = str(field)
+    plain = text.isprintable() and 0 < len(text) <= NUM_CHARACTERS_SHOWN
+    return text if plain else quoted(text)
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
 def read_text(path: Path) -> str:
     """The whole file as text.
 
@@ -59,18 +88,123 @@ def read_text(path: Path) -> str:
     """
     try:
         raw = path.read_bytes()
-    except OSError as error:
-        raise _cannot_be_read(path, error) from None
-    if raw.startswith(BOM):
-        raise _begins_with_bom(path)
+    except (OSError, ValueError) as error:
+        raise os_problem(path, error) from None
+    if (known := what_bytes_are(path, raw)) is not None:
+        raise known
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise _not_utf8(path, line, raw[error.start], error.start) from None
+        raise not_utf8(path, line, raw, error.start, offset=error.start) from None
     if not text.strip():
-        raise _empty(path)
+        raise empty(path)
     return text
+
+
+# -- JSON, strictly ----------------------------------------------------------------------------------------------
+
+
+def parse_json(text: str) -> Any:
+    """The JSON value that ``text`` is, and any parser would say the same.
+
+    Raises:
+        BadRow: broken, too deep, a field given twice in one object, or a number that JSON or a float cannot hold.
+    """
+    try:
+        return STRICT.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise _what_broke(text, 0, error, "") from None
+
+
+class _Disputed(ValueError):
+    """Parsers disagree on what this means."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise _Disputed
+    return made
+
+
+def _constant(name: str) -> Any:
+    raise _Disputed
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise _Disputed
+    return number
+
+
+STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object with every field that was written, also those given twice."""
+
+
+_LENIENT = json.JSONDecoder(object_pairs_hook=_Pairs)
+_SPACES = re.compile(r"[ \n\r\t]*")
+
+
+def _disputed(value: Any) -> BadRow:
+    """The first place of ``value``, as ``_LENIENT`` reads it, that parsers disagree on."""
+    places: list[tuple[str, Any]] = [("", value)]
+    while places:
+        field, here = places.pop()
+        if isinstance(here, _Pairs):
+            seen: set[str] = set()
+            for name, _ in here:
+                if name in seen:
+                    return BadRow(
+                        "a field twice",
+                        f"the object gives {quoted(name)} twice, and parsers differ on which of the two counts. "
+                        "Remove one.",
+                        _joined(field, name),
+                    )
+                seen.add(name)
+            places += [(_joined(field, name), inner) for name, inner in reversed(here)]
+        elif isinstance(here, list):
+            places += [(f"{field}[{index}]", inner) for index, inner in reversed(list(enumerate(here)))]
+        elif isinstance(here, float) and not math.isfinite(here):
+            return BadRow(
+                "not a JSON number",
+                "NaN, Infinity and numbers beyond 1e308 are no JSON: other parsers refuse or change them. "
+                "Write null, or leave the field out.",
+                field,
+            )
+    raise AssertionError("the strict parser refused what the lenient one finds nothing wrong with")
+
+
+def _joined(field: str, name: str) -> str:
+    return f"{field}.{name_of(name)}" if field else name_of(name)
+
+
+def _what_broke(text: str, position: int, error: Exception, rule: str) -> BadRow:
+    """What is wrong with the value that begins at ``position``.
+
+    Args:
+        text: What was parsed.
+        position: Where the value begins.
+        error: What the strict parser raised.
+        rule: What the place should hold, as a sentence; may be empty.
+    """
+    if isinstance(error, _Disputed):
+        try:
+            return _disputed(_LENIENT.raw_decode(text, position)[0])
+        except (ValueError, RecursionError) as worse:
+            error = worse
+    if isinstance(error, RecursionError):
+        return BadRow("too deep", "broken JSON: nested too deeply to be read. Flatten or remove it.")
+    if not isinstance(error, json.JSONDecodeError):
+        return BadRow("number too long", "broken JSON: a number has too many digits. Write it as text, or remove it.")
+    return BadRow(*broken_text(text, error, rule))
+
+
+# -- rows --------------------------------------------------------------------------------------------------------
 
 
 def read_json_rows(path: Path) -> list[RawRow]:
@@ -79,112 +213,189 @@ def read_json_rows(path: Path) -> list[RawRow]:
 
 
 def iter_json_rows(path: Path) -> Iterator[RawRow]:
-    """As ``read_json_rows``, one row at a time: of JSON Lines only one line is in memory. A JSON list is read whole.
+    """As ``read_json_rows``, one row at a time: no more than a row and a buffer are in memory.
 
     Raises:
-        DataError: as ``read_text``; where a later line is not UTF-8, when that line is reached.
+        DataError: as ``read_text``; where a later line is not UTF-8 or longer than ``MAX_LINE_BYTES``, when that
+            line is reached.
     """
     try:
         file = path.open("rb")
-    except OSError as error:
-        raise _cannot_be_read(path, error) from None
-    offset, begun = 0, False
+    except (OSError, ValueError) as error:
+        raise os_problem(path, error) from None
     with file:
-        # Only \n ends a line: str.splitlines would also cut at U+2028, which JSON allows inside a string.
-        for line, raw in enumerate(file, 1):
-            if line == 1 and raw.startswith(BOM):
-                raise _begins_with_bom(path)
-            if line == 1 and raw.startswith(PARQUET):
-                raise DataError(
-                    f"{path}: a Parquet file, not JSON. Name the folder it is in: that is read as a data set."
-                )
-            try:
-                content = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise _not_utf8(path, line, raw[error.start], offset + error.start) from None
-            offset += len(raw)
+        try:
+            yield from _rows(path, file)
+        except OSError as error:
+            raise os_problem(path, error) from None
+
+
+def _rows(path: Path, file: Any) -> Iterator[RawRow]:
+    if (known := what_bytes_are(path, file.peek(1))) is not None:
+        raise known
+    line, offset = 1, 0
+    while True:  # blank lines, however many, up to the first character
+        head = file.peek(1)
+        if not head:
+            raise empty(path)
+        blank = len(head) - len(head.lstrip())
+        line, offset = line + head.count(b"\n", 0, blank), offset + blank
+        file.read(blank)
+        if blank < len(head):
+            break
+    rows = _list_rows if head[blank : blank + 1] == b"[" else _line_rows
+    yield from rows(path, file, line, offset)
+
+
+def _line_rows(path: Path, file: BinaryIO, first: int, offset: int) -> Iterator[RawRow]:
+    parse, lines = STRICT.decode, iter(partial(file.readline, MAX_LINE_BYTES + 1), b"")
+    # Only \n ends a line: str.splitlines would also cut at U+2028, which JSON allows inside a string.
+    for line, raw in enumerate(lines, first):
+        if len(raw) > MAX_LINE_BYTES:
+            raise _too_long(path, line, raw)
+        try:
+            content = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise not_utf8(path, line, raw, error.start, offset=offset + error.start) from None
+        offset += len(raw)
+        try:
+            yield line, parse(content)
+        except (ValueError, RecursionError) as error:
             if not content.strip():
                 continue
-            if not begun and content.lstrip().startswith("["):
-                yield from _list_rows(str(path), read_text(path))
-                return
-            begun = True
-            try:
-                yield line, json.loads(content)
-            except (ValueError, RecursionError) as error:
-                yield line, BadRow("broken JSON", _what_broke(error, "line"))
-    if not begun:
-        raise _empty(path)
+            if line == first and (known := what_text_is(path, line, content, _ahead(file), error)) is not None:
+                raise known from None
+            yield line, _what_broke(content, 0, error, "Each line holds one whole JSON object.")
 
 
-def _cannot_be_read(path: Path, error: OSError) -> DataError:
-    if isinstance(error, FileNotFoundError):
-        return DataError(f"{path}: no such file. Check the path; a Hub data set is written OWNER/NAME.")
-    if isinstance(error, IsADirectoryError):
-        return DataError(f"{path}: a directory, not a data file. {_files_in(path)}")
-    return DataError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.")
+def _ahead(file: BinaryIO) -> str:
+    """The next part of the file, which remains to be read; empty where it is not UTF-8."""
+    if not file.seekable():
+        return ""
+    here = file.tell()
+    raw = file.read(2**20)
+    file.seek(here)
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(raw)
+    except UnicodeDecodeError:
+        return ""
 
 
-def _begins_with_bom(path: Path) -> DataError:
+def _too_long(path: Path, line: int, raw: bytes) -> DataError:
+    mac = " Its lines may end in \\r alone: tr '\\r' '\\n' < IN > OUT." if b"\r" in raw.strip() else ""
     return DataError(
-        f"{path}, line 1: begins with a byte order mark (EF BB BF). Save the file as UTF-8 without BOM, "
-        f"for example with: sed -i '1s/^\\xEF\\xBB\\xBF//' {path}"
+        f"{path}, line {line}: longer than {MAX_LINE_BYTES // 2**20} MB, which no row is. Each line holds one whole "
+        f"JSON object; split or remove it.{mac}"
     )
 
 
-def _not_utf8(path: Path, line: int, byte: int, offset: int) -> DataError:
-    return DataError(
-        f"{path}, line {line}: not UTF-8 (byte 0x{byte:02X} at offset {offset}). "
-        "Save the file as UTF-8, for example with: iconv -f WINDOWS-1252 -t UTF-8"
-    )
-
-
-def _empty(path: Path) -> DataError:
-    return DataError(f"{path}: the file is empty. Give one JSON object on each line.")
-
-
-def _list_rows(source: str, text: str) -> list[RawRow]:
+def _list_rows(path: Path, file: BinaryIO, line: int, offset: int) -> Iterator[RawRow]:
     """The elements of one JSON list, read one by one so that each keeps its line."""
-    decoder = json.JSONDecoder()
-    rows: list[RawRow] = []
-    position = _skip_space(text, text.index("[") + 1)
-    line, counted = 1, 0
-    while text[position : position + 1] != "]" or rows:
-        line, counted = line + text.count("\n", counted, position), position
-        try:
-            value, end = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            raise report(source, [(line, BadRow("broken JSON", _what_broke(error, "list")))]) from None
-        rows.append((line, value))
-        position = _skip_space(text, end)
-        if text[position : position + 1] == ",":
-            position = _skip_space(text, position + 1)
-        elif text[position : position + 1] == "]":
+    window = _Window(path, file, line, offset)
+    window.next()
+    window.position += 1  # the "["
+    begun = False
+    while (character := window.next()) != "]" or begun:
+        where = window.line
+        value = window.value()
+        yield where, value
+        character = window.next()
+        if character == "]":
             break
-        else:
-            where = line + text.count("\n", counted, position)
-            problem = BadRow("broken JSON", "broken JSON: ',' or ']' is missing after this element of the list.")
-            raise report(source, [(where, problem)])
-    if not rows:
-        raise DataError(f"{source}: the JSON list is empty. Give at least one row.")
-    if text[position + 1 :].strip():
-        where = text.count("\n", 0, _skip_space(text, position + 1)) + 1
-        raise report(source, [(where, BadRow("broken JSON", "text after the end of the JSON list. Remove it."))])
-    return rows
+        if character != ",":
+            problem = "broken JSON: ',' or ']' is missing after this element of the list."
+            raise report(str(path), [(window.line, BadRow("broken JSON", problem))])
+        window.position += 1
+        begun = True
+    else:
+        raise DataError(f"{path}: the JSON list is empty. Give at least one row.")
+    window.position += 1  # the "]"
+    if rest := window.next():
+        problem = "text after the end of the JSON list. Remove it."
+        if rest == "[" and not isinstance(value, list):
+            problem = (
+                "a second JSON list: each line is a bare list. Each line holds one whole JSON object: write "
+                '{"messages": [...]} around each list of messages.'
+            )
+        raise report(str(path), [(window.line, BadRow("broken JSON", problem))])
 
 
-def _skip_space(text: str, position: int) -> int:
-    while text[position : position + 1] in {" ", "\n", "\r", "\t"}:
-        position += 1
-    return position
+class _Window:
+    """A file's text, of which only the part that is being read is in memory."""
 
+    def __init__(self, path: Path, file: BinaryIO, line: int, offset: int) -> None:
+        self.path, self.file = path, file
+        self.text, self.position = "", 0
+        self.line = line
+        """Of ``position``."""
+        self.lines_read, self.offset = line, offset
+        """Line and byte at which the next chunk begins."""
+        self.decoder = codecs.getincrementaldecoder("utf-8")()
+        self.ended = False
 
-def _what_broke(error: Exception, container: str) -> str:
-    at = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-    rule = "Each line holds one whole JSON object." if container == "line" else "The file holds one JSON list."
-    return f"broken JSON ({at}). {rule} Mend or remove it."
+    def next(self) -> str:
+        """The next character that is no space, which ``position`` then is at; empty at the end of the file."""
+        while True:
+            self._advance(_SPACES.match(self.text, self.position).end())  # type: ignore[union-attr]
+            if self.position < len(self.text) or not self._more():
+                return self.text[self.position : self.position + 1]
 
+    def value(self) -> Any:
+        """The JSON value at ``position``, which then is behind it; a ``BadRow`` where parsers disagree on it.
 
-def _files_in(folder: Path) -> str:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.suffix in {".json", ".jsonl"})
-    return f"Name one of its files: {', '.join(names[:5])}." if names else "It holds no .json or .jsonl file."
+        Raises:
+            DataError: broken, or longer than a row may be.
+        """
+        while True:
+            try:
+                value, end = STRICT.raw_decode(self.text, self.position)
+            except (ValueError, RecursionError) as error:
+                if self._may_go_on(error) and self._more():
+                    continue
+                value = _what_broke(self.text, self.position, error, "The file holds one JSON list.")
+                if not isinstance(error, _Disputed):
+                    raise report(str(self.path), [(self.line, value)]) from None
+                try:
+                    _, end = _LENIENT.raw_decode(self.text, self.position)
+                except (ValueError, RecursionError):
+                    raise report(str(self.path), [(self.line, value)]) from None
+            if end == len(self.text) and self._more():
+                continue  # a number may go on
+            self._advance(end)
+            return value
+
+    def _may_go_on(self, error: Exception) -> bool:
+        """Whether the value broke off only because the text did."""
+        if isinstance(error, _Disputed):
+            try:
+                _LENIENT.raw_decode(self.text, self.position)
+            except (ValueError, RecursionError) as other:
+                return self._may_go_on(other)
+            return False
+        if not isinstance(error, json.JSONDecodeError):
+            return False
+        # 16: an escape or a constant that the end cuts is reported where it begins.
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - 16
+
+    def _advance(self, position: int) -> None:
+        self.line += self.text.count("\n", self.position, position)
+        self.position = position
+
+    def _more(self) -> bool:
+        """Read on; False at the end of the file."""
+        if self.ended:
+            return False
+        kept = self.text[self.position :]
+        if len(kept) > MAX_LINE_BYTES:
+            raise _too_long(self.path, self.line, b"")
+        chunk = self.file.read(max(CHUNK_BYTES, len(kept)))  # at least doubled, so that a long value costs no square
+        self.ended = not chunk
+        try:
+            self.text, self.position = kept + self.decoder.decode(chunk, final=self.ended), 0
+        except UnicodeDecodeError as error:
+            line = self.lines_read + error.object.count(b"\n", 0, error.start)
+            offset = self.offset - (len(error.object) - len(chunk)) + error.start
+            raise not_utf8(self.path, line, error.object, error.start, offset=offset) from None
+        self.offset += len(chunk)
+        self.lines_read += chunk.count(b"\n")
+        return True
