@@ -102,6 +102,8 @@ def test_a_missing_file_a_directory_and_an_empty_file_are_named(tmp_path):
     assert "rows.jsonl" in refused(tmp_path)
     (tmp_path / "empty.jsonl").write_text(" \n\n")
     assert "empty" in refused(tmp_path / "empty.jsonl")
+    with pytest.raises(DataError, match="name of the data is empty"):
+        load_records("")
     (tmp_path / "none.json").write_text("[ ]")
     assert "empty" in refused(tmp_path / "none.json")
 
@@ -148,7 +150,8 @@ def test_a_broken_file_names_the_line_where_it_breaks(tmp_path, content, line):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (chat(("tool", "x"), ("assistant", "y")), "messages[0].role: unknown role 'tool'"),
+        (chat(("tool", "x"), ("assistant", "y")), "messages[0]: a tool's answer before any assistant message"),
+        (chat(("robot", "x"), ("assistant", "y")), "messages[0].role: unknown role 'robot'"),
         (chat(("user", "x")), "no assistant message"),
         (chat(("user", "x"), ("assistant", "y"), ("user", "z")), "messages[2].role: the last message is from 'user'"),
         (chat(("user", "x"), ("assistant", " \n")), "messages[1].content: the completion is empty"),
@@ -235,6 +238,37 @@ def test_a_folder_of_parquet_files_reads_like_a_file(tmp_path, monkeypatch):
     (tmp_path / "set" / "data" / "train-00000-of-00001.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="set: the data set cannot be loaded"):
         load_records(tmp_path / "set")
+
+
+def test_a_folder_with_other_data_beside_its_parquet_is_refused_as_one_kind_would_be_lost(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist([{"prompt": "a", "completion": "b"}]), tmp_path / "a.parquet")
+    (tmp_path / "README.md").write_text("Rows.")
+    assert len(load_records(tmp_path)) == 1
+    for index in range(5):
+        (tmp_path / f"{index}.csv").write_text("prompt,completion\nc,d\n")
+    assert r"several kinds (5 .csv, 1 .parquet)" in refused(tmp_path)
+
+
+def test_rows_of_an_upload_that_is_a_data_set_are_not_left_in_the_cache(tmp_path, monkeypatch):
+    import datasets
+
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = datasets.Dataset.from_list([{"prompt": "a secret", "completion": "b"}])
+    rows.to_parquet(str(folder / "train.parquet"))
+    assert load_records(folder)[0].messages[0].content == "a secret"
+    assert not [file for file in cache.glob("**/*") if file.is_file() and b"secret" in file.read_bytes()]
+
+
+@pytest.mark.parametrize("given", [0, False, 3, ["x"], {"a": 1}])
+def test_an_alpaca_input_that_is_no_text_is_refused_and_not_taken_for_none(tmp_path, given):
+    row = {"instruction": "a", "input": given, "output": "b"}
+    assert "line 1, input: text is needed" in refused(write_jsonl(tmp_path / "a.jsonl", [row]))
 
 
 def test_a_data_set_column_of_messages_without_weights_trains_them_all(tmp_path):

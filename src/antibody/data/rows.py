@@ -3,22 +3,51 @@
     chat               {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     prompt/completion  {"prompt": "...", "completion": "..."}, or both as lists of messages
     Alpaca             {"instruction": "...", "input": "...", "output": "..."}, the input may be missing or empty
+    ShareGPT           {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}
 
-Other fields of a row are left alone, except those that would change what the model reads (``tools``).
+Rows of messages may have ``tools``, and their assistant's turns ``tool_calls``; ``tools.py`` reads both. Other fields
+of a row are ignored. A row in a format that is known but not accepted is refused by that format's name.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from .files import BadRow
+from .files import BadRow, kind_of, name_of, quoted
 from .records import Message, Template
+from .tools import SHAREGPT_CALLS, legacy_call, read_calls, read_tools, sharegpt_calls
+from .unaccepted import other_format
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-"""Accepted roles, and what they are called here. ``developer`` is what OpenAI now calls ``system``."""
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+"""Accepted roles, and what they are called here. ``developer`` is what OpenAI now calls ``system``, ``function`` what
+it once called ``tool``."""
+
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    SHAREGPT_CALLS: "assistant",
+    "observation": "tool",
+    "tool": "tool",
+}
+"""Speakers of ShareGPT, and what they are called here."""
+
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+"""Where an assistant's message may have its thinking; one of them at a time."""
 
 ACCEPTED = (
-    'chat {"messages": [...]}, prompt/completion {"prompt": ..., "completion": ...} '
-    'or Alpaca {"instruction": ..., "input": ..., "output": ...}'
+    'chat {"messages": [...]}, prompt/completion {"prompt": ..., "completion": ...}, '
+    'Alpaca {"instruction": ..., "input": ..., "output": ...} or ShareGPT {"conversations": [...]}'
 )
 
 ALPACA_PROMPT = (
@@ -35,42 +64,76 @@ ALPACA_PROMPT_WITH_INPUT = (
 """Source: as above, PROMPT_DICT["prompt_input"]."""
 
 
+@dataclass(frozen=True, slots=True)
+class RowContent:
+    """What one row holds, whatever its format."""
+
+    messages: tuple[Message, ...]
+    template: Template
+    """How they become text."""
+    tools: str = ""
+    """As in ``Record``."""
+    num_added: int = 0
+    """How many of the messages in front come from other fields than the list of messages."""
+
+
 def row_format(row: Any) -> str:
     """The name of the row's format. Raises ``BadRow`` where it is none of the accepted ones."""
     if not isinstance(row, Mapping):
-        raise BadRow("not an object", f"a row is a JSON object, this is {_kind(row)}. Accepted: {ACCEPTED}.")
+        if (
+            isinstance(row, Sequence)
+            and row
+            and isinstance(row[0], Mapping)
+            and not {"role", "from"}.isdisjoint(row[0])
+        ):
+            raise BadRow(
+                "bare messages",
+                'a bare list of messages. A row is a JSON object: write {"messages": [...]} around the list.',
+            )
+        raise BadRow("not an object", f"a row is a JSON object, this is {kind_of(row)}. Accepted: {ACCEPTED}.")
     if "messages" in row:
         return "chat"
     if "prompt" in row:
         return "prompt/completion" if isinstance(row["prompt"], str) else "prompt/completion with messages"
     if "instruction" in row:
         return "Alpaca"
-    fields = ", ".join(sorted(str(field) for field in row)) or "none"
-    raise BadRow("unknown fields", f"no accepted format (fields seen: {fields}). Accepted: {ACCEPTED}.")
+    if "conversations" in row:
+        return "ShareGPT"
+    if (problem := other_format(row)) is not None:
+        raise problem
+    names = sorted(map(name_of, row))
+    fields = ", ".join(names[:NUM_FIELDS_SHOWN]) + (", ..." if len(names) > NUM_FIELDS_SHOWN else "")
+    raise BadRow("unknown fields", f"no accepted format (fields seen: {fields or 'none'}). Accepted: {ACCEPTED}.")
 
 
-def row_messages(row: Mapping[str, Any], *, form: str) -> tuple[tuple[Message, ...], Template]:
-    """The row's messages and how they become text. A completion that is missing is simply not there."""
-    messages, template = _read(row, form)
-    if messages[0].role == "assistant":
+def row_content(row: Mapping[str, Any], *, form: str) -> RowContent:
+    """The row's messages, tools and how they become text. A completion that is missing is simply not there."""
+    content = _read(row, form)
+    first = content.messages[0].role
+    if first == "assistant":
         raise BadRow("starts with assistant", "the first message is from 'assistant', which answers nothing.")
-    return messages, template
+    return content
 
 
-def _read(row: Mapping[str, Any], form: str) -> tuple[tuple[Message, ...], Template]:
-    for field in ("tools", "functions"):
-        if row.get(field):
-            raise BadRow("tools", "tool definitions are not supported. Remove the field.", field)
+def _read(row: Mapping[str, Any], form: str) -> RowContent:
+    tools = read_tools(row) if "tools" in row or "functions" in row or "parallel_tool_calls" in row else ""
     if form == "chat":
-        return _messages(row["messages"], "messages"), Template.CHAT
+        return RowContent(_conversation(_messages(row["messages"], "messages")), Template.CHAT, tools)
+    if form == "ShareGPT":
+        return _sharegpt(row, tools)
     if form == "prompt/completion with messages":
         completion = row.get("completion")
         tail = () if completion is None else _messages(completion, "completion")
         if any(message.role != "assistant" for message in tail[:1]):
             raise BadRow("wrong role", "a completion begins with an assistant message.", "completion[0].role")
-        # What stands in the prompt is context: only the completion is trained.
-        context = _messages(row["prompt"], "prompt")
-        return tuple(Message(m.role, m.content, m.role != "assistant") for m in context) + tail, Template.CHAT
+        # Messages of the prompt are context: only the completion is trained.
+        context = tuple(
+            replace(message, trained=False) if message.role == "assistant" else message
+            for message in _messages(row["prompt"], "prompt")
+        )
+        return RowContent(_conversation(context + tail, len(context)), Template.CHAT, tools)
+    if tools:
+        raise BadRow("tools", f"tools need messages, and this is {form} text. Give a chat row.", "tools")
     if form == "Alpaca":
         prompt, completion_field = _alpaca_prompt(row), "output"
     else:
@@ -78,69 +141,229 @@ def _read(row: Mapping[str, Any], form: str) -> tuple[tuple[Message, ...], Templ
     messages: tuple[Message, ...] = (Message("user", prompt),)
     if row.get(completion_field) is not None:
         messages += (Message("assistant", _text(row[completion_field], completion_field)),)
-    return messages, Template.TEXT
+    return RowContent(messages, Template.TEXT)
 
 
-def check_trainable(messages: Sequence[Message], *, form: str) -> None:
-    """Raises ``BadRow`` unless the row ends with an assistant's completion and trains one; none may be empty."""
-    name, last = _completion_field(form), len(messages) - 1
+def check_trainable(content: RowContent, *, form: str, row: Mapping[str, Any]) -> None:
+    """Raises ``BadRow`` unless the row ends with an assistant's completion and trains one; none may be empty.
+
+    Args:
+        content: Of the row.
+        form: Its format.
+        row: The row itself, whose other fields may say which format it has in truth.
+    """
+    messages, field = content.messages, _completion_field(form)
+    last = len(messages) - 1
+    if messages[last].role != "assistant" and (problem := other_format(row)) is not None:
+        raise problem
     if not any(message.role == "assistant" for message in messages):
-        if form == "chat":
-            raise BadRow("no assistant", "no assistant message. Append the completion, or remove the line.", "messages")
-        raise BadRow("no completion", f"no {name}. Add the field, or remove the line.", name)
+        if form in MESSAGE_FORMATS:
+            raise BadRow("no assistant", "no assistant message. Append the completion, or remove the line.", field)
+        raise BadRow("no completion", f"no {field}. Add the field, or remove the line.", field)
     if messages[last].role != "assistant":
         raise BadRow(
             "last not assistant",
             f"the last message is from '{messages[last].role}'; a training record ends with the assistant's "
             "completion. Append one, or remove the line.",
-            f"messages[{last}].role",
+            f"conversations[{last - content.num_added}].from" if form == "ShareGPT" else f"messages[{last}].role",
         )
-    trained = [index for index, message in enumerate(messages) if message.role == "assistant" and message.trained]
-    if not trained:
-        raise BadRow(
-            "nothing trained", "every assistant message has weight 0. Give one weight 1, or remove the line.", name
-        )
-    for index in trained:
-        if not messages[index].content.strip():
-            where = f"messages[{index}].content" if form == "chat" else name
+    num_trained = 0
+    for index, message in enumerate(messages):
+        if message.role != "assistant" or not message.trained:
+            continue
+        num_trained += 1
+        if not message.tool_calls and not message.content.strip():
+            at = index - content.num_added
+            where = {"chat": f"messages[{at}].content", "ShareGPT": f"conversations[{at}].value"}.get(form, field)
             raise BadRow("empty completion", "the completion is empty. Fill it, or remove the line.", where)
+    if not num_trained:
+        raise BadRow(
+            "nothing trained", "every assistant message has weight 0. Give one weight 1, or remove the line.", field
+        )
+
+
+MESSAGE_FORMATS = {"chat": "messages", "ShareGPT": "conversations"}
+"""Formats whose rows are one list of messages, and the field that holds it."""
+NUM_FIELDS_SHOWN = 12
 
 
 def _completion_field(form: str) -> str:
-    return {"chat": "messages", "Alpaca": "output"}.get(form, "completion")
+    return MESSAGE_FORMATS.get(form) or {"Alpaca": "output"}.get(form, "completion")
 
 
 def _alpaca_prompt(row: Mapping[str, Any]) -> str:
     instruction = _filled_text(row, "instruction")
-    if row.get("input"):
-        return ALPACA_PROMPT_WITH_INPUT.format(instruction=instruction, input=_text(row["input"], "input"))
-    return ALPACA_PROMPT.format(instruction=instruction)
+    given = row.get("input")
+    if given is None or given == "":
+        return ALPACA_PROMPT.format(instruction=instruction)
+    return ALPACA_PROMPT_WITH_INPUT.format(instruction=instruction, input=_text(given, "input"))
+
+
+# -- messages ----------------------------------------------------------------------------------------------------
 
 
 def _messages(value: Any, field: str) -> tuple[Message, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise BadRow("not messages", f"a list of messages is needed, this is {_kind(value)}.", field)
+        raise BadRow("not messages", f"a list of messages is needed, this is {kind_of(value)}.", field)
     if not value:
         raise BadRow("no messages", "the list of messages is empty. Fill it, or remove the line.", field)
-    return tuple(_message(message, f"{field}[{index}]") for index, message in enumerate(value))
+    read = _turn if field == "conversations" else _message
+    messages = []
+    for index, message in enumerate(value):
+        try:
+            messages.append(read(message))
+        except BadRow as problem:
+            problem.field = f"{field}[{index}]" + (f".{problem.field}" if problem.field else "")
+            raise
+    return tuple(messages)
 
 
-def _message(value: Any, field: str) -> Message:
+def _message(value: Any) -> Message:
     if not isinstance(value, Mapping):
-        raise BadRow("not a message", f'a message is {{"role": ..., "content": ...}}, this is {_kind(value)}.', field)
-    role = value.get("role")
-    if not isinstance(role, str) or role not in ROLES:
-        raise BadRow("unknown role", f"unknown role {role!r}. Roles: {', '.join(ROLES)}.", f"{field}.role")
-    if value.get("tool_calls") or value.get("function_call"):
-        raise BadRow("tools", "tool calls are not supported. Remove the field or the line.", field)
-    weight = value.get("weight")  # a data set's columns hold null where a message gave none
+        raise BadRow("not a message", f'a message is {{"role": ..., "content": ...}}, this is {kind_of(value)}.')
+    given = value.get("role")
+    role = ROLES.get(given) if isinstance(given, str) else None
+    if role is None:
+        raise BadRow("unknown role", f"unknown role {quoted(given)}. Roles: {', '.join(ROLES)}.", "role")
+    if len(value) == 2 and type(content := value.get("content")) is str:  # nearly all messages of nearly all uploads
+        return Message(role, _text(content, "content"))
+    return _full_message(value, role)
+
+
+def _full_message(value: Mapping[str, Any], role: str) -> Message:
+    """A message with more than role and content. A data set's columns hold null where a message gave nothing."""
+    trained = _trained(value.get("weight"), role)
+    calls = read_calls(value.get("tool_calls"))
+    if (legacy := value.get("function_call")) is not None:
+        if calls:
+            raise BadRow("tools", "a message has tool_calls or the older function_call, not both.", "function_call")
+        calls = legacy_call(legacy)
+    if calls and role != "assistant":
+        raise BadRow("tools", f"only an assistant message calls tools, this is from '{role}'.", "tool_calls")
+    content = value.get("content")
+    if content is None and role == "assistant" and (calls or _says_why_empty(value)):
+        content = ""
+    return Message(
+        role,
+        _content(content, "content"),
+        trained,
+        reasoning=_reasoning(value, role),
+        tool_calls=calls,
+        tool_call_id=_optional_text(value, "tool_call_id") if role == "tool" else "",
+        name=_optional_text(value, "name") if role == "tool" else "",
+    )
+
+
+def _says_why_empty(value: Mapping[str, Any]) -> bool:
+    """Raises ``BadRow`` where an answer without content has it in a field that is not trained; else False."""
+    for field, advice in (("refusal", "Move its text into content"), ("audio", "Only text can be trained: remove it")):
+        if value.get(field) is not None:
+            raise BadRow("no content", f"content is null, and {field} is not trained. {advice}.", field)
+    return False
+
+
+def _trained(weight: Any, role: str) -> bool:
     if weight is None:
-        return Message(ROLES[role], _content(value.get("content"), f"{field}.content"))
+        return True
     if role != "assistant":
-        raise BadRow("weight", f"only an assistant message has a weight, this is from {role!r}.", f"{field}.weight")
-    if isinstance(weight, bool) or weight not in (0, 1):
-        raise BadRow("weight", f"weight is {weight!r}; it is 0 (context only) or 1 (trained).", f"{field}.weight")
-    return Message(ROLES[role], _content(value.get("content"), f"{field}.content"), trained=weight == 1)
+        raise BadRow("weight", f"only an assistant message has a weight, this is from '{role}'.", "weight")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or weight not in (0, 1):
+        raise BadRow("weight", f"weight is {quoted(weight)}; it is 0 (context only) or 1 (trained).", "weight")
+    return weight == 1
+
+
+def _reasoning(value: Mapping[str, Any], role: str) -> str:
+    thought = ""
+    for field in REASONING_FIELDS:
+        if (given := value.get(field)) in (None, ""):
+            continue
+        text = _content(given, field)
+        if role != "assistant":
+            raise BadRow("reasoning", f"only an assistant message has reasoning, this is from '{role}'.", field)
+        if thought and text != thought:
+            raise BadRow("reasoning", f"{field} differs from the message's other reasoning. Give one.", field)
+        thought = text
+    return thought
+
+
+def _optional_text(value: Mapping[str, Any], field: str) -> str:
+    given = value.get(field)
+    return "" if given is None else _text(given, field)
+
+
+def _turn(value: Any) -> Message:
+    """A message of ShareGPT. Some data sets give the same list the field names of a chat."""
+    if isinstance(value, Mapping) and "from" not in value and "role" in value:
+        return _message(value)
+    if not isinstance(value, Mapping):
+        raise BadRow("not a message", f'a message is {{"from": ..., "value": ...}}, this is {kind_of(value)}.')
+    given = value.get("from")
+    role = SHAREGPT_ROLES.get(given) if isinstance(given, str) else None
+    if role is None:
+        raise BadRow("unknown role", f"unknown speaker {quoted(given)}. Speakers: {', '.join(SHAREGPT_ROLES)}.", "from")
+    trained = _trained(value.get("weight"), role)
+    if given == SHAREGPT_CALLS:
+        return Message(role, "", trained, tool_calls=sharegpt_calls(value.get("value")))
+    return Message(role, _content(value.get("value"), "value"), trained)
+
+
+def _sharegpt(row: Mapping[str, Any], tools: str) -> RowContent:
+    messages = _messages(row["conversations"], "conversations")
+    system = _optional_text(row, "system")
+    if not system:
+        return RowContent(_conversation(messages), Template.CHAT, tools)
+    if messages[0].role == "system":
+        raise BadRow("two systems", "the row has a system text, and so does its first message. Give one.", "system")
+    return RowContent(_conversation((Message("system", system), *messages)), Template.CHAT, tools, num_added=1)
+
+
+def _conversation(messages: tuple[Message, ...], num_context: int | None = None) -> tuple[Message, ...]:
+    """The messages, each tool's answer with the name of the function that it answers.
+
+    Args:
+        messages: All of the row.
+        num_context: How many of them stand in the field ``prompt``, where there is one.
+
+    Raises:
+        BadRow: an answer to no call.
+    """
+    if not any(message.role == "tool" for message in messages):
+        return messages
+    linked: list[Message] = []
+    names: dict[str, str] = {}
+    waiting: list[str] = []
+    anonymous = spoken = False
+    for index, message in enumerate(messages):
+        if message.role == "assistant":
+            spoken = True
+            names |= {call.call_id: call.name for call in message.tool_calls if call.call_id}
+            anonymous = anonymous or not all(call.call_id for call in message.tool_calls)
+            waiting = [call.name for call in message.tool_calls]
+        elif message.role == "tool":
+            if not spoken:
+                raise BadRow(
+                    "answers no call",
+                    "a tool's answer before any assistant message. Put the call that it answers in front of it.",
+                    _place(index, num_context),
+                )
+            call_id = message.tool_call_id
+            if call_id and call_id not in names and not anonymous:
+                ids = ", ".join(map(quoted, list(names)[:NUM_FIELDS_SHOWN])) or "none"
+                raise BadRow(
+                    "answers no call",
+                    f"tool_call_id {quoted(call_id)} is no call of an earlier assistant message (ids: {ids}).",
+                    f"{_place(index, num_context)}.tool_call_id",
+                )
+            in_order = waiting.pop(0) if waiting else ""
+            message = replace(message, name=message.name or names.get(call_id, "" if call_id in names else in_order))
+        linked.append(message)
+    return tuple(linked)
+
+
+def _place(index: int, num_context: int | None) -> str:
+    if num_context is None:
+        return f"messages[{index}]"
+    return f"prompt[{index}]" if index < num_context else f"completion[{index - num_context}]"
 
 
 def _content(value: Any, field: str) -> str:
@@ -162,15 +385,12 @@ def _filled_text(row: Mapping[str, Any], field: str) -> str:
 
 def _text(value: Any, field: str) -> str:
     if not isinstance(value, str):
-        raise BadRow("not text", f"text is needed, this is {_kind(value)}.", field)
+        raise BadRow("not text", f"text is needed, this is {kind_of(value)}.", field)
+    if value.isascii():
+        return value
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         # JSON can escape half of a surrogate pair; a tokenizer cannot encode it.
         raise BadRow("lone surrogate", f"half a surrogate pair at character {error.start}. Remove it.", field) from None
     return value
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)

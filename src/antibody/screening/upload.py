@@ -4,22 +4,19 @@ Whatever could be trained on is read as for training, and what is wrong with a r
 prompt or answer is blank passes as empty instead of stopping everything: there is nothing in it to judge.
 """
 
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-from ..data.files import BadRow, RawRow, iter_json_rows, report
-from ..data.formats import dataset_rows, fingerprint, is_dataset
+from ..data.files import BadRow, RawRow, iter_json_rows
+from ..data.formats import RowReader, dataset_rows, fingerprint, is_dataset
 from ..data.records import Record
-from ..data.rows import check_trainable, row_format, row_messages
 from ..errors import DataError
 
 EMPTY_KINDS = ("empty prompt", "empty instruction", "empty completion")
 """Of ``BadRow``."""
-MAX_BAD_ROWS = 10_000
-"""After so many the reader gives up looking for more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +48,15 @@ class Upload:
     loaded: Sequence[RawRow] | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[UploadRow]:
-        return _rows(_of_file(Path(self.source), self.name) if self.loaded is None else self.loaded, self.name)
+        return self.read(RowReader(self.name, trainable=True))
+
+    def read(self, reader: RowReader) -> Iterator[UploadRow]:
+        """The rows, and in ``reader`` what it saw of them.
+
+        Raises:
+            DataError: after the last row, where some cannot be used.
+        """
+        return _rows(_of_file(Path(self.source), self.name) if self.loaded is None else self.loaded, reader)
 
 
 def open_upload(source: str | Path, *, name: str | None = None) -> Upload:
@@ -61,39 +66,41 @@ def open_upload(source: str | Path, *, name: str | None = None) -> Upload:
         DataError: nothing there, or a row cannot be used; the first bad one in full, and how many more there are.
     """
     name = name or str(source)
+    if stat.S_ISFIFO(_mode(source)):
+        raise DataError(f"{name}: a pipe, and an upload is read more than once. Write it to a file first.")
     loaded = dataset_rows(str(source), "train") if is_dataset(str(source)) else None
     upload = Upload(str(source), name, 0, "", loaded)
     digest, num_rows = sha256(), 0
-    for row in upload:
+    reader = RowReader(name, trainable=True)
+    for row in upload.read(reader):
         # With its line: a stored result that names other lines than the file has is not this file's.
         digest.update(f"{row.line} {'' if row.record is None else fingerprint([row.record])}\n".encode())
         num_rows += 1
+    reader.say_format()
     return replace(upload, num_rows=num_rows, sha256=digest.hexdigest())
 
 
-def _rows(raw: Iterable[RawRow], name: str) -> Iterator[UploadRow]:
-    bad: list[tuple[int, BadRow]] = []
-    first: tuple[int, str] | None = None
+def _mode(source: str | Path) -> int:
+    try:
+        return Path(source).stat().st_mode
+    except (OSError, ValueError):
+        return 0
+
+
+def _rows(raw: Iterable[RawRow], reader: RowReader) -> Iterator[UploadRow]:
     for row_id, (line, row) in enumerate(raw):
+        record: Record | None
         try:
-            if isinstance(row, BadRow):
-                raise row
-            form = row_format(row)
-            first = first or (line, form)
-            if form != first[1]:
-                raise BadRow(
-                    "mixed formats",
-                    f"a {form} row, but line {first[0]} is a {first[1]} row. Put each format into a file of its own.",
-                )
-            content = _content(row, row_id, line, form, name)
+            record = reader.read(row_id, line, row)
         except BadRow as problem:
-            bad.append((line, problem))
-            if len(bad) == MAX_BAD_ROWS:
-                break
-        else:
-            yield UploadRow(row_id, line, content)
-    if bad:
-        raise report(name, bad)
+            if problem.kind not in EMPTY_KINDS:
+                reader.refuse(line, problem)
+                continue
+            record = None
+        if record is not None and not any(m.content.strip() for m in record.messages if m.role != "assistant"):
+            record = None  # a chat's prompt; the other formats have reported theirs above
+        yield UploadRow(row_id, line, record)
+    reader.finish()
 
 
 def _of_file(path: Path, name: str) -> Iterator[RawRow]:
@@ -101,16 +108,3 @@ def _of_file(path: Path, name: str) -> Iterator[RawRow]:
         yield from iter_json_rows(path)
     except DataError as error:
         raise DataError(str(error).replace(str(path), name)) from error
-
-
-def _content(row: Any, row_id: int, line: int, form: str, name: str) -> Record | None:
-    try:
-        messages, template = row_messages(row, form=form)
-        check_trainable(messages, form=form)
-    except BadRow as problem:
-        if problem.kind in EMPTY_KINDS:
-            return None
-        raise
-    if not any(message.content.strip() for message in messages if message.role != "assistant"):
-        return None  # a chat's prompt; the other formats have told theirs above
-    return Record(row_id, messages, template, source=name, line=line)
