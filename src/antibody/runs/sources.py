@@ -1,16 +1,20 @@
 """Rows for a run: from a file, a data set, a list of rows, or the lab."""
 
 import json
+import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from ..data.duplicates import repeats
 from ..data.formats import fingerprint, load_prompts, load_records, load_refusals
 from ..data.records import Record
 from ..errors import DataError
+
+log = logging.getLogger("antibody")
 
 Rows = str | Path | Sequence[Mapping[str, Any]]
 """A file, a data set's folder or Hub id, or rows in any accepted format as dictionaries."""
@@ -28,25 +32,32 @@ class Source:
         return {"source": self.name, "num_rows": len(self.records), "sha256": fingerprint(self.records)}
 
 
-def read_rows(rows: Rows, *, name: str, prompts: bool = False) -> Source:
+def read_rows(rows: Rows, *, name: str, prompts: bool = False, upload: bool = False) -> Source:
     """The rows of a data argument.
 
     Args:
         rows: See ``Rows``.
         name: What an error calls rows that are given as a list.
         prompts: Whether the completion may be missing.
+        upload: Whether they are a user's. A warning then counts those that repeat; all are used.
 
     Raises:
         DataError: they cannot be read; names file, line and mend.
     """
-    load = load_prompts if prompts else load_records
+    source = _read(rows, name, load_prompts if prompts else load_records)
+    if upload and (told := str(repeats(source.records))):
+        log.warning("%s: %s. All are used.", source.name, told)
+    return source
+
+
+def _read(rows: Rows, name: str, load: Callable[[str | Path], list[Record]]) -> Source:
     if isinstance(rows, str | Path):
         return Source(str(rows), load(rows))
     with tempfile.TemporaryDirectory() as folder:  # through a file, so that rows are checked in one place alone
         file = Path(folder) / "rows.jsonl"
         try:
             file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        except TypeError as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise DataError(f"{name}: a row holds what JSON cannot ({error}). Give rows of text.") from error
         try:
             records = load(file)

@@ -203,7 +203,7 @@ def _sources(run: TrainingRun, defence: Defence, lab: bool) -> dict[Role, Source
     for role in needed:
         given, flag = run.data.get(role), _FLAGS.get(role, f"--{role}-data")
         if given is not None:
-            sources[role] = read_rows(given, name=f"{flag} rows")
+            sources[role] = read_rows(given, name=f"{flag} rows", upload=role is Role.USER)
         elif lab:
             sources[role] = lab_rows(_LAB_KINDS[role], run.lab, seed=run.seed, main=role is main)
         else:
