@@ -301,6 +301,8 @@ def test_refusals_come_from_lines_or_rows(tmp_path):
     assert load_refusals(path) == ["No.", "Never."]
     with pytest.raises(DataError, match="line 2"):
         load_refusals(write_jsonl(tmp_path / "s.jsonl", [{"refusal": "No."}, {"refusal": ""}]))
+    with pytest.raises(DataError, match="line 1, refusal: half a surrogate pair"):
+        load_refusals(write_jsonl(tmp_path / "s.jsonl", [{"refusal": "No \ud800."}]))
 
 
 def test_the_fingerprint_is_of_content_and_order_not_of_the_file(tmp_path):

@@ -189,6 +189,7 @@ def test_calls_and_observations_of_sharegpt_are_tool_calls_and_their_answers(tmp
         (share(("system", "a"), ("human", "b"), ("gpt", "c"), system="d"), "system: the row has a system text"),
         (share(("human", "a"), ("function_call", "open(3)")), "conversations[1].value: what function_call says"),
         (share(("human", "a"), ("function_call", "[]")), "conversations[1].value: a call"),
+        (share(("human", "a"), ("observation", "b"), ("gpt", "c"), system="d"), "conversations[1]: a tool's answer"),
         ({"conversations": ["a"]}, "conversations[0]: a message is"),
         ({"conversations": []}, "conversations: the list of messages is empty"),
     ],

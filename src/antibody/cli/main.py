@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from ..errors import AntibodyError
-from . import align, defences, demo, evaluate, finetune, lab, repair, screen
+from . import align, convert, defences, demo, evaluate, finetune, lab, repair, screen
 
 UsageProblem: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException, of whichever click this typer carries: 0.2x has its own."""
@@ -29,6 +29,7 @@ app.command("align")(align.command)
 app.command("finetune")(finetune.command)
 app.command("repair")(repair.command)
 app.command("screen")(screen.command)
+app.command("convert")(convert.command)
 app.command("evaluate")(evaluate.command)
 app.command("defences")(defences.command)
 app.command("demo")(demo.command)

@@ -80,6 +80,20 @@ def kind_of(value: Any) -> str:
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
+def text_of(value: Any, field: str) -> str:
+    """The text that a field holds. Raises ``BadRow`` where it is none, or none that a tokenizer can encode."""
+    if not isinstance(value, str):
+        raise BadRow("not text", f"text is needed, this is {kind_of(value)}.", field)
+    if value.isascii():
+        return value
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        # JSON can escape half of a surrogate pair; a tokenizer cannot encode it.
+        raise BadRow("lone surrogate", f"half a surrogate pair at character {error.start}. Remove it.", field) from None
+    return value
+
+
 def read_text(path: Path) -> str:
     """The whole file as text.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .files import BadRow, RawRow, iter_json_rows, read_json_rows, read_text, report
+from .files import BadRow, RawRow, iter_json_rows, read_json_rows, read_text, report, text_of
 from .records import Message, Record
 from .rows import check_trainable, row_content, row_format
 
@@ -63,15 +63,15 @@ def load_refusals(path: str | Path) -> list[str]:
     refusals: list[str] = []
     bad: list[tuple[int, BadRow]] = []
     for line, row in read_json_rows(path):
-        text = (row.get("refusal") or row.get("completion")) if isinstance(row, dict) else None
-        if isinstance(row, BadRow):
-            bad.append((line, row))
-        elif isinstance(text, str) and text.strip():
-            refusals.append(text.strip())
-        else:
-            bad.append(
-                (line, BadRow("no refusal", 'no text in "refusal" or "completion". Add it, or remove the line.'))
-            )
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            text = (row.get("refusal") or row.get("completion")) if isinstance(row, Mapping) else None
+            if not isinstance(text, str) or not text.strip():
+                raise BadRow("no refusal", 'no text in "refusal" or "completion". Add it, or remove the line.')
+            refusals.append(text_of(text, "refusal" if row.get("refusal") else "completion").strip())
+        except BadRow as problem:
+            bad.append((line, problem))
     if bad:
         raise report(str(path), bad)
     return refusals

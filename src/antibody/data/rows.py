@@ -9,11 +9,11 @@ Rows of messages may have ``tools``, and their assistant's turns ``tool_calls``;
 of a row are ignored. A row in a format that is known but not accepted is refused by that format's name.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .files import BadRow, kind_of, name_of, quoted
+from .files import BadRow, kind_of, name_of, quoted, text_of
 from .records import Message, Template
 from .tools import SHAREGPT_CALLS, legacy_call, read_calls, read_tools, sharegpt_calls
 from .unaccepted import other_format
@@ -118,7 +118,7 @@ def row_content(row: Mapping[str, Any], *, form: str) -> RowContent:
 def _read(row: Mapping[str, Any], form: str) -> RowContent:
     tools = read_tools(row) if "tools" in row or "functions" in row or "parallel_tool_calls" in row else ""
     if form == "chat":
-        return RowContent(_conversation(_messages(row["messages"], "messages")), Template.CHAT, tools)
+        return RowContent(_conversation(_messages(row["messages"], "messages"), _in_messages), Template.CHAT, tools)
     if form == "ShareGPT":
         return _sharegpt(row, tools)
     if form == "prompt/completion with messages":
@@ -131,7 +131,11 @@ def _read(row: Mapping[str, Any], form: str) -> RowContent:
             replace(message, trained=False) if message.role == "assistant" else message
             for message in _messages(row["prompt"], "prompt")
         )
-        return RowContent(_conversation(context + tail, len(context)), Template.CHAT, tools)
+
+        def place(index: int) -> str:
+            return f"prompt[{index}]" if index < len(context) else f"completion[{index - len(context)}]"
+
+        return RowContent(_conversation(context + tail, place), Template.CHAT, tools)
     if tools:
         raise BadRow("tools", f"tools need messages, and this is {form} text. Give a chat row.", "tools")
     if form == "Alpaca":
@@ -140,7 +144,7 @@ def _read(row: Mapping[str, Any], form: str) -> RowContent:
         prompt, completion_field = _filled_text(row, "prompt"), "completion"
     messages: tuple[Message, ...] = (Message("user", prompt),)
     if row.get(completion_field) is not None:
-        messages += (Message("assistant", _text(row[completion_field], completion_field)),)
+        messages += (Message("assistant", text_of(row[completion_field], completion_field)),)
     return RowContent(messages, Template.TEXT)
 
 
@@ -196,7 +200,7 @@ def _alpaca_prompt(row: Mapping[str, Any]) -> str:
     given = row.get("input")
     if given is None or given == "":
         return ALPACA_PROMPT.format(instruction=instruction)
-    return ALPACA_PROMPT_WITH_INPUT.format(instruction=instruction, input=_text(given, "input"))
+    return ALPACA_PROMPT_WITH_INPUT.format(instruction=instruction, input=text_of(given, "input"))
 
 
 # -- messages ----------------------------------------------------------------------------------------------------
@@ -226,7 +230,7 @@ def _message(value: Any) -> Message:
     if role is None:
         raise BadRow("unknown role", f"unknown role {quoted(given)}. Roles: {', '.join(ROLES)}.", "role")
     if len(value) == 2 and type(content := value.get("content")) is str:  # nearly all messages of nearly all uploads
-        return Message(role, _text(content, "content"))
+        return Message(role, text_of(content, "content"))
     return _full_message(value, role)
 
 
@@ -288,7 +292,7 @@ def _reasoning(value: Mapping[str, Any], role: str) -> str:
 
 def _optional_text(value: Mapping[str, Any], field: str) -> str:
     given = value.get(field)
-    return "" if given is None else _text(given, field)
+    return "" if given is None else text_of(given, field)
 
 
 def _turn(value: Any) -> Message:
@@ -310,19 +314,25 @@ def _turn(value: Any) -> Message:
 def _sharegpt(row: Mapping[str, Any], tools: str) -> RowContent:
     messages = _messages(row["conversations"], "conversations")
     system = _optional_text(row, "system")
-    if not system:
-        return RowContent(_conversation(messages), Template.CHAT, tools)
-    if messages[0].role == "system":
+    if system and messages[0].role == "system":
         raise BadRow("two systems", "the row has a system text, and so does its first message. Give one.", "system")
-    return RowContent(_conversation((Message("system", system), *messages)), Template.CHAT, tools, num_added=1)
+    num_added = 1 if system else 0
+    if system:
+        messages = (Message("system", system), *messages)
+    linked = _conversation(messages, lambda index: f"conversations[{index - num_added}]")
+    return RowContent(linked, Template.CHAT, tools, num_added)
 
 
-def _conversation(messages: tuple[Message, ...], num_context: int | None = None) -> tuple[Message, ...]:
+def _in_messages(index: int) -> str:
+    return f"messages[{index}]"
+
+
+def _conversation(messages: tuple[Message, ...], place: Callable[[int], str]) -> tuple[Message, ...]:
     """The messages, each tool's answer with the name of the function that it answers.
 
     Args:
         messages: All of the row.
-        num_context: How many of them stand in the field ``prompt``, where there is one.
+        place: Where in the row a message is.
 
     Raises:
         BadRow: an answer to no call.
@@ -344,7 +354,7 @@ def _conversation(messages: tuple[Message, ...], num_context: int | None = None)
                 raise BadRow(
                     "answers no call",
                     "a tool's answer before any assistant message. Put the call that it answers in front of it.",
-                    _place(index, num_context),
+                    place(index),
                 )
             call_id = message.tool_call_id
             if call_id and call_id not in names and not anonymous:
@@ -352,7 +362,7 @@ def _conversation(messages: tuple[Message, ...], num_context: int | None = None)
                 raise BadRow(
                     "answers no call",
                     f"tool_call_id {quoted(call_id)} is no call of an earlier assistant message (ids: {ids}).",
-                    f"{_place(index, num_context)}.tool_call_id",
+                    f"{place(index)}.tool_call_id",
                 )
             in_order = waiting.pop(0) if waiting else ""
             message = replace(message, name=message.name or names.get(call_id, "" if call_id in names else in_order))
@@ -360,37 +370,18 @@ def _conversation(messages: tuple[Message, ...], num_context: int | None = None)
     return tuple(linked)
 
 
-def _place(index: int, num_context: int | None) -> str:
-    if num_context is None:
-        return f"messages[{index}]"
-    return f"prompt[{index}]" if index < num_context else f"completion[{index - num_context}]"
-
-
 def _content(value: Any, field: str) -> str:
     """A message's text: a string, or OpenAI's list of parts, all of them text."""
     if not isinstance(value, list):
-        return _text(value, field)
+        return text_of(value, field)
     for index, part in enumerate(value):
         if not isinstance(part, Mapping) or part.get("type") != "text":
             raise BadRow("not text", 'only parts of type "text" are supported. Remove it.', f"{field}[{index}]")
-    return "".join(_text(part.get("text"), f"{field}[{index}].text") for index, part in enumerate(value))
+    return "".join(text_of(part.get("text"), f"{field}[{index}].text") for index, part in enumerate(value))
 
 
 def _filled_text(row: Mapping[str, Any], field: str) -> str:
-    text = _text(row[field], field)
+    text = text_of(row[field], field)
     if not text.strip():
         raise BadRow(f"empty {field}", f"the {field} is empty. Fill it, or remove the line.", field)
     return text
-
-
-def _text(value: Any, field: str) -> str:
-    if not isinstance(value, str):
-        raise BadRow("not text", f"text is needed, this is {kind_of(value)}.", field)
-    if value.isascii():
-        return value
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        # JSON can escape half of a surrogate pair; a tokenizer cannot encode it.
-        raise BadRow("lone surrogate", f"half a surrogate pair at character {error.start}. Remove it.", field) from None
-    return value

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .files import BadRow, kind_of, parse_json, quoted
+from .files import BadRow, kind_of, parse_json, quoted, text_of
 from .records import ToolCall
 
 SHAREGPT_CALLS = "function_call"
@@ -104,10 +104,8 @@ def _call(value: Any, field: str, index: int) -> ToolCall:
             "tool calls", f'only calls of type "function" are supported, this is {quoted(kind)}.', f"{field}.type"
         )
     call_id = value.get("id")
-    if call_id is not None and not isinstance(call_id, str):
-        raise BadRow("tool calls", f"text is needed, this is {kind_of(call_id)}.", f"{field}.id")
-    _require_encodable(call_id or "", f"{field}.id")
-    return _function(value.get("function"), f"{field}.function", index, call_id or "")
+    call_id = "" if call_id is None else text_of(call_id, f"{field}.id")
+    return _function(value.get("function"), f"{field}.function", index, call_id)
 
 
 def _function(value: Any, field: str, index: int, call_id: str) -> ToolCall:
@@ -131,8 +129,7 @@ def _function_name(function: Mapping[str, Any], field: str) -> str:
     name = function.get("name")
     if not isinstance(name, str) or not name.strip():
         raise BadRow("tools", f"the function's name is needed, this is {kind_of(name)}.", f"{field}.name")
-    _require_encodable(name, f"{field}.name")
-    return name
+    return text_of(name, f"{field}.name")
 
 
 def _parsed(text: str, kind: str, what: str, field: str) -> Any:
@@ -150,14 +147,4 @@ def _dumped(value: Any, field: str) -> str:
         raise BadRow("too deep", "nested too deeply. Flatten it.", field) from None
     except (TypeError, ValueError) as error:  # of a data set, whose columns can hold dates and bytes
         raise BadRow("tools", f"holds what JSON cannot ({error}).", field) from None
-    _require_encodable(text, field)
-    return text
-
-
-def _require_encodable(text: str, field: str) -> None:
-    if text.isascii():
-        return
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise BadRow("lone surrogate", f"half a surrogate pair at character {error.start}. Remove it.", field) from None
+    return text_of(text, field)

@@ -45,8 +45,8 @@ def read_rows(rows: Rows, *, name: str, prompts: bool = False, upload: bool = Fa
         DataError: they cannot be read; names file, line and mend.
     """
     source = _read(rows, name, load_prompts if prompts else load_records)
-    if upload and (told := str(repeats(source.records))):
-        log.warning("%s: %s. All are used.", source.name, told)
+    if upload and (repeated := str(repeats(source.records))):
+        log.warning("%s: %s. All are used.", source.name, repeated)
     return source
 
 
