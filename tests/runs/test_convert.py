@@ -1,12 +1,12 @@
 import json
 import os
+import sys
 
 import pytest
 
 from antibody.data.formats import load_records
 from antibody.errors import DataError, OutputError
-from antibody.runs import convert as module
-from antibody.runs.convert import convert
+from antibody.runs import convert
 from tests.gsm8k import write_jsonl
 
 GOOD = {"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]}
@@ -62,6 +62,7 @@ def test_a_bad_row_leaves_nothing_or_what_was_there(tmp_path):
 
 def test_a_file_that_appears_while_rows_are_converted_is_kept(tmp_path, rows, monkeypatch):
     out = tmp_path / "out.jsonl"
+    module = sys.modules["antibody.runs.convert"]
     real = module.canonical
 
     def meanwhile(*args, **kwargs):

@@ -17,7 +17,7 @@ from ..errors import DataError
 from .unreadable import broken_text, empty, not_utf8, os_problem, what_bytes_are, what_text_is
 
 MAX_LINE_BYTES = 64 * 2**20
-"""Of one row. A line without end would otherwise fill the memory."""
+"""The longest row that is read. A line without end would otherwise fill the memory."""
 CHUNK_BYTES = 2**17
 NUM_LINES_SHOWN = 5
 NUM_CHARACTERS_SHOWN = 60
@@ -341,7 +341,7 @@ class _Window:
         self.path, self.file = path, file
         self.text, self.position = "", 0
         self.line = line
-        """Of ``position``."""
+        """The line that ``position`` is in."""
         self.lines_read, self.offset = line, offset
         """Line and byte at which the next chunk begins."""
         self.decoder = codecs.getincrementaldecoder("utf-8")()

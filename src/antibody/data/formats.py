@@ -1,6 +1,6 @@
 """Load training rows, prompts and refusals: JSON Lines, a JSON list, a data set's folder or a Hub data set.
 
-``rows.py`` lists the accepted formats. Every error names file, line, field and how to mend it; a file with several
+``rows.py`` lists the accepted formats. Every error names file, line, field and how to fix it; a file with several
 bad rows names the first and counts the others.
 """
 

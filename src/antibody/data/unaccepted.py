@@ -112,7 +112,7 @@ def _holds_messages(value: Any) -> bool:
 
 
 def _role(messages: list[Any]) -> Any:
-    """Of the last message."""
+    """The role of the last message."""
     return messages[-1].get("role") if messages and isinstance(messages[-1], Mapping) else None
 
 

@@ -8,10 +8,11 @@ print(measured.metrics["harmful_score"])
 """
 
 from .align import align
+from .convert import ConvertResult, convert
 from .evaluate import evaluate
 from .finetune import finetune
 from .repair import repair
 from .result import RunResult
 from .screen import ScreenResult, screen
 
-__all__ = ["RunResult", "ScreenResult", "align", "evaluate", "finetune", "repair", "screen"]
+__all__ = ["ConvertResult", "RunResult", "ScreenResult", "align", "convert", "evaluate", "finetune", "repair", "screen"]

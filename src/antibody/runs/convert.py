@@ -39,7 +39,7 @@ class ConvertResult:
     source: str
     output: Path
     format: str
-    """Of the rows that were read."""
+    """The format of the rows that were read."""
     num_rows: int
     """All of them were written."""
     changed: list[Affected]

@@ -1,7 +1,7 @@
-"""An upload as a stream of rows: of JSON Lines the texts pass by, and none is kept.
+"""An upload as a stream of rows: JSON Lines files are read a row at a time and never held in memory.
 
-Whatever could be trained on is read as for training, and what is wrong with a row is told alike. Only a row whose
-prompt or answer is blank passes as empty instead of stopping everything: there is nothing in it to judge.
+Whatever could be trained on is read as for training, and what is wrong with a row is reported in the same words. Only
+a row whose prompt or answer is blank passes as empty instead of stopping everything: there is nothing in it to judge.
 """
 
 import stat
@@ -16,7 +16,7 @@ from ..data.records import Record
 from ..errors import DataError
 
 EMPTY_KINDS = ("empty prompt", "empty instruction", "empty completion")
-"""Of ``BadRow``."""
+"""Kinds of ``BadRow`` that are no fault here: the row is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Upload:
 
 
 def open_upload(source: str | Path, *, name: str | None = None) -> Upload:
-    """Read it once, to the end, so that what is wrong with it is told before anything else is done.
+    """Read it once, to the end, so that what is wrong with it is reported before anything else is done.
 
     Raises:
         DataError: nothing there, or a row cannot be used; the first bad one in full, and how many more there are.
