@@ -134,7 +134,7 @@ class Renderer:
                 return found
         if record.template is Template.TEXT:
             return next((mark for mark in ALPACA_MARKS if _spells_alpaca(record, mark)), None)
-        marks = self.template.plain_marks
+        marks = self.template.plain_marks if self.tokenizer.chat_template else ()  # `encode` says what is missing
         return next((mark for text in _texts(record) for mark in marks if mark in text), None)
 
     @cached_property

@@ -290,7 +290,9 @@ class ChatTemplate:
         Ids cannot protect them: a row that spells one looks like the template to any model.
         """
         chat = [_user(_QUESTION), _assistant(PLACEHOLDER), _user(_QUESTION)]
-        rendered = self._ask(chat, prompt=True) or ""
+        rendered = self._ask(chat, prompt=True)
+        if rendered is None or _QUESTION not in rendered:
+            return ()
         before_first, *between, after_last = rendered.replace(PLACEHOLDER, _QUESTION).split(_QUESTION)
         marks = [after_last, *between]
         if not any(len(self.control.split(text)) == 1 for text in marks):
