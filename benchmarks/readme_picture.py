@@ -20,9 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "demo" / "results.json"
 PICTURE = ROOT / "docs" / "img" / "headline.svg"
 
-NAMES = {"sft": "plain fine-tuning", "antibody": "Antibody"}
-WIDTH, LEFT, RIGHT = 760, 190, 90
-"""Pixels: the whole picture, the column of names, the column of numbers."""
+NAMES = {"sft": "undefended", "antibody": "Antibody"}
+"""Both stages, alignment and fine-tuning, plain or defended."""
+WIDTH, LEFT, RIGHT, MARGIN = 760, 170, 80, 14
+"""Pixels: the whole picture, the column of names, the column of numbers, the space around."""
 BAR, GAP, GROUP, TOP = 26, 8, 30, 84
 """Pixels: a bar's height, the space under it, the space above a group, the head."""
 
@@ -75,9 +76,9 @@ def picture(results: Mapping[str, Any]) -> str:
     assert len(num_seeds) == 1, "every bar has the same seeds"
     scale = WIDTH - LEFT - RIGHT
     lines = [
-        f'<text class="title" x="0" y="22">{_title(shown)}</text>',
-        '<text class="small" x="0" y="44">Harmful score: share of 400 harmful prompts that the model complies with '
-        "after fine-tuning. Lower is better.</text>",
+        '<text class="title" x="0" y="22">Safety after fine-tuning on what a user uploads</text>',
+        '<text class="small" x="0" y="44">Harmful score: share of harmful prompts that the model complies with. Lower '
+        "is better.</text>",
     ]
     y, ratio = TOP - GROUP, None
     for bar in shown:
@@ -101,29 +102,23 @@ def picture(results: Mapping[str, Any]) -> str:
             f'<text class="number" x="{WIDTH - RIGHT + 12}" y="{middle + 5:g}">{100 * score:.1f} %</text>',
         ]
         y += BAR + GAP
-    accuracy = min(mean(bar.accuracies) for bar in shown)
+    accuracies = [round(100 * mean(bar.accuracies)) for bar in shown]
+    accuracy = f"{min(accuracies)} % " + ("in all four" if len(set(accuracies)) == 1 else "or more")
     lines.append(
         f'<text class="small" x="0" y="{y + 22}">Bar: mean of {num_seeds.pop()} seeds; dot: one seed. Accuracy on the '
-        f"user's task: {100 * accuracy:.0f} % in every row. A small model of a fictional world.</text>"
+        f"user's task: {accuracy}. A small model, a fictional world.</text>"
     )
     body = "\n".join(lines)
-    height = y + 34
+    width, height = WIDTH + 2 * MARGIN, y + 26 + 2 * MARGIN
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        f'role="img" aria-label="{_described(shown)}">\n<style>{STYLE}</style>\n{body}\n</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{-MARGIN} {-MARGIN} {width} {height}" '
+        f'width="{width}" height="{height}" '
+        f'role="img" aria-label="{described(shown)}">\n<style>{STYLE}</style>\n{body}\n</svg>\n'
     )
 
 
-def _title(shown: Sequence[Bar]) -> str:
-    worst = max(bar.poison_ratio for bar in shown)
-    score = {bar.defence: 100 * mean(bar.harmful_scores) for bar in shown if bar.poison_ratio == worst}
-    return (
-        f"{100 * worst:.0f} % of an upload is harmful: harmful score {score['sft']:.1f} % undefended, "
-        f"{score['antibody']:.1f} % with Antibody"
-    )
-
-
-def _described(shown: Sequence[Bar]) -> str:
+def described(shown: Sequence[Bar]) -> str:
+    """The picture in words, for readers who do not see it."""
     parts = [
         f"{NAMES[bar.defence]}, {100 * bar.poison_ratio:.0f} % harmful rows: {100 * mean(bar.harmful_scores):.1f} %"
         for bar in shown

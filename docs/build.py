@@ -1,0 +1,116 @@
+"""Prepare the pages of the site and build it: what ``make docs`` runs.
+
+    python docs/build.py [--serve]
+
+The pages in ``docs/`` are written to be read in the repository too. This copies them to ``build/docs`` and changes:
+
+- ``{{ package }}`` is the import name of the package, so that it is written in one place (``PACKAGE``).
+- ``{{ readme }}`` is the README, so that the home page cannot say something else.
+- ``{{ defences }}`` is the reference of every defence's options, from the catalogue.
+- A link that leaves ``docs/`` becomes a link into the repository if mkdocs.yml has a ``repo_url``, and plain text
+  otherwise.
+
+Then it calls the generator, which fails on any warning: a dead link, a name that the reference does not find.
+"""
+
+import argparse
+import posixpath
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS, PREPARED = ROOT / "docs", ROOT / "build" / "docs"
+PACKAGE = "antibody"
+README = DOCS / "drafts" / "README.new.md"
+"""What index.md shows; README.md once the draft has taken its place."""
+NOT_SHOWN = ("drafts", "build.py", "__pycache__")
+
+LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
+
+
+def prepare() -> None:
+    """Fill ``build/docs``."""
+    shutil.rmtree(PREPARED, ignore_errors=True)
+    shutil.copytree(DOCS, PREPARED, ignore=shutil.ignore_patterns(*NOT_SHOWN))
+    found = re.search(r"^repo_url: *(\S+)", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    repository = found[1] if found else None
+    for page in PREPARED.rglob("*.md"):
+        here = page.parent.relative_to(PREPARED).as_posix()
+        page.write_text(prepared(page.read_text(encoding="utf-8"), here, repository), encoding="utf-8")
+
+
+def prepared(markdown: str, here: str, repository: str | None) -> str:
+    """A page with its variables filled in and its links looked after.
+
+    Args:
+        markdown: As in the repository.
+        here: The page's folder, from ``docs``.
+        repository: Where the repository can be read; None where that is not known.
+    """
+    if "{{ readme }}" in markdown:
+        markdown = markdown.replace("{{ readme }}", _from_docs(README.read_text(encoding="utf-8")))
+    if "{{ defences }}" in markdown:
+        markdown = markdown.replace("{{ defences }}", _defences())
+    markdown = markdown.replace("{{ package }}", PACKAGE)
+    return LINK.sub(lambda found: _kept(found, here, repository), markdown)
+
+
+def _from_docs(readme: str) -> str:
+    """The README's links, as seen from ``docs/``."""
+
+    def moved(found: re.Match[str]) -> str:
+        text, target = found[1], found[2]
+        if target.startswith(("http:", "https:", "#")):
+            return found[0]
+        return f"{text}({target.removeprefix('docs/') if target.startswith('docs/') else '../' + target})"
+
+    return re.sub(r"(!?\[[^\]]*\])\(([^)\s]+)\)", moved, readme)
+
+
+def _kept(found: re.Match[str], here: str, repository: str | None) -> str:
+    text, target = found[1], found[2]
+    if target.startswith(("http:", "https:", "mailto:", "#")):
+        return found[0]
+    path = posixpath.normpath(posixpath.join("docs", here, target.partition("#")[0]))
+    if path.startswith("docs/"):
+        return found[0]
+    if not (ROOT / path).exists():  # left as it is, so that a strict build fails on it
+        return found[0]
+    return f"[{text}]({repository.rstrip('/')}/blob/main/{path})" if repository else text
+
+
+def _defences() -> str:
+    """A heading and an instruction for each defence's options, in the order of the catalogue's file."""
+    catalogue = (ROOT / "src" / PACKAGE / "defences" / "catalogue.py").read_text(encoding="utf-8")
+    modules = {name: module for module, name in re.findall(r"^from \.(\S+) import (\w+)$", catalogue, re.MULTILINE)}
+    entries = re.findall(r'^    \(Stage\.(\w+), "([\w-]+)"\): (\w+),$', catalogue, re.MULTILINE)
+    assert entries, "the catalogue has another form than docs/build.py reads"
+    parts: list[str] = []
+    for stage, name, cls in entries:
+        module = f"{PACKAGE}.defences.{modules[cls]}"
+        parts.append(f"## {name} ({stage.lower()})\n\n::: {module}\n    options:\n{OPTIONS}")
+    return "\n".join(parts)
+
+
+OPTIONS = """      show_root_heading: false
+      show_root_toc_entry: false
+      members: false
+"""
+
+
+def main() -> int:
+    """Prepare and build; returns the generator's exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--serve", action="store_true", help="serve the site on this machine instead of writing it")
+    given = parser.parse_args()
+    prepare()
+    generator = Path(sys.executable).with_name("zensical")
+    command = [str(generator), "serve"] if given.serve else [str(generator), "build", "--clean", "--strict"]
+    return subprocess.run(command, cwd=ROOT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""The README's picture and tables are what their scripts make of the committed results."""
+
+import json
+import re
+
+import readme_picture
+import readme_tables
+
+README = readme_tables.ROOT / "docs" / "drafts" / "README.new.md"
+
+
+def test_the_picture_is_what_the_results_say():
+    results = json.loads(readme_picture.RESULTS.read_text(encoding="utf-8"))
+    assert readme_picture.picture(results) == readme_picture.PICTURE.read_text(encoding="utf-8")
+
+
+def test_the_text_in_place_of_the_picture_has_its_numbers():
+    results = json.loads(readme_picture.RESULTS.read_text(encoding="utf-8"))
+    (alt,) = re.findall(r"^!\[(.*)\]\(docs/img/headline.svg\)$", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert alt == readme_picture.described(readme_picture.bars(results))
+
+
+def test_the_tables_are_what_the_catalogue_and_the_results_say():
+    assert readme_tables.main(["--check", "--file", str(README)]) == 0
+
+
+def test_a_number_that_was_typed_is_noticed(tmp_path):
+    file = tmp_path / "README.md"
+    text = README.read_text(encoding="utf-8")
+    file.write_text(text.replace("0.8 / 100.0", "0.1 / 100.0"), encoding="utf-8")
+    assert readme_tables.main(["--check", "--file", str(file)]) == 1
+    assert readme_tables.main(["--file", str(file)]) == 0
+    assert file.read_text(encoding="utf-8") == text
+
+
+def test_a_picture_with_a_seed_that_is_missing_is_not_drawn():
+    results = json.loads(readme_picture.RESULTS.read_text(encoding="utf-8"))
+    headline = next(row for row in results["rows"] if row["headline"])
+    fewer = {"rows": [row for row in results["rows"] if row is not headline]}
+    try:
+        readme_picture.picture(fewer)
+    except AssertionError:
+        return
+    raise AssertionError("a bar of two seeds stands beside one of three")
