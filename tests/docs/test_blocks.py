@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from antibody.cli.main import run
-from antibody.evaluation.judges.registry import JUDGES
+from antibody.evaluation.judges import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "docs" / "drafts" / "README.new.md"
@@ -31,10 +31,7 @@ antibody lab data --kind harmful-prompts --num 32 --output prompts.jsonl
 def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ANTIBODY_CACHE", str(tmp_path / "cache"))
-    judges = dict(JUDGES)
-    yield
-    JUDGES.clear()
-    JUDGES.update(judges)
+    monkeypatch.setattr(registry, "JUDGES", dict(registry.JUDGES))  # a page may add its own
 
 
 def run_blocks(text: str) -> int:
