@@ -90,14 +90,23 @@ def _defences() -> str:
     assert entries, "the catalogue has another form than docs/build.py reads"
     parts: list[str] = []
     for stage, name, cls in entries:
-        module = f"{PACKAGE}.defences.{modules[cls]}"
-        parts.append(f"## {name} ({stage.lower()})\n\n::: {module}\n    options:\n{OPTIONS}")
+        module = modules[cls]
+        parts.append(f"## {name} ({stage.lower()})\n\n::: {PACKAGE}.defences.{module}\n{AS_TEXT}")
+        source = (ROOT / "src" / PACKAGE / "defences" / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8")
+        if options := re.search(r"^    options = (\w+)$", source, re.MULTILINE):
+            parts.append(f"::: {PACKAGE}.defences.{module}.{options[1]}\n{AS_OPTIONS}")
     return "\n".join(parts)
 
 
-OPTIONS = """      show_root_heading: false
+AS_TEXT = """    options:
+      show_root_heading: false
       show_root_toc_entry: false
       members: false
+"""
+AS_OPTIONS = """    options:
+      heading_level: 4
+      merge_init_into_class: false
+      filters: ["!^__"]
 """
 
 
