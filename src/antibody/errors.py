@@ -1,12 +1,21 @@
-"""What a user can mend.
+"""What a user can fix.
 
-Every error here says what happened, where (file, line, field), and how to mend it. The command line prints it
+Every error here says what happened, where (file, line, field), and how to fix it. The command line prints it
 without a traceback and ends with exit code 2; anything else that escapes is our fault and ends with 1.
 """
 
+from .text import cut, escaped
+
 
 class AntibodyError(Exception):
-    """Base of everything a user can mend. The message stands alone: what, where, how."""
+    """Base of everything a user can fix. The message stands alone: what, where, how.
+
+    It is one line of printable characters of bounded length, whatever the file or the library said that it repeats.
+    What comes from a file is to be passed through ``text.quoted`` all the same, which cuts it where it stands.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(cut(escaped(message)))
 
 
 class ConfigError(AntibodyError):

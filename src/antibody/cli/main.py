@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from ..errors import AntibodyError
+from ..text import cut, escaped
 from . import align, convert, defences, demo, evaluate, finetune, lab, repair, screen
 
 UsageProblem: type[Exception] = typer.BadParameter.__mro__[2]
@@ -56,7 +57,7 @@ def run(arguments: list[str]) -> int:
         print("stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
     except Exception as error:
-        traceback.print_exc()
+        print("\n".join(map(escaped, traceback.format_exc().splitlines())), file=sys.stderr)
         print("This is our fault, not yours: please report it with the lines above.", file=sys.stderr)
         if as_json:
             print(json.dumps({"error": {"type": type(error).__name__, "message": str(error), "ours": True}}))
@@ -65,6 +66,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _refuse(message: str, as_json: bool) -> int:
+    message = cut(escaped(message))
     print(message, file=sys.stderr)
     if as_json:
         kind, _, told = message.partition(": ")
