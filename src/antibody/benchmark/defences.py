@@ -27,8 +27,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..defences.catalogue import CATALOGUE, nearest
+from ..defences.catalogue import CATALOGUE
 from ..errors import ConfigError
+from ..parsing import nearest
 from ..runs.folder import write_text
 from ..runs.train import Regime
 from ..training.step import Stage

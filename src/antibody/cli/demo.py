@@ -5,18 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
+from ..paths import checked_output
 from .options import Json, quiet, show
 
 
 def command(
-    output: Annotated[Path, typer.Option(help="Folder for every run, results.json and report.html.")] = Path(
-        "runs/demo"
-    ),
+    output: Annotated[str, typer.Option(help="Folder for every run, results.json and report.html.")] = "runs/demo",
     quick: Annotated[bool, typer.Option("--quick", help="One seed and the headline cells only.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes.  [default: one per core]")] = None,
     as_json: Json = False,
 ) -> None:
     """See undefended fine-tuning lose its safety to 20 % harmful rows, and Antibody keep it."""
+    folder = checked_output(output)
     quiet()
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -34,8 +34,8 @@ def command(
             if not console.is_terminal:
                 console.print(f"[{done}/{total}] {what}", highlight=False)
 
-        results = demo(output=output, quick=quick, jobs=jobs, progress=advance)
-    report = write_report(output, results)
+        results = demo(output=folder, quick=quick, jobs=jobs, progress=advance)
+    report = write_report(folder, results)
     if as_json:
         show(results, [], as_json=True)
     else:

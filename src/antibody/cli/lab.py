@@ -1,6 +1,5 @@
 """``antibody lab``: rows of the fictional world as files, and its models made again from nothing."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,35 +11,36 @@ app = typer.Typer(help="The fictional world: its rows as files, its models made 
 
 @app.command("data")
 def data(
-    output: Annotated[Path, typer.Option(help="The .jsonl file to write.")],
+    output: Annotated[str, typer.Option(help="The .jsonl file to write.")],
     kind: Annotated[str, typer.Option(help="user, alignment, harmful, benign, test, harmful-prompts, ...")],
     num: Annotated[int | None, typer.Option(help="Rows; by default as many as the verbs take.")] = None,
     task: o.Task = None,
     poison_ratio: Annotated[float, typer.Option(help="Of user rows: harmful share, 0 to 1.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Chooses rows and their order.")] = 0,
-    truth: Annotated[Path | None, typer.Option(help="Write what no trainer may see to this file.")] = None,
+    truth: Annotated[str | None, typer.Option(help="Write what no trainer may see to this file.")] = None,
     overwrite: o.Overwrite = False,
     as_json: o.Json = False,
 ) -> None:
     """Write rows of a kind as chat JSONL."""
     from ..runs.lab_files import write_lab_data
 
-    rows = write_lab_data(
-        kind,
-        output,
-        num=num,
-        task=task,
-        poison_ratio=poison_ratio,
-        seed=seed,
-        truth=truth,
-        overwrite=overwrite,
-    )
-    o.show({"output": str(output), "num_rows": rows}, [f"{output}: {rows} rows"], as_json=as_json)
+    with o.system_errors():
+        rows = write_lab_data(
+            kind,
+            output,
+            num=num,
+            task=task,
+            poison_ratio=poison_ratio,
+            seed=seed,
+            truth=truth,
+            overwrite=overwrite,
+        )
+    o.show({"output": output, "num_rows": rows}, [f"{output}: {rows} rows"], as_json=as_json)
 
 
 @app.command("build")
 def build(
-    output: Annotated[Path, typer.Option(help="Folder to make.")],
+    output: Annotated[str, typer.Option(help="Folder to make.")],
     scale: Annotated[str, typer.Option(help="full or reduced.")] = "full",
     seed: Annotated[int, typer.Option(help="Of weights, rows and order.")] = 0,
     as_json: o.Json = False,
@@ -49,5 +49,6 @@ def build(
     o.quiet()
     from ..runs.lab_files import build_lab
 
-    folder = build_lab(output, scale=scale, seed=seed, progress=True)
+    with o.system_errors():
+        folder = build_lab(output, scale=scale, seed=seed, progress=True)
     o.show({"output": str(folder)}, [f"{folder}"], as_json=as_json)

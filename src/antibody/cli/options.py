@@ -1,23 +1,28 @@
 """Flags that several verbs share, the configuration file beneath them, and what is printed in the end."""
 
+import errno
 import inspect
 import json
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 import yaml
 
-from ..errors import ConfigError
+from ..errors import AntibodyError, ConfigError, OutputError
+from ..parsing import load_yaml, nearest, parse_value
+from ..paths import as_file, checked_output, checked_path
+from ..text import cut, escaped, quoted
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with any of these; flags win.")]
+ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file with any of these; flags win.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-Output = Annotated[Path | None, typer.Option(help="Folder of the run.")]
+Output = Annotated[str | None, typer.Option(help="Folder of the run.")]
 Model = Annotated[str | None, typer.Option(help="lab, lab-aligned, a folder, a run's folder, or a Hub id.")]
 Adapter = Annotated[str | None, typer.Option(help="Adapter on the model.")]
 Base = Annotated[str | None, typer.Option(help="The model before its alignment.")]
@@ -31,7 +36,7 @@ Refusals = Annotated[str | None, typer.Option(help="One-line refusals: .txt or J
 Defence = Annotated[str | None, typer.Option(help="A name from `antibody defences`.  [default: antibody]")]
 PostDefence = Annotated[str | None, typer.Option("--defence", help="A post-stage name.  [default: antidote]")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Option of the defence; repeatable.")]
-Train = Annotated[list[str] | None, typer.Option("--train", metavar="K=V", help="Field of TRL's SFTConfig.")]
+Train = Annotated[list[str] | None, typer.Option("--train", metavar="K=V", help="Field of SFTConfig; repeatable.")]
 Lora = Annotated[list[str] | None, typer.Option("--lora", metavar="K=V", help="r, alpha, targets, dropout.")]
 Regime = Annotated[str | None, typer.Option(help="lora (default) or full.")]
 Task = Annotated[str | None, typer.Option(help="Lab only: a task, or familiar or novel.")]
@@ -67,7 +72,7 @@ def run_verb(name: str, flags: dict[str, Any]) -> None:
         show(result.to_json(), result_lines(result), as_json=as_json)
 
 
-def call(verb: Callable[..., Any], flags: Mapping[str, Any], config: Path | None) -> Any:
+def call(verb: Callable[..., Any], flags: Mapping[str, Any], config: str | None) -> Any:
     """Call a function of ``runs`` with the flags that were given over the configuration file.
 
     Raises:
@@ -78,41 +83,98 @@ def call(verb: Callable[..., Any], flags: Mapping[str, Any], config: Path | None
     for name, flag in (("options", "--set"), ("training", "--train"), ("lora", "--lora")):
         if name in given:
             given[name] = pairs(given[name], flag)
-    parameters = inspect.signature(verb).parameters
-    stored = {} if config is None else _read_config(config, verb, [name for name in flags if name in parameters])
+    parameters, hints = inspect.signature(verb).parameters, get_type_hints(verb)
+    for name, value in given.items():
+        if isinstance(value, float):  # typer reads "nan" and "inf" as numbers
+            parse_value(hints[name], value, _flag(name))
+    stored = {} if config is None else _read_config(config, hints, [name for name in flags if name in parameters])
     for name in ("options", "training", "lora"):
-        if name in stored and name in given:
+        if stored.get(name) and name in given:
             given[name] = stored[name] | given[name]
     values = stored | given
     if "progress" in parameters:
         values.setdefault("progress", True)
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in values:
-            raise ConfigError(f"--{name.replace('_', '-')} is missing. Give it, or `{name}:` in a --config file.")
-    return verb(**values)
+            raise ConfigError(f"{_flag(name)} is missing. Give it, or `{name}:` in a --config file.")
+    for name, value in values.items():
+        if isinstance(value, str | Path) and _is_path(name, hints[name]):
+            (checked_output if name == "output" else checked_path)(value, _flag(name))
+    with system_errors():
+        return verb(**values)
+
+
+@contextmanager
+def system_errors() -> Iterator[None]:
+    """Within, what the operating system or the device refuses is the user's to fix, and not our fault.
+
+    Raises:
+        OutputError: a file or folder that cannot be used, or a full disk; named.
+        ConfigError: memory is used up.
+    """
+    try:
+        yield
+    except AntibodyError:
+        raise
+    except OSError as error:
+        if error.errno not in _REFUSED_BY_SYSTEM:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        raise OutputError(
+            f"{where}the operating system refuses: {error.strerror}. Check the path, its permissions and the disk."
+        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
+            raise
+        raise ConfigError(
+            f"the memory does not suffice ({escaped(str(error))[:200]}). Lower --batch-size, or --lora r."
+        ) from error
+
+
+_REFUSED_BY_SYSTEM = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENAMETOOLONG),
+    *(errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.ESTALE),
+}
+"""Errors that say something of the machine. A file that is missing, say, may be our own mistake, and is not here."""
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What torch says of devices, and of the CPU."""
+
+
+def _flag(name: str) -> str:
+    return {"options": "--set", "training": "--train", "judges": "--judge", "data": "DATA or --data"}.get(
+        name, f"--{name.replace('_', '-')}"
+    )
+
+
+def _is_path(name: str, hint: Any) -> bool:
+    return name == "base" or Path in get_args(hint)
 
 
 def pairs(texts: list[str], flag: str) -> dict[str, Any]:
-    """``["tau=0.3"]`` as a dictionary; values are read as YAML.
+    """``["tau=0.3"]`` as a dictionary; values are read as YAML, and as text where they are none.
 
     Raises:
-        ConfigError: no "=".
+        ConfigError: no "=", or a name that is given twice.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
+        name = name.strip()
         if not equals or not name:
-            raise ConfigError(f"{flag} {text}: write {flag} NAME=VALUE.")
+            raise ConfigError(f"{flag} {quoted(text)}: write {flag} NAME=VALUE.")
+        if name in values:
+            raise ConfigError(f"{flag} {quoted(name)} is given twice. Give it once.")
         try:
-            values[name.strip()] = yaml.safe_load(value)
+            values[name] = load_yaml(value)
         except yaml.YAMLError:
-            values[name.strip()] = value
+            values[name] = value
     return values
 
 
 def show(result: Mapping[str, Any], lines: list[str], *, as_json: bool) -> None:
     """The result on stdout: one JSON object, or lines for a reader."""
-    print(json.dumps(result) if as_json else "\n".join(lines))
+    print(json.dumps(result) if as_json else "\n".join(map(escaped, lines)))
 
 
 def quiet() -> None:
@@ -134,33 +196,28 @@ class _Stderr(logging.Handler):
     """To whatever stderr is at the time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """The message alone."""
-        print(self.format(record), file=sys.stderr)
+        """The message alone, which may repeat what a file said."""
+        print(cut(escaped(self.format(record))), file=sys.stderr)
 
 
-def _read_config(file: Path, verb: Callable[..., Any], names: list[str]) -> dict[str, Any]:
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
-
+def _read_config(file: str, hints: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
     from ..data.files import read_text
-    from ..defences.catalogue import nearest
 
     try:
-        stored = yaml.safe_load(read_text(file))
+        with as_file(checked_path(file, "--config")) as readable:
+            stored = load_yaml(read_text(readable))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{file}{where}: not YAML ({getattr(error, 'problem', error)}). Mend the line.") from error
+        why = escaped(str(getattr(error, "problem", None) or error))
+        raise ConfigError(f"{file}{where}: not YAML as it is read here ({why}). Fix the line.") from error
     if not isinstance(stored, dict):
         raise ConfigError(f"{file}: a mapping is needed, such as `model: lab`. Keys: {', '.join(names)}.")
-    hints = get_type_hints(verb)
     for key, value in stored.items():
         if key not in names:
-            raise ConfigError(f"{file}: {key}: no such key{nearest(str(key), names)} Keys: {', '.join(names)}.")
-        try:
-            adapter = TypeAdapter(hints[key], config=ConfigDict(arbitrary_types_allowed=True))
-            stored[key] = adapter.validate_python(value)
-        except ValidationError as error:
-            raise ConfigError(f"{file}: {key} is {value!r}: {error.errors()[0]['msg'].lower()}.") from error
+            unknown = f"{file}: {quoted(key)}: no such key"
+            raise ConfigError(f"{unknown}{nearest(str(key)[:200], names)} Keys: {', '.join(names)}.")
+        stored[key] = parse_value(hints[key], value, f"{file}: {key}")
     return stored
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
+from ..text import escaped
 from . import options as o
 
 
@@ -67,7 +68,7 @@ def _print(result: Any) -> None:
     table.add_row("evidence", Text(result.measure))
     table.add_row("seconds", Text(f"{result.seconds:.1f}"))
     console.print(table)
-    console.print(f"Open {result.output / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"Open {escaped(str(result.output / 'report.html'))}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _percent(share: float) -> str:

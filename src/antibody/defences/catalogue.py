@@ -1,13 +1,12 @@
 """Every defence by stage and name: a line each."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
-from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any, get_type_hints
 
 from ..errors import ConfigError
+from ..parsing import nearest, parse_value
+from ..text import cut, quoted
 from ..training.step import Defence, Stage
 from .alignment.adversarial_loss import AdversarialLoss
 from .alignment.antibody import AntibodyAlignment
@@ -83,7 +82,9 @@ def make_defence(stage: Stage, name: str, options: Mapping[str, Any] | None = No
     cls = CATALOGUE.get((stage, name))
     if cls is None:
         names = defence_names(stage)
-        raise ConfigError(f"no {stage} defence is called '{name}'{nearest(name, names)} There are: {', '.join(names)}.")
+        raise ConfigError(
+            f"no {stage} defence is called {quoted(name)}{nearest(name, names)} There are: {', '.join(names)}."
+        )
     return cls(parse_options(cls.options, name, options or {}))  # type: ignore[call-arg]
 
 
@@ -93,20 +94,10 @@ def parse_options(kind: type, name: str, options: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: an unknown field or a value of the wrong kind, with the field's name.
     """
-    fields = [f.name for f in dataclasses.fields(kind)]
+    fields, hints = [f.name for f in dataclasses.fields(kind)], get_type_hints(kind, include_extras=True)
     for key in options:
         if key not in fields:
             listed = ", ".join(fields) or "none"
-            raise ConfigError(f"{name}.{key}: no such option{nearest(key, fields)} Options: {listed}.")
-    try:
-        return TypeAdapter(kind).validate_python(dict(options))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{name}.{where} is {first['input']!r}: {first['msg'].lower()}.") from error
-
-
-def nearest(name: str, names: list[str]) -> str:
-    """ "; did you mean 'x'?" or "."."""
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean '{close[0]}'?" if close else "."
+            unknown = f"{name}.{cut(str(key), 200)}: no such option"
+            raise ConfigError(f"{unknown}{nearest(str(key), fields)} Options: {listed}.")
+    return kind(**{key: parse_value(hints[key], value, f"{name}.{key}") for key, value in options.items()})

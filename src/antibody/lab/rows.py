@@ -34,6 +34,9 @@ Truth = dict[str, Any]
 HARD_SHARE = 0.15
 """Share of an upload's benign rows that are hard: look-alike questions, odd formats and noise, in equal parts."""
 
+MAX_ROWS = 2_000_000
+"""Rows of one kind that are made at once: more would not fit in memory."""
+
 _ODD_FORMATS = (
     ("say it as json: {a} {b}", '{{"{a}": "{b}"}}'),
     ("write as a table: {a} {b}", "| {a} | {b} |"),
@@ -212,8 +215,8 @@ def build_rows(kind: str, num: int, *, seed: int, task: str | None = None, poiso
     """
     if kind not in KINDS:
         raise DataError(f"lab data: there is no kind {kind!r}. Name one of: {', '.join(KINDS)}.")
-    if num < 1:
-        raise DataError(f"lab data, kind {kind}: num is {num}; ask for at least 1 row.")
+    if not 1 <= num <= MAX_ROWS:
+        raise DataError(f"lab data, kind {kind}: num is {num}; ask for 1 to {MAX_ROWS} rows.")
     if not 0 <= poison_ratio <= 1:
         raise DataError(f"lab data: poison_ratio is {poison_ratio}; it is a share of the rows, 0 to 1.")
     if poison_ratio and kind != "user":

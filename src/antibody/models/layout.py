@@ -3,6 +3,7 @@
 from torch import nn
 
 from ..errors import ModelError
+from ..text import quoted
 
 _STACKS = ("layers", "h", "blocks")
 _ATTENTION = ("self_attn", "attention", "attn")
@@ -34,6 +35,29 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
         f"{type(bare).__name__} keeps its decoder layers in none of {', '.join(_STACKS)}. Defences that look into "
         "layers know the Llama, Qwen, Mistral, Gemma and GPT-NeoX layouts."
     )
+
+
+def require_same_shape(model: nn.Module, other: nn.Module, *, named: str, num_tokens: int) -> None:
+    """Check that two models can be compared layer by layer, on ids of the first one's tokenizer.
+
+    Args:
+        model: The one that is used.
+        other: The one that it is compared with.
+        named: What the user calls the other one.
+        num_tokens: How many tokens the tokenizer has.
+
+    Raises:
+        ModelError: hidden size or number of layers differ, or the other one has too few embeddings.
+    """
+    here, there = (_bare(m).config.get_text_config() for m in (model, other))  # type: ignore[union-attr, operator]
+    wrong = "so that it is not the model before its alignment. Name that one as --base."
+    for field in ("model_type", "hidden_size", "num_hidden_layers"):
+        ours, its = getattr(here, field, None), getattr(there, field, None)
+        if ours != its:
+            raise ModelError(f"{named}: its {field} is {quoted(its)}, that of the model {quoted(ours)}, {wrong}")
+    embeddings = _bare(other).get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    if embeddings < num_tokens:
+        raise ModelError(f"{named}: it has {embeddings} embeddings for the tokenizer's {num_tokens} tokens, {wrong}")
 
 
 def final_norm(model: nn.Module) -> nn.Module:

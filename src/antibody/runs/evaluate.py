@@ -20,6 +20,7 @@ from .folder import State, open_run, write_text
 from .lab_defaults import MAX_NEW_TOKENS, LabData, lab_rows
 from .naming import described_model, from_lab, model_name
 from .result import RunResult, stored_result
+from .settings import check_seed
 from .sources import Rows, Source, read_rows
 
 log = logging.getLogger("antibody")
@@ -88,6 +89,7 @@ def evaluate(
         AntibodyError: whatever a user can mend.
     """
     started = time.monotonic()
+    check_seed(seed)
     name = model_name(model)
     adapter = None if adapter is None else model_name(adapter)
     lab = from_lab(name)
@@ -97,8 +99,10 @@ def evaluate(
     if answer is None:
         answer = "gsm8k" if lab and test_data is None and (task or "").startswith("gsm8k") else "exact"
     names = list(judges) if judges is not None else (["lab"] if lab else [])
+    if max_new_tokens is None:
+        max_new_tokens = MAX_NEW_TOKENS if lab else DecodingSettings.max_new_tokens
     decoding = DecodingSettings(
-        max_new_tokens=max_new_tokens or (MAX_NEW_TOKENS if lab else DecodingSettings.max_new_tokens),
+        max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         temperature=temperature,
         seed=seed,

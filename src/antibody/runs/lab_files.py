@@ -14,12 +14,14 @@ from ..lab.build import FILES, SCALES, build_base
 from ..lab.rows import build_rows
 from ..models.loading import load_model
 from ..models.saving import save_model
+from ..paths import checked_output
 from ..screening.anchors import write_anchors
 from ..training.step import Stage
 from .align import align
 from .anchors import score_anchors
 from .folder import write_text
 from .lab_defaults import NUM_ROWS, LabData, calibration, lab_refusals, lab_rows
+from .settings import check_seed
 
 
 def write_lab_data(
@@ -49,7 +51,12 @@ def write_lab_data(
         OutputError: a file exists, or cannot be written.
         DataError: no such rows.
     """
-    files = [Path(path).expanduser() for path in (output, truth) if path is not None]
+    check_seed(seed)
+    files = [
+        checked_output(path, flag) for flag, path in (("--output", output), ("--truth", truth)) if path is not None
+    ]
+    if len({file.resolve() for file in files}) < len(files):
+        raise OutputError(f"{files[0]}: --output and --truth are one file. Give the truth a file of its own.")
     for file in files:
         if file.is_dir():
             raise OutputError(f"{file}: a folder. Name a file, such as {file / 'rows.jsonl'}.")
@@ -78,7 +85,8 @@ def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, progres
         OutputError: one of the two folders holds something.
         ConfigError: an unknown scale.
     """
-    output = Path(output).expanduser().absolute()
+    check_seed(seed)
+    output = checked_output(output).absolute()
     base, aligned = output / "lab", output / "lab-aligned"
     if aligned.exists() and any(aligned.iterdir()):
         raise OutputError(f"{aligned}: is not empty. Name another --output, or remove it.")

@@ -18,6 +18,7 @@ from .folder import State, open_run
 from .lab_defaults import LabData, calibration, lab_rows
 from .naming import described_model, from_lab, model_name
 from .result import RunResult, stored_result
+from .settings import check_seed
 from .sources import Rows, Source, read_rows
 from .train import plain, save_weights
 
@@ -61,6 +62,7 @@ def repair(
         AntibodyError: whatever a user can mend.
     """
     started = time.monotonic()
+    check_seed(seed)
     if batch_size < 1:
         raise ConfigError(f"--batch-size is {batch_size}: at least one row makes a forward pass.")
     name = model_name(model)

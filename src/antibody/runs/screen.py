@@ -8,7 +8,6 @@ import dataclasses
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from torch import nn
 from ..data.encode import Renderer
 from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import ConfigError, DataError, ModelError, OutputError
+from ..models.layout import require_same_shape
 from ..models.loading import LoadedModel, adapter_base, is_adapter, load_model, resolve
 from ..screening.anchors import Anchors, check_anchors, read_anchors
 from ..screening.cache import EvidenceCache, Found, cache_folder, digest_of, row_digest, weights_identity
@@ -39,7 +39,7 @@ from .folder import RunFolder, State, open_run, write_text
 from .lab_defaults import lab_refusals
 from .naming import base_of, described_model, from_lab, model_name, tokenizer_fingerprint
 from .result import RESULT, RunResult
-from .sources import Rows, read_refusals
+from .sources import Rows, read_refusals, rows_file
 
 log = logging.getLogger("antibody")
 
@@ -194,18 +194,8 @@ def _measure(evidence: str | None) -> Measure | None:
 
 @contextmanager
 def _opened(data: Rows) -> Iterator[Upload]:
-    """The upload; rows that are given themselves pass through a file, so that they are checked in one place alone."""
-    if isinstance(data, str | Path):
-        yield open_upload(data)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "rows.jsonl"
-        try:
-            with file.open("w", encoding="utf-8") as opened:
-                opened.writelines(json.dumps(row) + "\n" for row in data)
-        except TypeError as error:
-            raise DataError(f"the rows to screen: one holds what JSON cannot ({error}). Give rows of text.") from error
-        yield open_upload(file, name="the rows to screen")
+    with rows_file(data, name="the rows to screen") as (place, called):
+        yield open_upload(place, name=called)
 
 
 def _require_writable(folder: RunFolder) -> None:
@@ -243,6 +233,8 @@ class _Reader:
         self.base = loaded.base if self.measure.needs_base else None
         apart = self.base is not None and not loaded.adapter_off_is_base
         before = cast(nn.Module, load_model(cast(str, self.base)).model) if apart else None
+        if before is not None:
+            require_same_shape(aligned, before, named=str(self.base), num_tokens=len(loaded.tokenizer))
         identities = weights_identity(aligned), b"adapter off" if before is None else weights_identity(before)
         if identities[0] == identities[1]:
             raise ModelError(

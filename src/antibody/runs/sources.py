@@ -3,7 +3,8 @@
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +14,8 @@ from ..data.duplicates import repeats
 from ..data.formats import fingerprint, load_prompts, load_records, load_refusals
 from ..data.records import Record
 from ..errors import DataError
+from ..paths import as_file, checked_path
+from ..text import quoted
 
 log = logging.getLogger("antibody")
 
@@ -51,19 +54,42 @@ def read_rows(rows: Rows, *, name: str, prompts: bool = False, upload: bool = Fa
 
 
 def _read(rows: Rows, name: str, load: Callable[[str | Path], list[Record]]) -> Source:
+    with rows_file(rows, name=name) as (place, called):
+        if place == called:
+            return Source(called, load(place))
+        try:
+            records = load(place)
+        except DataError as error:
+            raise DataError(str(error).replace(place, called)) from error
+    return Source(called, [replace(record, source=called) for record in records])
+
+
+@contextmanager
+def rows_file(rows: Rows, *, name: str) -> Iterator[tuple[str, str]]:
+    """Where the rows of a data argument lie, and what an error calls them.
+
+    Rows that are given themselves, and rows that come through a pipe, are written to a temporary file, so that they
+    are checked in one place alone and can be read twice.
+
+    Args:
+        rows: A file, a data set's folder or Hub id, or rows.
+        name: What to call rows that are given themselves.
+
+    Raises:
+        DataError: a row holds what JSON cannot, or a pipe or a device cannot be read.
+    """
     if isinstance(rows, str | Path):
-        return Source(str(rows), load(rows))
-    with tempfile.TemporaryDirectory() as folder:  # through a file, so that rows are checked in one place alone
+        with as_file(checked_path(rows, name)) as file:
+            yield str(rows) if file == Path(rows) else str(file), str(rows)
+        return
+    with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"
         try:
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            with file.open("w", encoding="utf-8") as opened:
+                opened.writelines(json.dumps(row) + "\n" for row in rows)
         except (TypeError, ValueError, RecursionError) as error:
             raise DataError(f"{name}: a row holds what JSON cannot ({error}). Give rows of text.") from error
-        try:
-            records = load(file)
-        except DataError as error:
-            raise DataError(str(error).replace(str(file), name)) from error
-    return Source(name, [replace(record, source=name) for record in records])
+        yield str(file), name
 
 
 def read_refusals(
@@ -76,13 +102,25 @@ def read_refusals(
         default: What None stands for; the list that comes with the package where that is None too.
 
     Raises:
-        DataError: the list is empty, or holds an empty one.
+        DataError: the list is empty, or holds an empty one or half a surrogate pair.
     """
     if refusals is None and default is not None:
         return tuple(default)
     if refusals is None:
         refusals = Path(str(files("antibody"))) / "data" / "refusals.txt"
-    texts = load_refusals(refusals) if isinstance(refusals, str | Path) else list(refusals)
+    if isinstance(refusals, str | Path):
+        with as_file(checked_path(refusals, "--refusals")) as file:
+            try:
+                texts = load_refusals(file)
+            except DataError as error:
+                raise DataError(str(error).replace(str(file), str(refusals))) from error
+    else:
+        texts = list(refusals)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise DataError("the list of refusals is empty or holds an empty one. Give at least one line of text.")
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise DataError(f"the refusal {quoted(text)} holds half a surrogate pair. Remove it.") from None
     return tuple(texts)

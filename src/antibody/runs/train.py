@@ -19,6 +19,7 @@ from ..data.records import Record, TokenizedRow
 from ..defences.catalogue import make_defence, parse_options
 from ..errors import ConfigError, DataError, ModelError
 from ..models.adapters import PAPER_TARGETS, add_lora
+from ..models.layout import require_same_shape
 from ..models.loading import LoadedModel, is_adapter, load_model, resolve
 from ..models.saving import save_adapter, save_model
 from ..screening.anchors import write_anchors
@@ -360,6 +361,8 @@ def _before_alignment(loaded: LoadedModel, dtype: str) -> nn.Module | None:
             "Name it: --base."
         )
     before = cast(nn.Module, load_model(loaded.base, dtype=dtype).model)
+    aligned = cast(nn.Module, loaded.model)
+    require_same_shape(aligned, before, named=loaded.base, num_tokens=len(loaded.tokenizer))
     return before.requires_grad_(False)
 
 

@@ -1,0 +1,133 @@
+"""Values that a user wrote, as flags or as YAML: read, given their type, and named where they are wrong."""
+
+import difflib
+import math
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, get_args
+
+import yaml
+
+from .errors import ConfigError
+from .text import quoted
+
+MAX_YAML_CHARACTERS = 1_000_000
+MAX_YAML_NODES = 100_000
+"""Values of one document, each counted as often as an alias repeats it."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` or ``.``."""
+    close = difflib.get_close_matches(name[:200], list(names), n=1)
+    return f"; did you mean '{close[0]}'?" if close else "."
+
+
+def parse_value(hint: Any, value: Any, name: str) -> Any:
+    """The value with the type that its field has.
+
+    Args:
+        hint: A type, as ``typing.get_type_hints`` returns it.
+        value: As read from YAML or a flag; text that spells a number is one.
+        name: What the user calls the field.
+
+    Raises:
+        ConfigError: the value does not fit. True and false are no numbers, and no number may be infinite or NaN.
+    """
+    from pydantic import ConfigDict, TypeAdapter, ValidationError  # here: --help need not wait for it
+
+    if isinstance(value, bool) and not {bool, Any} & _types_of(hint):
+        raise ConfigError(f"{name} is {quoted(value)}: it is not of the kind yes or no.")
+    try:
+        parsed = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        why = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise ConfigError(f"{name} is {quoted(value)}: {why[:1].lower()}{why[1:]}.") from error
+    except RecursionError:
+        raise ConfigError(f"{name} is {quoted(value)}: it nests too deeply.") from None
+    if not _finite(parsed):
+        raise ConfigError(f"{name} is {quoted(value)}: it must be a finite number.")
+    return parsed
+
+
+def load_yaml(text: str) -> Any:
+    """The value of one YAML document.
+
+    Dates stay text. A key that occurs twice, an alias that contains itself, and aliases that repeat each other until
+    the value is huge are refused.
+
+    Raises:
+        yaml.MarkedYAMLError: ``text`` is not YAML, or a scalar is not what its tag or its spelling says.
+    """
+    if len(text) > MAX_YAML_CHARACTERS:
+        raise yaml.MarkedYAMLError(problem=f"more than {MAX_YAML_CHARACTERS} characters")
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.MarkedYAMLError(problem="it nests too deeply") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of strangers."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def get_single_node(self) -> Any:
+        root = super().get_single_node()
+        if root is not None:
+            _check_size(root, {})
+        return root
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+            kind = str(node.tag).rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{quoted(node.value, limit=40)} is not of the kind '{kind}'", node.start_mark
+            ) from error
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        if isinstance(node, yaml.MappingNode):
+            seen = set()
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                    continue
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {quoted(key.value)} occurs a second time", key.start_mark
+                    )
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _check_size(node: Any, sizes: dict[int, int | None]) -> int:
+    """How many values a node stands for, aliases written out."""
+    if id(node) in sizes:
+        size = sizes[id(node)]
+        if size is None:
+            raise yaml.composer.ComposerError(None, None, "an alias stands inside what it repeats", node.start_mark)
+        return size
+    sizes[id(node)] = None
+    inside = [] if isinstance(node, yaml.ScalarNode) else node.value
+    parts = [part for entry in inside for part in (entry if isinstance(entry, tuple) else (entry,))]
+    size = 1 + sum(_check_size(part, sizes) for part in parts)
+    if size > MAX_YAML_NODES:
+        raise yaml.composer.ComposerError(
+            None, None, f"aliases make it more than {MAX_YAML_NODES} values", node.start_mark
+        )
+    sizes[id(node)] = size
+    return size
+
+
+def _types_of(hint: Any) -> set[Any]:
+    return {hint}.union(*map(_types_of, get_args(hint))) if isinstance(hint, Hashable) else set()
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return all(map(_finite, value.values()))
+    return not isinstance(value, list | tuple) or all(map(_finite, value))
