@@ -55,8 +55,13 @@ def checked_path(given: str | Path, flag: str) -> Path:
     return path
 
 
-def checked_output(given: str | Path, flag: str = "--output") -> Path:
+def checked_output(given: str | Path, flag: str = "--output", *, folder: bool = True) -> Path:
     """As ``checked_path``, of a file or folder that is to be made or replaced.
+
+    Args:
+        given: As the user wrote it.
+        flag: What to call it in an error.
+        folder: Whether it is to be a folder, where no file may stand.
 
     Raises:
         ConfigError: nothing can be made there.
@@ -67,6 +72,8 @@ def checked_output(given: str | Path, flag: str = "--output") -> Path:
         raise ConfigError(f"{flag} is {quoted(str(given))}: it has no name of its own. Name a folder to make.")
     if len(os.fsencode(whole.name)) > MAX_NAME:
         raise ConfigError(f"{flag} is {quoted(str(given))}: a name has at most {MAX_NAME} bytes here.")
+    if folder and whole.exists() and not whole.is_dir():
+        raise ConfigError(f"{flag} is {quoted(str(given))}: a file stands there. Name a folder.")
     above = next(parent for parent in whole.parents if os.path.lexists(parent))
     if not above.is_dir():
         raise ConfigError(f"{flag} is {quoted(str(given))}: {above} is not a folder, so nothing can lie below it.")

@@ -1,10 +1,24 @@
 """The trainer's configuration, and in what precision the weights are loaded for it."""
 
+from dataclasses import fields
+
 import pytest
 import torch
+from trl import SFTConfig
 
 from antibody.defences.catalogue import CATALOGUE
-from antibody.runs.settings import default_training, make_training_config
+from antibody.errors import ConfigError
+from antibody.runs.settings import (
+    HONOURED,
+    REFUSED,
+    RESERVED,
+    _default,
+    check_seed,
+    default_training,
+    make_training_config,
+    parse_training,
+    stored_training,
+)
 from antibody.runs.train import _weights_dtype
 
 
@@ -33,3 +47,134 @@ def test_defences_of_small_perturbations_say_so():
     twins = {name for (_, name), cls in CATALOGUE.items() if cls.twin_passes}
     assert twins == {"antibody", "booster", "panacea", "seam", "t-vaccine", "tar", "vaccine"}
     assert not CATALOGUE["finetuning", "antibody"].twin_passes
+
+
+def test_every_field_of_sftconfig_is_honoured_or_refused_or_has_a_flag():
+    refused = [name for names in REFUSED.values() for name in names]
+    assert sorted([*HONOURED, *refused, *RESERVED]) == sorted(field.name for field in fields(SFTConfig))
+
+
+# One value for each field, other than its default; ddp_backend needs several processes, and tf32 a GPU.
+SET = {
+    "num_train_epochs": 2.0,
+    "max_steps": 7,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "max_length": 64,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine_with_restarts",
+    "lr_scheduler_kwargs": {"num_cycles": 2},
+    "warmup_steps": 3,
+    "optim": "sgd",
+    "weight_decay": 0.1,
+    "adam_beta1": 0.8,
+    "adam_beta2": 0.9,
+    "adam_epsilon": 1e-6,
+    "max_grad_norm": 0.5,
+    "bf16": True,
+    "use_cpu": True,
+    "full_determinism": True,
+    "activation_checkpointing": True,
+    "activation_checkpointing_kwargs": {"use_reentrant": False},
+    "gradient_checkpointing": True,
+    "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    "logging_strategy": "epoch",
+    "logging_steps": 5,
+    "logging_first_step": True,
+    "report_to": ["none"],
+    "run_name": "a",
+    "save_strategy": "no",
+    "save_steps": 5,
+    "save_total_limit": 3,
+    "ddp_timeout": 60,
+}
+
+
+@pytest.mark.parametrize("name", SET)
+def test_a_field_that_is_honoured_arrives_and_is_stored(tmp_path, name):
+    extra = {"lr_scheduler_type": "cosine_with_restarts"} if name == "lr_scheduler_kwargs" else {}
+    if name == "lr_scheduler_type":
+        extra = {"lr_scheduler_kwargs": {"num_cycles": 1}}
+    config = make_training_config(tmp_path, {name: SET[name]} | extra, seed=0)
+    if name not in ("report_to", "run_name"):
+        assert stored_training(config)[name] == SET[name]
+    assert stored_training(config).keys() <= set(HONOURED)
+
+
+@pytest.mark.parametrize("name", [name for names in REFUSED.values() for name in names])
+def test_a_field_that_is_refused_says_why_and_its_default_may_be_written_out(name):
+    (why,) = [why for why, names in REFUSED.items() if name in names]
+    with pytest.raises(ConfigError) as caught:
+        parse_training({name: "\x1b[1mother"})
+    assert str(caught.value) == f"training.{name} cannot be set to '\\x1b[1mother': {why}."
+    (default,) = [_default(field) for field in fields(SFTConfig) if field.name == name]
+    assert parse_training({name: default}) == {}
+
+
+BAD: dict[str, object] = {
+    "adam_beta1": 5,
+    "adam_beta2": 1,
+    "adam_epsilon": 0,
+    "learning_rate": True,
+    "lr_scheduler_kwargs": {"wrong": 1},
+    "optim": "lomo",
+    "optim ": "sgd",
+    "optim_args": "momentum=0.9",
+    "lr_scheduler_type": "reduce_lr_on_plateau",
+    "logging_steps": "inf",
+    "save_steps": 1.5,
+    "save_strategy": "best",
+    "save_only_model": True,
+    "warmup_steps": -1,
+    "report_to": "wandb",
+    "push_to_hub": True,
+    "eval_strategy": "steps",
+    "fsdp": "full_shard",
+    "deepspeed": "ds.json",
+    "ddp_timeout": 10**20,
+    "ddp_backend": "gloo",  # for one process
+    "max_steps": 10**12,
+    "gradient_checkpointing_kwargs": {"use_reentrant": True},
+    "activation_checkpointing_kwargs": "x",
+    "tf32": True,
+    "neftune_noise_alpha": 5,
+    "x" * 10**6: 1,
+}
+
+
+@pytest.mark.parametrize("name", BAD, ids=lambda name: name[:30])
+def test_a_value_that_the_trainer_would_stumble_over_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("antibody.runs.settings.get_available_reporting_integrations", list)
+    if name == "tf32" and torch.cuda.is_available():
+        pytest.skip("a GPU may have it")
+    with pytest.raises(ConfigError, match="training|learning-rate") as caught:
+        make_training_config(tmp_path, {name: BAD[name]}, seed=0)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("kind", ["constant", "constant_with_warmup"])
+def test_a_schedule_that_takes_no_arguments_refuses_them(tmp_path, kind):
+    with pytest.raises(ConfigError, match="takes none"):
+        make_training_config(tmp_path, {"lr_scheduler_type": kind, "lr_scheduler_kwargs": {"a": 1}}, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("cosine_with_min_lr", None),
+        ("polynomial", {"lr_end": 1}),
+        ("polynomial", {"power": "x"}),
+        ("warmup_stable_decay", None),
+        ("cosine", {"num_cycles": [1]}),
+        ("linear", {"a": 1}),
+    ],
+)
+def test_a_schedule_that_cannot_be_made_is_refused(tmp_path, kind, options):
+    with pytest.raises(ConfigError, match="training"):
+        make_training_config(tmp_path, {"lr_scheduler_type": kind, "lr_scheduler_kwargs": options}, seed=0)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 10**100])
+def test_a_seed_that_no_generator_takes_is_refused(seed):
+    with pytest.raises(ConfigError, match="--seed is"):
+        check_seed(seed)

@@ -53,7 +53,9 @@ def write_lab_data(
     """
     check_seed(seed)
     files = [
-        checked_output(path, flag) for flag, path in (("--output", output), ("--truth", truth)) if path is not None
+        checked_output(path, flag, folder=False)
+        for flag, path in (("--output", output), ("--truth", truth))
+        if path is not None
     ]
     if len({file.resolve() for file in files}) < len(files):
         raise OutputError(f"{files[0]}: --output and --truth are one file. Give the truth a file of its own.")

@@ -193,9 +193,7 @@ def parse_training(training: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"training.{told}: SFTConfig has no such field{nearest(told, HONOURED)}")
         if name in HONOURED:
             parsed[name] = parse_value(types[name], value, _called(name))
-        elif (
-            type(value) is not type(defaults[name]) or value != defaults[name]
-        ):  # a default that is written out is fine
+        elif not _is_default(value, defaults[name]):
             why = _WHY.get(name, "this release of TRL is newer than this library, which does not know it")
             raise ConfigError(f"training.{name} cannot be set to {quoted(value)}: {why}.")
     return parsed
@@ -209,6 +207,11 @@ def stored_training(config: SFTConfig) -> dict[str, Any]:
 
 def _default(field: Field[Any]) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    """Whether a default was written out: True and 1 are not the same."""
+    return bool(value == default) and isinstance(value, bool) is isinstance(default, bool)
 
 
 def _try_optimiser(config: SFTConfig) -> None:
@@ -285,6 +288,8 @@ def _check(values: Mapping[str, Any]) -> None:
             raise ConfigError(f"{_called(name)} is {quoted(values[name])}: it must be {needed}.")
     if values.get("lr_scheduler_kwargs") and str(values.get("lr_scheduler_type", "linear")).startswith("constant"):
         raise ConfigError("training.lr_scheduler_kwargs: a constant schedule takes none. Leave them out.")
+    if values.get("ddp_backend") and "WORLD_SIZE" not in os.environ:
+        raise ConfigError("training.ddp_backend: this is one process. Leave it out, or start several (torchrun).")
     named = values.get("report_to") or []
     for reporter in [named] if isinstance(named, str) else named:
         _check_reporter(reporter)
