@@ -90,6 +90,12 @@ def test_a_value_that_does_not_fit_is_named(name):
         parse_value(hint, value, "x")
 
 
+def test_an_infinite_number_is_read_where_it_may_mean_something_and_nan_is_not():
+    assert parse_value(float, "inf", "x", infinite=True) == float("inf")
+    with pytest.raises(ConfigError, match="x is 'nan': it must be a number"):
+        parse_value(float, "nan", "x", infinite=True)
+
+
 def test_the_nearest_name_of_a_very_long_one_is_found_soon():
     started = time.monotonic()
     assert nearest("x" * 10**6, ["tau", "eta"]) == "."

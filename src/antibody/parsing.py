@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, get_args
 
 import yaml
@@ -21,16 +21,17 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else "."
 
 
-def parse_value(hint: Any, value: Any, name: str) -> Any:
+def parse_value(hint: Any, value: Any, name: str, *, infinite: bool = False) -> Any:
     """The value with the type that its field has.
 
     Args:
         hint: A type, as ``typing.get_type_hints`` returns it.
         value: As read from YAML or a flag; text that spells a number is one.
         name: What the user calls the field.
+        infinite: Whether an infinite number may mean something, as that of a temperature does.
 
     Raises:
-        ConfigError: the value does not fit. True and false are no numbers, and no number may be infinite or NaN.
+        ConfigError: the value does not fit. True and false are no numbers, and no number may be NaN.
     """
     from pydantic import ConfigDict, TypeAdapter, ValidationError  # here: --help need not wait for it
 
@@ -43,8 +44,8 @@ def parse_value(hint: Any, value: Any, name: str) -> Any:
         raise ConfigError(f"{name} is {quoted(value)}: {why[:1].lower()}{why[1:]}.") from error
     except RecursionError:
         raise ConfigError(f"{name} is {quoted(value)}: it nests too deeply.") from None
-    if not _finite(parsed):
-        raise ConfigError(f"{name} is {quoted(value)}: it must be a finite number.")
+    if not _every_number(math.isfinite if not infinite else lambda number: not math.isnan(number), parsed):
+        raise ConfigError(f"{name} is {quoted(value)}: it must be a {'' if infinite else 'finite '}number.")
     return parsed
 
 
@@ -125,9 +126,9 @@ def _types_of(hint: Any) -> set[Any]:
     return {hint}.union(*map(_types_of, get_args(hint))) if isinstance(hint, Hashable) else set()
 
 
-def _finite(value: Any) -> bool:
+def _every_number(holds: Callable[[float], bool], value: Any) -> bool:
     if isinstance(value, float):
-        return math.isfinite(value)
+        return holds(value)
     if isinstance(value, Mapping):
-        return all(map(_finite, value.values()))
-    return not isinstance(value, list | tuple) or all(map(_finite, value))
+        value = list(value.values())
+    return not isinstance(value, list | tuple) or all(_every_number(holds, part) for part in value)

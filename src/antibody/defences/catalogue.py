@@ -100,4 +100,5 @@ def parse_options(kind: type, name: str, options: Mapping[str, Any]) -> Any:
             listed = ", ".join(fields) or "none"
             unknown = f"{name}.{cut(str(key), 200)}: no such option"
             raise ConfigError(f"{unknown}{nearest(str(key), fields)} Options: {listed}.")
-    return kind(**{key: parse_value(hints[key], value, f"{name}.{key}") for key, value in options.items()})
+    values = {key: parse_value(hints[key], value, f"{name}.{key}", infinite=True) for key, value in options.items()}
+    return kind(**values)
