@@ -5,7 +5,14 @@ from transformers import AutoModelForCausalLM, GemmaConfig, GPTNeoXConfig, Llama
 
 from antibody.errors import ModelError
 from antibody.models.adapters import add_lora
-from antibody.models.layout import attention_of, decoder_layers, final_norm, mlp_of
+from antibody.models.layout import (
+    attention_of,
+    context_length,
+    decoder_layers,
+    final_norm,
+    mlp_of,
+    require_same_shape,
+)
 
 SMALL = {
     "vocab_size": 50,
@@ -44,3 +51,31 @@ def test_an_unknown_layout_is_refused_by_name():
         decoder_layers(nn.Linear(2, 2))
     with pytest.raises(ModelError, match="self-attention"):
         attention_of(nn.Linear(2, 2))
+
+
+def test_a_context_that_is_no_number_of_tokens_is_refused():
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL, max_position_embeddings=64))
+    assert context_length(model) == 64
+    for wrong in ({}, "64", -1, True, 1.5):
+        model.config.__dict__["max_position_embeddings"] = wrong
+        with pytest.raises(ModelError, match="max_position_embeddings is"):
+            context_length(model)
+    model.config.__dict__["max_position_embeddings"] = None
+    assert context_length(model) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"hidden_size": 16}, "hidden_size is 16"),
+        ({"num_hidden_layers": 2}, "num_hidden_layers is 2"),
+        ({"vocab_size": 49}, "49 embeddings for the tokenizer's 50 tokens"),
+    ],
+)
+def test_a_base_that_cannot_be_compared_layer_by_layer_is_refused(change, told):
+    model, other = (AutoModelForCausalLM.from_config(LlamaConfig(**SMALL | some)) for some in ({}, change))
+    require_same_shape(model, model, named="base", num_tokens=50)
+    with pytest.raises(ModelError, match=f"base: .*{told}"):
+        require_same_shape(model, other, named="base", num_tokens=50)
+    with pytest.raises(ModelError, match="model_type"):
+        require_same_shape(model, AutoModelForCausalLM.from_config(MistralConfig(**SMALL)), named="base", num_tokens=50)

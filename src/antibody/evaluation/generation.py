@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from ..errors import EvaluationError, ModelError
+from ..models.layout import context_length
 
 
 def generate(
@@ -178,7 +179,7 @@ def _check_lengths(
             f"{len(empty)} of {len(prompts)} prompts have no tokens (first: {names[empty[0]]}). Remove those rows, or "
             "render them with a template."
         )
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(model)
     if context is None:
         return
     over = [i for i, prompt in enumerate(prompts) if len(prompt) + max_new_tokens > context]

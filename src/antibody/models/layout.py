@@ -37,6 +37,18 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     )
 
 
+def context_length(model: nn.Module) -> int | None:
+    """How many tokens the model reads at once; None where its configuration does not say.
+
+    Raises:
+        ModelError: the configuration says something else than a number of tokens.
+    """
+    length = getattr(_bare(model).config.get_text_config(), "max_position_embeddings", None)  # type: ignore[union-attr, operator]
+    if length is not None and (not isinstance(length, int) or isinstance(length, bool) or length < 1):
+        raise ModelError(f"config.json: max_position_embeddings is {quoted(length)}: it must be a number of tokens.")
+    return length
+
+
 def require_same_shape(model: nn.Module, other: nn.Module, *, named: str, num_tokens: int) -> None:
     """Check that two models can be compared layer by layer, on ids of the first one's tokenizer.
 

@@ -11,6 +11,7 @@ from ..data.encode import Renderer, encode_rows
 from ..data.notices import template_notices
 from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import DataError
+from ..models.layout import context_length
 from ..models.loading import LoadedModel
 from ..training.refusals import Refusals
 from .result import Skipped
@@ -23,7 +24,7 @@ SEAM = 200
 
 def make_renderer(loaded: LoadedModel, max_length: int | None = None) -> Renderer:
     """Renders for this model, up to its context or ``max_length``."""
-    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(loaded.model)
     limits = [limit for limit in (max_length, context) if limit]
     return Renderer(loaded.tokenizer, max_length=min(limits) if limits else 2**31)
 

@@ -13,6 +13,7 @@ from ..evaluation.decoding import DecodingSettings
 from ..evaluation.evaluate import Evaluation, evaluate_model
 from ..evaluation.judges.registry import make_judge
 from ..models.files import quoted
+from ..models.layout import context_length
 from ..models.loading import LoadedModel, load_model, read_provenance, resolve
 from ..training.preparation import Deployment
 from .environment import environment
@@ -128,7 +129,7 @@ def evaluate(
         log.info("%s: already complete; this is its stored result.", folder.path)
         return stored_result(folder.path)
     loaded = load_model(name, adapter=adapter)
-    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(loaded.model)
     folder.begin(environment(seed))
     try:
         measured = evaluate_model(
