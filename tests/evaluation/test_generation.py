@@ -67,6 +67,13 @@ def test_the_models_own_generation_config_does_not_change_greedy_text(tiny_lm, t
     assert generate(tiny_lm, tiny_tokenizer, prompts, max_new_tokens=12, batch_size=4) == plain
 
 
+@pytest.mark.parametrize("entry", [{"output_hidden_states": {"a": 1}}, {"return_dict_in_generate": True}])
+def test_what_a_generation_config_says_of_outputs_does_not_reach_the_decoding(tiny_lm, tiny_tokenizer, prompts, entry):
+    plain = generate(tiny_lm, tiny_tokenizer, prompts, max_new_tokens=4, batch_size=4)
+    tiny_lm.generation_config.update(**entry)
+    assert generate(tiny_lm, tiny_tokenizer, prompts, max_new_tokens=4, batch_size=4) == plain
+
+
 def test_a_completion_ends_before_the_first_end_token_of_model_or_tokenizer(tiny_lm, tiny_tokenizer, prompts):
     free = generate(tiny_lm, tiny_tokenizer, prompts, max_new_tokens=12, batch_size=4)
     third = free[0].split()[2]

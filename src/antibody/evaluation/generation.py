@@ -150,8 +150,9 @@ class GumbelNoise(LogitsProcessor):
 def _plain_greedy(end_ids: list[int], *, pad_id: int, max_new_tokens: int) -> GenerationConfig:
     """Greedy decoding with nothing left to the model's own generation config, which fills in whatever is None."""
     defaults = {k: v for k, v in GenerationConfig._get_default_generation_params().items() if k != "max_length"}
+    outputs = dict.fromkeys((*GenerationConfig.extra_output_flags, "return_dict_in_generate"), False)
     return GenerationConfig(
-        **{**defaults, "do_sample": False, "use_cache": True},
+        **{**defaults, **outputs, "do_sample": False, "use_cache": True},
         max_new_tokens=max_new_tokens,
         eos_token_id=end_ids,
         pad_token_id=pad_id,
