@@ -19,7 +19,11 @@ def test_json_is_one_object_on_stdout_and_nothing_else_is_printed_there(antibody
     result = json.loads(ended.stdout)
     assert result["model"] == str(tmp_path / "run" / "adapter")
     assert result["num_rows"] == 50
-    assert ended.stderr == ""
+    # What this model's template and tokenizer do is reported there, once each.
+    assert [line.partition(":")[0].partition(" of ")[0] for line in ended.stderr.splitlines()] == [
+        "the chat template and the tokenizer",
+        "the padding token",
+    ]
 
 
 def test_the_same_command_again_prints_the_stored_result(antibody, tmp_path, command):
