@@ -67,7 +67,7 @@ def finetune(
         epochs: Passes over the upload.
         batch_size: Rows of one forward pass on one device.
         learning_rate: Peak.
-        training: Any further field of TRL's SFTConfig.
+        training: Further fields of TRL's SFTConfig; ``settings.HONOURED`` lists them.
         resume: Insist that the folder holds this run already.
         overwrite: Replace what the folder holds, once the new run is complete.
         skip_too_long: Leave out rows that are longer than the context, and tell which.
