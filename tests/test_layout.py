@@ -8,8 +8,8 @@ import pytest
 import antibody
 
 ROOMS = (
-    "text", "errors", "parsing", "paths", "primitives", "data", "models", "lab", "training", "screening", "attacks",
-    "defences", "evaluation", "runs", "benchmark", "server", "cli",
+    "text", "errors", "files", "parsing", "paths", "primitives", "data", "models", "lab", "training", "screening",
+    "attacks", "defences", "evaluation", "runs", "benchmark", "server", "cli",
 )  # fmt: skip
 SOURCE = Path(antibody.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))

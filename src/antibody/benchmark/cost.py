@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ..runs.folder import write_text
+from ..files import write_text
 
 
 class StepCost(TrainerCallback):

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from ..data.encode import Renderer
 from ..evaluation.generation import generate
 from ..evaluation.judges.registry import make_judge
+from ..files import write_text
 from ..lab.rows import build_rows, record
-from ..runs.folder import write_text
 from ..runs.lab_defaults import MAX_NEW_TOKENS
 
 NUM_PROMPTS = 100

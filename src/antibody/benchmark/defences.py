@@ -29,8 +29,8 @@ from typing import Any
 
 from ..defences.catalogue import CATALOGUE
 from ..errors import ConfigError
+from ..files import write_text
 from ..parsing import nearest
-from ..runs.folder import write_text
 from ..runs.train import Regime
 from ..training.step import Stage
 from .cell import EPOCHS, LONG, VARIANTS, Cell, Job, Told

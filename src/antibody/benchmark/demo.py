@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..files import write_text
 from ..lab.tasks import find_task
-from ..runs.folder import write_text
 from ..runs.train import Regime
 from .cell import EPOCHS, LONG, Cell
 from .matrix import all_jobs, carried_out

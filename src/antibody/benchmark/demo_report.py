@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from ..evaluation.completions import EvaluationSet, read_completions
+from ..files import write_text
 from ..lab.rows import build_rows
 from ..runs.evaluate import COMPLETIONS
-from ..runs.folder import write_text
 from ..runs.metrics import SAMPLES
 from .cell import EPOCHS, NUM_ROWS, Cell
 

@@ -1,8 +1,10 @@
 """Carries out many cells in processes of one thread each, so that a row does not depend on how many there are."""
 
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -61,7 +63,8 @@ def carried_out(
         def start(needed: Job | None) -> None:
             for job in [job for job in left if _needs(job) == needed]:
                 left.remove(job)
-                running[pool.submit(carry_out, folder, job)] = job
+                with _interrupts_held_back():
+                    running[pool.submit(carry_out, folder, job)] = job
 
         start(None)
         try:
@@ -77,8 +80,21 @@ def carried_out(
                         for failed in (job, *_all_that_need(job, left)):
                             yield Done(failed, {}, error)
         except BaseException:
+            for process in list(pool._processes.values()):  # as a kill would: what they do can be gone on with
+                process.terminate()
             pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Processes that are started inside never see Ctrl-C, which a terminal sends to all of them at once: this process
+    ends them. The mask is inherited; an interrupt that comes meanwhile is delivered here afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def num_cores() -> int:

@@ -23,7 +23,9 @@ def command(
 
     from ..benchmark.demo import demo
     from ..benchmark.demo_report import checks, grouped, write_report
+    from ..runs.folder import output_folder
 
+    folder = output_folder(output)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

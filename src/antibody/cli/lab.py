@@ -40,7 +40,7 @@ def data(
 
 @app.command("build")
 def build(
-    output: Annotated[str, typer.Option(help="Folder to make.")],
+    output: Annotated[str, typer.Option(help="Folder to make; a build that was stopped goes on.")],
     scale: Annotated[str, typer.Option(help="full or reduced.")] = "full",
     seed: Annotated[int, typer.Option(help="Of weights, rows and order.")] = 0,
     as_json: o.Json = False,

@@ -1,22 +1,33 @@
 """``antibody``: the verbs, and what becomes of their errors.
 
-Exit code 0: done. 2: the user can mend it; one message on stderr, no traceback. 1: our fault.
+Exit code 0: done. 2: the user can fix it; one message on stderr, no traceback. 1: our fault. 130 and 143: stopped by
+SIGINT (Ctrl-C) or SIGTERM.
 """
 
+import errno
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 import typer
 
 from ..errors import AntibodyError
+from ..files import from_the_disk, reason
 from ..text import cut, escaped
 from . import align, convert, defences, demo, evaluate, finetune, lab, repair, screen
 
 UsageProblem: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException, of whichever click this typer carries: 0.2x has its own."""
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of the system that say nothing about our code."""
 
 app = typer.Typer(
     name="antibody",
@@ -47,22 +58,69 @@ def run(arguments: list[str]) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     as_json = "--json" in arguments
     try:
-        code = app(arguments, prog_name="antibody", standalone_mode=False)
+        with _signals():
+            code = app(arguments, prog_name="antibody", standalone_mode=False)
+    except _Stopped as stop:
+        return _stopped(stop.number)
+    except (typer.Abort, KeyboardInterrupt):
+        return _stopped(signal.SIGINT)
     except AntibodyError as error:
         return _refuse(f"{type(error).__name__}: {error}", as_json)
     except UsageProblem as error:
         told: str = error.format_message()  # type: ignore[attr-defined]
         return _refuse(f"UsageError: {told.rstrip('.')}. See antibody --help.", as_json)
-    except (typer.Abort, KeyboardInterrupt):
-        print("stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
     except Exception as error:
+        if from_the_disk(error) and getattr(error, "errno", errno.ENOSPC) in _OF_THE_DISK:
+            file = getattr(error, "filename", None)
+            where = "" if file is None else f"{file}: "
+            return _refuse(f"OutputError: {where}{reason(error)}. Free some space, or see to the disk.", as_json)
         print("\n".join(map(escaped, traceback.format_exc().splitlines())), file=sys.stderr)
         print("This is our fault, not yours: please report it with the lines above.", file=sys.stderr)
         if as_json:
             print(json.dumps({"error": {"type": type(error).__name__, "message": str(error), "ours": True}}))
         return 1
     return int(code or 0)
+
+
+class _Stopped(BaseException):
+    """A signal asked this process to end. Not a KeyboardInterrupt, which typer turns into a silent exit."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM end the verb in good order; the second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers, and only it is interrupted
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+        raise _Stopped(number)
+
+    try:
+        for number in numbers:
+            if before[number] is not signal.SIG_IGN:  # as under nohup, or in the background of a script
+                signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stopped(number: int) -> int:
+    name = signal.Signals(number).name
+    print(
+        f"stopped by {name}. Run the same command again: it goes on from its last checkpoint, or from the start where "
+        "there is none.",
+        file=sys.stderr,
+    )
+    return 128 + number
 
 
 def _refuse(message: str, as_json: bool) -> int:

@@ -6,9 +6,7 @@ are not asked about, and where a judge came to no verdict). The file's metadata 
 ``antibody.evaluation``, as JSON.
 """
 
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +16,8 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from ..data.verdicts import Verdict
-from ..errors import DataError, OutputError
+from ..errors import DataError
+from ..files import whole
 from .decoding import DecodingSettings
 
 _VERDICT = "verdict_"
@@ -67,10 +66,10 @@ class EvaluationSettings:
 
 
 def write_completions(path: Path, rows: Sequence[Completion], settings: EvaluationSettings) -> None:
-    """Writes the table, under a temporary name first: ``path`` is never half a file.
+    """Writes the table, as a whole or not at all.
 
     Raises:
-        OutputError: The disk is full, or the folder is missing or not writable. What stood there stays.
+        OutputError: The disk is full, or the folder is missing or not writable. What was there stays.
     """
     judges = sorted({judge for row in rows for judge in row.verdicts})
     columns: dict[str, pa.Array] = {
@@ -83,18 +82,8 @@ def write_completions(path: Path, rows: Sequence[Completion], settings: Evaluati
     for judge in judges:
         columns[_VERDICT + judge] = pa.array([row.verdicts.get(judge) for row in rows], pa.string())
     metadata = {_SETTINGS: TypeAdapter(EvaluationSettings).dump_json(settings)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole(path) as temporary:
         pq.write_table(pa.table(columns).replace_schema_metadata(metadata), temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: the completions could not be saved: {error.strerror or error}. Free some space, or choose "
-            "another output folder."
-        ) from error
-    finally:
-        with suppress(OSError):  # gone after the rename; and what went wrong above is what is told
-            temporary.unlink()
 
 
 def read_completions(path: Path) -> tuple[list[Completion], EvaluationSettings]:

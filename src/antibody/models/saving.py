@@ -1,22 +1,24 @@
 """Save a model or an adapter as a whole or not at all.
 
-Written to a sibling folder and renamed when complete. Whatever goes wrong, what stood there before stands there still.
+Written to a sibling folder and renamed when complete. Whatever goes wrong, what was there before is still there; what
+a killed process leaves beside it is removed by the next save.
 """
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ModelError, OutputError
+from ..files import flush, from_the_disk, held, is_held, reason
 from .files import read_json
 from .loading import DTYPES, PACKAGED, PROVENANCE, resolve
 
@@ -135,7 +137,7 @@ def _replacing(folder: Path, marker: str) -> Iterator[Path]:
     """A new empty folder that takes the place of ``folder`` if the block ends well.
 
     Args:
-        folder: Where the result shall stand. If it exists it is empty, or holds ``marker``.
+        folder: Where the result shall be. If it exists it is empty, or holds ``marker``.
         marker: The file by which an earlier save of the same kind is known.
     """
     folder = folder.resolve()
@@ -143,28 +145,30 @@ def _replacing(folder: Path, marker: str) -> Iterator[Path]:
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder}: a file stands there. Choose another folder, or remove it.")
+        _clear_leftovers(folder)
         if folder.exists() and any(folder.iterdir()) and not (folder / marker).is_file():
             raise OutputError(
                 f"{folder}: holds something else (no {marker}). Choose another folder, or empty this one."
             )
-        shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        yield new
-        _flush(new)
-        if folder.exists():
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
+        with ExitStack() as holding:
+            holding.enter_context(held(new))
+            yield new
+            _flush(new)
+            if folder.exists():
+                holding.enter_context(held(folder))
+                folder.rename(old)
+            try:
+                new.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
     except Exception as error:
-        if not _from_the_disk(error):
+        if not from_the_disk(error):
             raise
-        reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(
-            f"{folder}: could not be saved ({reason}). What stood there before is unchanged. "
+            f"{folder}: could not be saved ({reason(error)}). What was there before is unchanged. "
             "Free some space or choose another folder, then run again."
         ) from error
     finally:
@@ -173,22 +177,27 @@ def _replacing(folder: Path, marker: str) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _from_the_disk(error: Exception) -> bool:
-    """Whether writing failed. safetensors has its own error for it, and tokenizers raises a bare ``Exception``."""
-    return isinstance(error, OSError | SafetensorError) or (type(error) is Exception and "os error" in str(error))
+def _clear_leftovers(folder: Path) -> None:
+    """Remove what a killed process left of a save to ``folder``; restore an earlier save that it had moved aside."""
+    if not folder.parent.is_dir():
+        return
+    name = re.compile(rf"\.{re.escape(folder.name)}\.(new|old)-\d+")
+    for path in sorted(folder.parent.iterdir()):
+        if not (found := name.fullmatch(path.name)) or is_held(path):
+            continue
+        if found[1] == "old" and not folder.exists():
+            path.rename(folder)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _flush(folder: Path) -> None:
     """Have the files on the disk, readable like any other, before the rename makes them count."""
     mode = (folder / PROVENANCE).stat().st_mode  # by the umask, where safetensors lets only the owner read
-    for path in [*folder.rglob("*"), folder]:
+    for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(mode)
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    flush(*folder.rglob("*"), folder)
 
 
 def _update_json(path: Path, entries: Mapping[str, Any]) -> None:

@@ -12,12 +12,13 @@ from ..evaluation.completions import EvaluationSet
 from ..evaluation.decoding import DecodingSettings
 from ..evaluation.evaluate import Evaluation, evaluate_model
 from ..evaluation.judges.registry import make_judge
+from ..files import write_text
 from ..models.files import quoted
 from ..models.layout import context_length
 from ..models.loading import LoadedModel, load_model, read_provenance, resolve
 from ..training.preparation import Deployment
 from .environment import environment
-from .folder import State, open_run, write_text
+from .folder import State, open_run
 from .lab_defaults import MAX_NEW_TOKENS, LabData, lab_rows
 from .naming import described_model, from_lab, model_name
 from .result import RunResult, stored_result
@@ -117,14 +118,14 @@ def evaluate(
     config = {
         "verb": "evaluate",
         "model": described_model(name),
-        "adapter": None if adapter is None else described_model(adapter),
+        "adapter": None if adapter is None else described_model(adapter, on=name),
         "data": {str(role): source.described() for role, source in sources.items()},
         "judges": names,
         "answer": answer,
         "retention_answer": retention_answer,
         "decoding": dataclasses.asdict(decoding),
     }
-    folder = open_run(output, config, overwrite=overwrite)
+    folder = open_run(output, config, overwrite=overwrite, inputs=(name, adapter, *given.values()))
     if folder.state is State.COMPLETE:
         log.info("%s: already complete; this is its stored result.", folder.path)
         return stored_result(folder.path)

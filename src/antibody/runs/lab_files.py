@@ -1,7 +1,9 @@
 """The lab on disk: rows as files, models built from nothing."""
 
 import json
-import tempfile
+import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -9,7 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedModel
 
-from ..errors import OutputError
+from ..errors import ConfigError, OutputError
+from ..files import disk_errors, write_text
 from ..lab.build import FILES, SCALES, build_base
 from ..lab.rows import build_rows
 from ..models.loading import load_model
@@ -19,9 +22,13 @@ from ..screening.anchors import write_anchors
 from ..training.step import Stage
 from .align import align
 from .anchors import score_anchors
-from .folder import write_text
+from .environment import environment
+from .folder import State, open_run, output_folder
 from .lab_defaults import NUM_ROWS, LabData, calibration, lab_refusals, lab_rows
 from .settings import check_seed
+
+BUILDING = ".building"
+"""Folder of a build that is not complete: a run's folder, with the run of ``align`` in it."""
 
 
 def write_lab_data(
@@ -77,6 +84,8 @@ def write_lab_data(
 def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, progress: bool = False) -> Path:
     """Both models of the lab, made from nothing: ``output/lab``, and ``output/lab-aligned`` by a run of ``align``.
 
+    A build that was stopped goes on: until both models are there, ``output/.building`` says what they are to be.
+
     Args:
         output: Folder to make them in; neither may be there yet.
         scale: A name in ``lab.build.SCALES``.
@@ -84,57 +93,81 @@ def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, progres
         progress: Show bars on stderr, if that is a terminal.
 
     Raises:
-        OutputError: one of the two folders holds something.
+        OutputError: one of the two folders holds something, or nothing can be written there.
         ConfigError: an unknown scale.
     """
     check_seed(seed)
-    output = checked_output(output).absolute()
+    output = output_folder(checked_output(output))
     base, aligned = output / "lab", output / "lab-aligned"
-    if aligned.exists() and any(aligned.iterdir()):
-        raise OutputError(f"{aligned}: is not empty. Name another --output, or remove it.")
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not (progress and console.is_terminal), transient=True) as bar:
-        task = bar.add_task("pre-training", total=SCALES[scale].steps if scale in SCALES else None)
-        build_base(base, seed=seed, scale=scale, progress=lambda step, loss: bar.update(task, completed=step))
-    build_aligned(base, aligned, named="lab" if output == FILES else str(base), seed=seed, progress=progress)
+    if scale not in SCALES:
+        raise ConfigError(f"lab build: scale: there is no {scale!r}. Name one of: {', '.join(SCALES)}.")
+    config = {"verb": "lab build", "scale": scale, "seed": seed}
+    building = open_run(output / BUILDING, config)
+    if building.state is State.NEW:
+        for folder in (base, aligned):
+            if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+                raise OutputError(f"{folder}: is not empty. Name another --output, or remove it.")
+    building.begin(environment(seed))  # before the training: what cannot be written is refused now
+    try:
+        if not (base / "config.json").is_file():  # a model is saved as a whole
+            console = Console(stderr=True)
+            with Progress(console=console, disable=not (progress and console.is_terminal), transient=True) as bar:
+                task = bar.add_task("pre-training", total=SCALES[scale].steps)
+                build_base(base, seed=seed, scale=scale, progress=lambda step, loss: bar.update(task, completed=step))
+        if not (aligned / "config.json").is_file():
+            named = "lab" if output == FILES else str(base)
+            build_aligned(base, aligned, named=named, scratch=building.path, seed=seed, progress=progress)
+    except BaseException:
+        if base.exists():
+            building.lock.release()
+        else:
+            building.abandon()
+            with suppress(OSError):
+                output.rmdir()
+        raise
+    building.lock.release()
+    shutil.rmtree(building.path, ignore_errors=True)
     return output
 
 
-def build_aligned(base: Path, aligned: Path, *, named: str, seed: int = 0, progress: bool = False) -> None:
+def build_aligned(
+    base: Path, aligned: Path, *, named: str, scratch: Path, seed: int = 0, progress: bool = False
+) -> None:
     """The aligned model of a base model, by a run of ``align``, with the provider's anchors.
 
     Args:
         base: Folder of the base model.
-        aligned: Folder to be made.
+        aligned: Folder to be made; it is there when it is complete.
         named: What the aligned model calls its base; "lab" inside the package, which may be moved.
+        scratch: Folder, on the same disk, for the run of ``align`` and what is not complete yet.
         seed: Of rows and order.
         progress: Show bars on stderr, if that is a terminal.
     """
     options, training = calibration(Stage.ALIGNMENT, "antibody", "full")
-    with tempfile.TemporaryDirectory(dir=aligned.parent) as scratch:
-        run = align(
-            base,
-            output=Path(scratch) / "align",
-            alignment_data=build_rows("alignment", NUM_ROWS["alignment"], seed=seed).rows,
-            harmful_data=build_rows("harmful", NUM_ROWS["harmful"], seed=seed).rows,
-            refusals=lab_refusals(),
-            options=options,
-            training=training,
-            regime="full",
-            seed=seed,
-            progress=progress,
-        )
-        loaded = load_model(str(run.model))
-        whole = cast(PreTrainedModel, loaded.model)
-        save_model(whole, aligned, tokenizer=loaded.tokenizer, base=named, dtype="bfloat16")
-    # Scored again with the weights as they lie on disk, since that is what every later score is compared with.
-    write_anchors(
-        aligned,
-        score_anchors(
-            load_model(str(aligned)),
-            load_model(str(base)),
-            anchor_harmful=lab_rows("anchor-harmful", LabData(), seed=seed, main=False).records,
-            anchor_benign=lab_rows("anchor-benign", LabData(), seed=seed, main=False).records,
-            refusals=lab_refusals(),
-        ),
+    run = align(
+        base,
+        output=scratch / "align",
+        alignment_data=build_rows("alignment", NUM_ROWS["alignment"], seed=seed).rows,
+        harmful_data=build_rows("harmful", NUM_ROWS["harmful"], seed=seed).rows,
+        refusals=lab_refusals(),
+        options=options,
+        training=training,
+        regime="full",
+        seed=seed,
+        progress=progress,
     )
+    loaded = load_model(str(run.model))
+    whole = cast(PreTrainedModel, loaded.model)
+    new = scratch / aligned.name
+    save_model(whole, new, tokenizer=loaded.tokenizer, base=named, dtype="bfloat16")
+    # Scored again with the weights as they lie on disk, since that is what every later score is compared with.
+    anchors = score_anchors(
+        load_model(str(new), base=str(base)),
+        load_model(str(base)),
+        anchor_harmful=lab_rows("anchor-harmful", LabData(), seed=seed, main=False).records,
+        anchor_benign=lab_rows("anchor-benign", LabData(), seed=seed, main=False).records,
+        refusals=lab_refusals(),
+    )
+    with disk_errors(aligned):
+        write_anchors(new, anchors)
+        new.rename(aligned)

@@ -1,7 +1,9 @@
 """What a run tells while it trains, and what it leaves of it."""
 
+import errno
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback
 
 from ..data.records import Record
-from ..errors import OutputError
+from ..files import disk_errors, whole, write_text
 from ..training.rowlog import RowLog
-from .folder import METRICS, write_text
+from .folder import METRICS
 
 SAMPLES = "samples.parquet"
 _NOT_RESULTS = ("epoch", "step", "learning_rate", "grad_norm")
@@ -32,15 +34,13 @@ class MetricsFile(TrainerCallback):
         write_metrics(self.file, state.log_history)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One more line."""
-        entries = _steps(state.log_history[-1:])
-        try:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(entry) + "\n" for entry in entries)
-        except OSError as error:
-            raise OutputError(
-                f"{self.file}: cannot be written ({error.strerror}). Free some space, then run again."
-            ) from error
+        """Append a line, as a whole or not at all."""
+        line = "".join(json.dumps(entry) + "\n" for entry in _steps(state.log_history[-1:])).encode()
+        with disk_errors(self.file), self.file.open("ab", buffering=0) as file:
+            size = file.tell()
+            if file.write(line) != len(line):  # the disk is full
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class ProgressBar(TrainerCallback):
@@ -100,13 +100,8 @@ def write_samples(file: Path, row_log: RowLog, records: Sequence[Record]) -> Non
             "score": pa.array([None if math.isnan(s) else s for s in columns["score"]], pa.float64()),
         }
     )
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
+    with whole(file) as temporary:
         pq.write_table(table, temporary)
-        temporary.replace(file)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"{file}: cannot be written ({error}). Free some space, then run again.") from error
 
 
 def _steps(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

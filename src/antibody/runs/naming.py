@@ -1,8 +1,11 @@
 """Which model a name means, besides what models/loading.py knows: the folder of a run stands for what it made."""
 
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
+from ..errors import ModelError
 from ..models.loading import (
     PACKAGED,
     TOKENIZER_FILES,
@@ -12,6 +15,8 @@ from ..models.loading import (
     read_provenance,
     resolve,
 )
+from ..screening.anchors import ANCHORS
+from .digest import file_digest
 
 TEMPLATE_FILES = (
     "tokenizer_config.json",
@@ -22,6 +27,10 @@ TEMPLATE_FILES = (
     "merges.txt",
 )
 """What else decides how text becomes tokens."""
+SETTINGS = (".json", ".safetensors")
+"""How the further files end that decide what a model does; the only weights among them are the anchors."""
+BASE_WEIGHTS = "base_weights"
+"""Entry of an adapter's antibody.json: fingerprint of the base that it was trained on."""
 
 
 def model_name(model: str | Path) -> str:
@@ -45,9 +54,38 @@ def from_lab(name: str) -> bool:
     return False
 
 
-def described_model(name: str) -> dict[str, str | None]:
-    """For config.yaml: the name, where it was, and which weights were there."""
-    return {"name": name, "place": resolve(name), "weights": _weights_fingerprint(name)}
+def described_model(name: str, *, on: str | None = None) -> dict[str, Any]:
+    """For config.yaml: the name, where it is, and fingerprints of all that is there and decides what a run does.
+
+    Args:
+        name: The model, or an adapter.
+        on: The model under the adapter, where it is given beside it.
+
+    Raises:
+        ModelError: an adapter's base is not the model that it was trained on, though it has its name.
+    """
+    under = on or (adapter_base(name) if is_adapter(name) else None)
+    if under is not None:
+        _refuse_another_base(name, under)
+    return {
+        "name": name,
+        "place": resolve(name),
+        "weights": weights_fingerprint(name),
+        "tokenizer": tokenizer_fingerprint(name),
+        "settings": _settings_fingerprint(name),
+        "under": None if under is None or on is not None else described_model(under),
+    }
+
+
+def _refuse_another_base(adapter: str, base: str) -> None:
+    """The adapter's folder keeps the fingerprint of the base it was trained on, which a later run may have replaced."""
+    trained_on = read_provenance(resolve(adapter)).get(BASE_WEIGHTS)
+    found = weights_fingerprint(base)
+    if trained_on is not None and found is not None and trained_on != found:
+        raise ModelError(
+            f"{adapter}: the adapter was trained on {base} as it was then, and other weights are there now: they were "
+            "replaced, by --overwrite perhaps. Train the adapter again, or put the earlier weights back."
+        )
 
 
 def base_of(name: str, adapter: str | None) -> str | None:
@@ -59,30 +97,34 @@ def base_of(name: str, adapter: str | None) -> str | None:
     return under if adapter is not None or is_adapter(name) else None
 
 
-def tokenizer_fingerprint(*names: str) -> str | None:
-    """Tells when folders hold another tokenizer or chat template than they did (SHA-256, hex). None: none is here."""
-    digest, found = sha256(), False
-    for folder in map(Path, map(resolve, names)):
-        for file in (folder / name for name in (*TOKENIZER_FILES, *TEMPLATE_FILES)):
-            if file.is_file():
-                content, found = file.read_bytes(), True
-                digest.update(f"{file.name} {len(content)}\n".encode() + content)
-    return digest.hexdigest() if found else None
+def tokenizer_fingerprint(name: str) -> str | None:
+    """Tells when a folder holds another tokenizer or chat template than it did (SHA-256). None: none is here."""
+    folder = Path(resolve(name))
+    named = [folder / file for file in (*TOKENIZER_FILES, *TEMPLATE_FILES)]
+    return _fingerprint([*named, *sorted((folder / "additional_chat_templates").glob("*.jinja"))])
 
 
-def _weights_fingerprint(name: str) -> str | None:
-    """Tells when a folder holds other weights than it did: of each file its name, size and last MiB (SHA-256, hex).
+def weights_fingerprint(name: str) -> str | None:
+    """Tells when a folder holds other weights than it did (SHA-256). None for a Hub id: they are not here yet."""
+    return _fingerprint(_weights(Path(resolve(name))))
 
-    None for a Hub id, whose weights are not here yet. Whole files of a large model would take minutes to read.
-    """
+
+def _settings_fingerprint(name: str) -> str | None:
+    """The rest: architecture, generation, the adapter's settings, what our own note says, and the anchors."""
     folder = Path(resolve(name))
     if not folder.is_dir():
         return None
-    digest = sha256()
-    for file in sorted(path for path in folder.iterdir() if path.name.endswith(WEIGHT_SUFFIXES)):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as opened:
-            opened.seek(max(0, size - 2**20))
-            digest.update(opened.read())
-    return digest.hexdigest()
+    others = set(_weights(folder)) | {folder / file for file in (*TOKENIZER_FILES, *TEMPLATE_FILES)}
+    return _fingerprint([file for file in sorted(folder.iterdir()) if file.suffix in SETTINGS and file not in others])
+
+
+def _weights(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(file for file in folder.iterdir() if file.name.endswith(WEIGHT_SUFFIXES) and file.name != ANCHORS)
+
+
+def _fingerprint(files: Iterable[Path]) -> str | None:
+    """The name and the whole content of every file that is there; None where none is."""
+    digests = [f"{file.name} {file_digest(file)}\n" for file in files if file.is_file()]
+    return sha256("".join(digests).encode()).hexdigest() if digests else None

@@ -78,7 +78,7 @@ def repair(
     config = {
         "verb": "repair",
         "model": described_model(name),
-        "adapter": None if adapter is None else described_model(adapter),
+        "adapter": None if adapter is None else described_model(adapter, on=name),
         "defence": defence if isinstance(defence, str) else type(defence).__name__,
         "options": plain(getattr(mender, "config", None)),
         "seed": seed,
@@ -86,7 +86,7 @@ def repair(
         "skip_too_long": skip_too_long,
         "batch_size": batch_size,
     }
-    folder = open_run(output, config, overwrite=overwrite)
+    folder = open_run(output, config, overwrite=overwrite, inputs=(name, adapter, *given.values()))
     if folder.state is State.COMPLETE:
         log.info("%s: already complete; this is its stored result.", folder.path)
         return stored_result(folder.path)

@@ -1,6 +1,7 @@
 """What a finished run reports."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,14 @@ class RunResult:
         plain = asdict(self) | {"output": str(self.output), "model": None if self.model is None else str(self.model)}
         return plain | {"skipped": [asdict(row) for row in self.skipped]}
 
-    def to_stored(self) -> str:
-        """The content of result.json: the paths are relative to the folder, which may be moved."""
+    def to_stored(self, files: Sequence[str]) -> str:
+        """The content of result.json: the paths are relative to the folder, which may be moved.
+
+        Args:
+            files: What the run made.
+        """
         plain = self.to_json() | {"output": ".", "model": None if self.model is None else self.model.name}
-        return json.dumps(plain, indent=2) + "\n"
+        return json.dumps(plain | {"files": list(files)}, indent=2) + "\n"
 
 
 def stored_result(folder: Path) -> RunResult:
@@ -60,8 +65,18 @@ def stored_result(folder: Path) -> RunResult:
     """
     try:
         plain = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        plain.pop("files", None)
         plain["skipped"] = tuple(Skipped(**row) for row in plain["skipped"])
         plain["model"] = None if plain["model"] is None else folder / plain["model"]
         return RunResult(**(plain | {"output": folder}))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise OutputError(f"{folder / RESULT}: cannot be read ({error}). Run again with --overwrite.") from error
+
+
+def stored_files(folder: Path) -> list[str] | None:
+    """The files that a complete run made, relative to its folder; None where there is no such list."""
+    try:
+        files = json.loads((folder / RESULT).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return files if isinstance(files, list) and all(isinstance(name, str) for name in files) else None

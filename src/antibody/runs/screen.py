@@ -24,7 +24,7 @@ from ..data.encode import Renderer
 from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import ConfigError, DataError, ModelError, OutputError
 from ..models.layout import require_same_shape
-from ..models.loading import LoadedModel, adapter_base, is_adapter, load_model, resolve
+from ..models.loading import LoadedModel, load_model, resolve
 from ..screening.anchors import Anchors, check_anchors, read_anchors
 from ..screening.cache import EvidenceCache, Found, cache_folder, digest_of, row_digest, weights_identity
 from ..screening.evidence import Measure, collect
@@ -37,7 +37,7 @@ from .encoding import make_renderer, render_refusals
 from .environment import environment
 from .folder import RunFolder, State, open_run, write_text
 from .lab_defaults import lab_refusals
-from .naming import base_of, described_model, from_lab, model_name, tokenizer_fingerprint
+from .naming import base_of, described_model, from_lab, model_name
 from .result import RESULT, RunResult
 from .sources import Rows, read_refusals, rows_file
 
@@ -152,21 +152,19 @@ def screen(
     base = None if base is None else model_name(base)
     texts = read_refusals(refusals, default=lab_refusals() if from_lab(name) else None)
     before = base or base_of(name, adapter)
-    under = adapter_base(name) if is_adapter(name) else None
     with _opened(data) as upload:
         config = {
             "verb": "screen",
             "model": described_model(name),
-            "adapter": None if adapter is None else described_model(adapter),
-            "under": None if under is None else described_model(under),
+            "adapter": None if adapter is None else described_model(adapter, on=name),
             "base": None if before is None else described_model(before),
-            "tokenizer": tokenizer_fingerprint(*filter(None, (name, under, adapter))),
             "data": {"source": upload.name, "num_rows": upload.num_rows, "sha256": upload.sha256},
             "evidence": None if wanted is None else str(wanted),
             "refusals": list(texts),
             "batch_size": batch_size,
         }
-        folder = open_run(output, config, overwrite=overwrite)
+        inputs = (data, name, adapter, before, refusals)
+        folder = open_run(output, config, overwrite=overwrite, inputs=inputs)
         if folder.state is State.COMPLETE:
             log.info("%s: already complete; this is its stored result.", folder.path)
             return _stored(folder.path)

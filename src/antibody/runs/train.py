@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from ..data.records import Record, TokenizedRow
 from ..defences.catalogue import make_defence, parse_options
 from ..errors import ConfigError, DataError, ModelError
+from ..files import disk_errors
 from ..models.adapters import PAPER_TARGETS, add_lora
 from ..models.layout import require_same_shape
 from ..models.loading import LoadedModel, is_adapter, load_model, resolve
@@ -25,6 +26,7 @@ from ..models.saving import save_adapter, save_model
 from ..screening.anchors import write_anchors
 from ..training.checkpoints import newest_checkpoint
 from ..training.preparation import TrainingData
+from ..training.ranks import alone, from_first
 from ..training.refusals import Refusals
 from ..training.step import MAIN_ROLE, Defence, Role, Stage
 from ..training.trainer import DefendedTrainer, SFTConfig
@@ -34,7 +36,7 @@ from .environment import environment
 from .folder import CHECKPOINTS, METRICS, RunFolder, State, open_run
 from .lab_defaults import LabData, calibration, lab_refusals, lab_rows, new_adapter
 from .metrics import SAMPLES, MetricsFile, ProgressBar, last_values, write_metrics, write_samples
-from .naming import described_model, from_lab, model_name
+from .naming import BASE_WEIGHTS, base_of, described_model, from_lab, model_name
 from .result import RunResult, stored_result
 from .settings import make_training_config, stored_training
 from .sources import Rows, Source, read_refusals, read_rows
@@ -107,11 +109,12 @@ def train(run: TrainingRun) -> RunResult:
         texts = read_refusals(run.refusals, default=lab_refusals() if lab else None)
     main = sources[MAIN_ROLE[run.stage]]
     _require_one_step(main.name, len(main.records), args)
+    before = run.base or base_of(name, adapter)
     config = {
         "verb": "align" if run.stage is Stage.ALIGNMENT else "finetune",
         "model": described_model(name),
-        "adapter": None if adapter is None else described_model(adapter),
-        "base": run.base,
+        "adapter": None if adapter is None else described_model(adapter, on=name),
+        "base": None if before is None else described_model(before),
         "defence": run.defence if isinstance(run.defence, str) else type(defence).__name__,
         "options": plain(getattr(defence, "config", None)),
         "regime": run.regime,
@@ -123,7 +126,9 @@ def train(run: TrainingRun) -> RunResult:
         "training": stored_training(args),
         "refusals": None if texts is None else list(texts),
     }
-    folder = open_run(run.output, config, resume=run.resume, overwrite=run.overwrite)
+    inputs = (name, adapter, before, run.refusals, *run.data.values())
+    # The other ranks would look while the first one writes.
+    folder = from_first(lambda: open_run(run.output, config, resume=run.resume, overwrite=run.overwrite, inputs=inputs))
     if folder.state is State.COMPLETE:
         log.info("%s: already complete; this is its stored result.", folder.path)
         return stored_result(folder.path)
@@ -142,12 +147,17 @@ def train(run: TrainingRun) -> RunResult:
     rows, skipped = encode(records, renderer, args, skip=run.skip_too_long, refusals=refusals)
     skipped += refused
     _require_one_step(main.name, len(rows[MAIN_ROLE[run.stage]]), args)
-    before = _before_alignment(loaded, dtype) if defence.needs_base else None
+    base = _before_alignment(loaded, dtype) if defence.needs_base else None
     args.output_dir = str(folder.path / CHECKPOINTS)
     try:
         if _is_main_process():
             folder.begin(environment(run.seed))
-        trainer = _trained(run, folder, loaded, args, defence, rows, refusals, before)
+        trainer = _trained(run, folder, loaded, args, defence, rows, refusals, base)
+        if _is_main_process():
+            kind = _save(folder, trainer, loaded, defence, main.records)
+            if anchors:
+                of_label = {role: source.records for role, source in anchors.items()}
+                _store_anchors(folder.path / kind, loaded, of_label, cast(tuple[str, ...], texts))
         result = RunResult(
             output=folder.final,
             model=folder.final / ("adapter" if run.regime == "lora" else "model"),
@@ -158,10 +168,6 @@ def train(run: TrainingRun) -> RunResult:
             skipped=tuple(skipped),
         )
         if _is_main_process():
-            kind = _save(folder, trainer, loaded, defence, main.records)
-            if anchors:
-                of_label = {role: source.records for role, source in anchors.items()}
-                _store_anchors(folder.path / kind, run, loaded, of_label, cast(tuple[str, ...], texts))
             folder.finish(result)
     except BaseException:
         if _is_main_process():
@@ -368,17 +374,18 @@ def _before_alignment(loaded: LoadedModel, dtype: str) -> nn.Module | None:
 
 def _store_anchors(
     weights: Path,
-    run: TrainingRun,
     loaded: LoadedModel,
     records: Mapping[Role, Sequence[Record]],
     refusals: Sequence[str],
 ) -> None:
-    """Score the anchors with the weights just saved, and store them there."""
+    """Score the anchors with the weights just saved, and store them there; the work of one rank alone."""
     aligned = load_model(str(weights))
     before = None if aligned.adapter_off_is_base else load_model(loaded.base or loaded.name)
     harmful, benign = (records[role] for role in ANCHOR_ROLES)
-    anchors = score_anchors(aligned, before, anchor_harmful=harmful, anchor_benign=benign, refusals=refusals)
-    write_anchors(weights, anchors)
+    with alone():
+        anchors = score_anchors(aligned, before, anchor_harmful=harmful, anchor_benign=benign, refusals=refusals)
+    with disk_errors(weights):
+        write_anchors(weights, anchors)
 
 
 def save_weights(folder: RunFolder, model: nn.Module, loaded: LoadedModel, defence: Defence) -> str:
@@ -389,6 +396,8 @@ def save_weights(folder: RunFolder, model: nn.Module, loaded: LoadedModel, defen
         "deployment": dataclasses.asdict(defence.deployment),
     }
     if isinstance(model, PeftModel):
+        given = folder.config["model"]
+        provenance[BASE_WEIGHTS] = (given["under"] or given)["weights"]
         name = "adapter"
         save_adapter(model, folder.path / name, base=loaded.name, tokenizer=loaded.tokenizer, provenance=provenance)
     else:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from ..errors import OutputError, TrainingError
+from ..files import flush, from_the_disk, reason
 
 if TYPE_CHECKING:
     from .trainer import DefendedTrainer
@@ -48,21 +49,22 @@ def save_checkpoint(trainer: "DefendedTrainer", state: Mapping[str, Tensor], wri
         _barrier()
         if main:
             torch.save(dict(state), staging / name / STATE_FILE)
-            _flush(staging / name)
+            flush(*(staging / name).rglob("*"), staging / name)
             shutil.rmtree(folder / name, ignore_errors=True)
             os.replace(staging / name, folder / name)
-            shutil.rmtree(staging, ignore_errors=True)
             _rotate(folder, trainer.args.save_total_limit)
-    except (OSError, RuntimeError) as error:  # torch's and safetensors' writers raise RuntimeError on a full disk
-        if main:
-            shutil.rmtree(staging, ignore_errors=True)
+    except Exception as error:
+        if not from_the_disk(error):
+            raise
         previous = newest_checkpoint(folder)
         kept = f"the previous checkpoint, {previous.name}, is whole" if previous else "there was none before"
         raise OutputError(
-            f"{folder / name}: the checkpoint could not be written ({error}); {kept}. "
+            f"{folder / name}: the checkpoint could not be written ({reason(error)}); {kept}. "
             "Make room and go on with --resume."
         ) from error
     finally:
+        if main:  # half a checkpoint would keep the disk full
+            shutil.rmtree(staging, ignore_errors=True)
         trainer.args.output_dir = str(folder)
     _barrier()
 
@@ -94,15 +96,6 @@ def _rotate(folder: Path, limit: int | None) -> None:
     whole = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
     for path in whole[:-limit]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _barrier() -> None:

@@ -1,15 +1,50 @@
 """The processes of one run, and the few sums they need of each other."""
 
-from typing import Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..errors import AntibodyError
+
+T = TypeVar("T")
+
+_alone = False
+
 
 def num_ranks() -> int:
-    """Processes in this run; 1 without torch.distributed."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """Processes in this run; 1 without torch.distributed, and inside ``alone``."""
+    return 1 if _alone or not (dist.is_available() and dist.is_initialized()) else dist.get_world_size()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this rank computes without the others, which must not be waited for."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What rank 0 makes, or the user's error that it meets, on every rank; the others do not call ``make``."""
+    if num_ranks() == 1:
+        return make()
+    made: list[object] = [None]
+    if dist.get_rank() == 0:
+        try:
+            made = [make()]
+        except AntibodyError as error:
+            made = [error]
+    dist.broadcast_object_list(made, src=0)
+    if isinstance(made[0], AntibodyError):
+        raise made[0]
+    return made[0]  # type: ignore[return-value]
 
 
 def all_reduce(tensor: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:

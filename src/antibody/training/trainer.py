@@ -272,6 +272,10 @@ def _refuse_unsupported(args: SFTConfig) -> None:
             "reentrant checkpointing does not work with gradients taken by autograd.grad",
         ),
         "loss_type": (args.loss_type != "nll", "a defence defines its own loss"),
+        "save_only_model": (
+            args.save_only_model,
+            "its checkpoints lack the optimiser, so that a run that was killed would go on to another end",
+        ),
         "auto_find_batch_size": (args.auto_find_batch_size, "the batch size is part of a defence's definition"),
     }
     for name, (set_, why) in refusals.items():

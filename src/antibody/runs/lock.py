@@ -1,0 +1,126 @@
+"""One process at a time in a run's folder.
+
+The lock belongs to the operating system, which frees it however the process ends: what a killed run leaves is a file
+that nobody holds, and the next one takes it over. In the file is who holds it, for whoever comes second.
+"""
+
+import json
+import logging
+import os
+import socket
+import time
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from ..errors import OutputError
+from ..files import try_lock, unwritable
+
+log = logging.getLogger("antibody")
+
+LOCK = ".lock"
+PATIENCE = 0.5
+"""Seconds in which a lock is asked for again: whoever only looks at it holds it for a moment."""
+
+
+class FolderLock:
+    """The lock of a folder.
+
+    Args:
+        folder: The run's folder; ``acquire`` makes it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / LOCK
+        self._descriptor: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether it is ours."""
+        return self._descriptor is not None
+
+    def acquire(self) -> None:
+        """Take the lock, or take it over from a process that is gone.
+
+        Raises:
+            OutputError: another process holds it; says which. Or the folder cannot be written.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while not self._tried():
+            if time.monotonic() > deadline:
+                raise self._refusal()
+            time.sleep(0.02)
+
+    def refuse_if_held(self) -> None:
+        """Look whether another process holds it; nothing is written.
+
+        Raises:
+            OutputError: it does.
+        """
+        try:
+            descriptor = os.open(self.file, os.O_RDONLY)
+        except OSError:
+            return
+        try:
+            if not try_lock(descriptor, shared=True):
+                raise self._refusal()
+        except OSError:
+            return
+        finally:
+            os.close(descriptor)
+
+    def release(self) -> None:
+        """Give the lock back, if it is ours."""
+        if self._descriptor is None:
+            return
+        with suppress(OSError):
+            self.file.unlink()  # before it is given back: later it could be another's
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def _tried(self) -> bool:
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # removed in between, by a run that gave up
+            return False
+        except OSError as error:
+            raise unwritable(self.file.parent, error) from error
+        try:
+            if not try_lock(descriptor) or not self._is_still(descriptor):
+                os.close(descriptor)
+                return False
+        except OSError as error:
+            log.warning(
+                "%s: cannot be locked here (%s), so two processes that write to it would not notice each other.",
+                self.file.parent,
+                error.strerror,
+            )
+        with suppress(OSError):  # a full disk: the lock holds without saying who
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, _whoever().encode())
+        self._descriptor = descriptor
+        return True
+
+    def _is_still(self, descriptor: int) -> bool:
+        """Whether the locked file is the one of that name, and not one that its holder has just removed."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(self.file))
+        except FileNotFoundError:
+            return False
+
+    def _refusal(self) -> OutputError:
+        try:
+            holder = json.loads(self.file.read_text(encoding="utf-8"))
+            who = f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
+        except (OSError, ValueError, LookupError, TypeError):
+            who = "which one is not known"
+        return OutputError(
+            f"{self.file.parent}: another process is writing to it ({who}). Wait until it has ended, or stop it, and "
+            "run the same command again; or choose another --output."
+        )
+
+
+def _whoever() -> str:
+    since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}) + "\n"
