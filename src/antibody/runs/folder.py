@@ -27,6 +27,7 @@ import yaml
 from ..errors import OutputError
 from ..files import TEMPORARY, disk_errors, reason, write_text
 from ..models.loading import PACKAGED, PROVENANCE
+from ..training.checkpoints import STAGING
 from .lock import LOCK, FolderLock
 from .result import RESULT, RunResult, stored_files
 
@@ -34,6 +35,8 @@ CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
+OF_CHECKPOINTS = ("checkpoint-", STAGING)
+"""How names in ``CHECKPOINTS`` begin."""
 WEIGHTS = ("adapter", "model")
 MADE = (
     *(CONFIG, ENVIRONMENT, METRICS, "samples.parquet", "evaluation.json", "completions.parquet"),
@@ -89,6 +92,8 @@ class RunFolder:
                     "it goes on from what is there now."
                 )
             if self.state is State.PARTIAL:
+                if not (self.path / ENVIRONMENT).is_file():  # killed right at the start
+                    write_text(self.path / ENVIRONMENT, environment)
                 return
             if self.path != self.final:
                 shutil.rmtree(self.path, ignore_errors=True)
@@ -124,9 +129,10 @@ class RunFolder:
         """Mark the run as complete, put it in its place, remove its checkpoints and give the folder back."""
         write_text(self.path / RESULT, result.to_stored(sorted({RESULT, *_given_names(self.path)})))
         try:
-            shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
             if self.path != self.final:
                 _replace(self.final)
+            else:
+                _remove_checkpoints(self.final)
         finally:
             self.lock.release()
 
@@ -175,7 +181,9 @@ def open_run(
         path, state = _look(final, config, overwrite=overwrite)
         if state is State.NEW and resume:
             raise OutputError(f"{final}: there is no run to resume. Leave --resume out, or name the run's folder.")
-        if state is not State.COMPLETE:
+        if state is State.COMPLETE:
+            _tidy(final, lock)
+        else:
             lock.refuse_if_held()
     return RunFolder(path, final, config, state, lock)
 
@@ -188,6 +196,8 @@ def output_folder(output: str | Path) -> Path:
     """
     if not str(output).strip():
         raise OutputError("--output is empty. Name a folder.")
+    if "\0" in str(output):
+        raise OutputError(f"--output {str(output)[:80]!r}: no folder can have that name (a null character in it).")
     try:
         final = Path(output).expanduser().absolute()
         if final.exists() and not final.is_dir():
@@ -294,6 +304,25 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _remove_checkpoints(folder: Path) -> None:
+    checkpoints = folder / CHECKPOINTS
+    if not _is_real_folder(checkpoints):
+        return
+    for entry in checkpoints.iterdir():
+        if entry.name.startswith(OF_CHECKPOINTS):
+            shutil.rmtree(entry, ignore_errors=True)
+    with suppress(OSError):  # something else is in it
+        checkpoints.rmdir()
+
+
+def _tidy(final: Path, lock: FolderLock) -> None:
+    """Remove what a kill just before its end has left of a complete run."""
+    with suppress(OutputError):  # not to be written to, which a complete run need not be
+        if (lock.file.exists() or (final / CHECKPOINTS).is_dir()) and lock.try_acquire():
+            _remove_checkpoints(final)
+            lock.release()
+
+
 # -- replacing -----------------------------------------------------------------------------------------------------
 #
 # .overwrite -> .replacing (one rename: from here on the new run counts) -> the old run's files are removed, by a list
@@ -318,6 +347,7 @@ def _replace(final: Path) -> None:
     """
     beside = final / OVERWRITE
     try:
+        _remove_checkpoints(beside)
         old = _made(final)
         for name in _files_below(beside):
             if name not in old and name != OLD_FILES and os.path.lexists(final / name):
@@ -368,7 +398,7 @@ def _made(final: Path) -> list[str]:
         ]
     checkpoints = final / CHECKPOINTS
     if _is_real_folder(checkpoints):
-        ours = (name for name in _files_below(checkpoints) if name.startswith(("checkpoint-", ".staging/")))
+        ours = (name for name in _files_below(checkpoints) if name.startswith(OF_CHECKPOINTS))
         listed += [f"{CHECKPOINTS}/{name}" for name in ours]
     return [name for name in listed if _is_inside(final, name)]
 

@@ -46,7 +46,7 @@ class FolderLock:
             OutputError: another process holds it; says which. Or the folder cannot be written.
         """
         deadline = time.monotonic() + PATIENCE
-        while not self._tried():
+        while not self.try_acquire():
             if time.monotonic() > deadline:
                 raise self._refusal()
             time.sleep(0.02)
@@ -78,7 +78,12 @@ class FolderLock:
         os.close(self._descriptor)
         self._descriptor = None
 
-    def _tried(self) -> bool:
+    def try_acquire(self) -> bool:
+        """Take the lock if it is free, and return whether it was.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o644)
