@@ -71,7 +71,9 @@ def reason(error: Exception) -> str:
     """Why writing failed, in a few words."""
     if _from_torchs_writer(error):  # "unexpected pos 576 vs 534"
         return "a file could not be written to its end, as on a full disk"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)  # pyarrow's own text names the temporary file
+    return str(error) or type(error).__name__
 
 
 def _from_torchs_writer(error: Exception) -> bool:

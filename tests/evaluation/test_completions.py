@@ -68,13 +68,13 @@ def test_a_disk_error_leaves_the_former_table_and_no_rest(tmp_path, monkeypatch)
 
 
 def test_a_missing_folder_is_an_output_error(tmp_path):
-    with pytest.raises(OutputError, match="could not be saved"):
+    with pytest.raises(OutputError, match="cannot be written"):
         write_completions(tmp_path / "none" / "c.parquet", ROWS, SETTINGS)
 
 
 def test_a_file_where_a_folder_should_be_is_an_output_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="could not be saved"):
+    with pytest.raises(OutputError, match="cannot be written"):
         write_completions(tmp_path / "file" / "c.parquet", ROWS, SETTINGS)
 
 

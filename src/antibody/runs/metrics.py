@@ -77,7 +77,8 @@ def last_values(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     entries = _steps(log_history)
     if not entries:
         return {}
-    return {name: float(value) for name, value in entries[-1].items() if name not in _NOT_RESULTS}
+    values = {name: float(value) for name, value in entries[-1].items() if name not in _NOT_RESULTS}
+    return dict(sorted(values.items(), key=lambda item: (item[0] != "loss", item[0])))
 
 
 def write_samples(file: Path, row_log: RowLog, records: Sequence[Record]) -> None:
@@ -105,5 +106,8 @@ def write_samples(file: Path, row_log: RowLog, records: Sequence[Record]) -> Non
 
 
 def _steps(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Without the Trainer's closing summary: timings, and a mean that a resumed run would take over fewer steps."""
-    return [dict(entry) for entry in log_history if "train_runtime" not in entry]
+    """Without the Trainer's closing summary: timings, and a mean that a resumed run would take over fewer steps.
+
+    In the order in which a checkpoint has them, so that a resumed run writes the same file.
+    """
+    return [dict(sorted(entry.items())) for entry in log_history if "train_runtime" not in entry]

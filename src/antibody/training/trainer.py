@@ -138,6 +138,9 @@ class DefendedTrainer(SFTTrainer):
         self, epoch_iterator: Iterator[MicroBatch], num_batches: int, device: torch.device
     ) -> tuple[list[MicroBatch], None]:
         """All micro-batches of the coming optimiser step, kept for the defence."""
+        if self.state.global_step >= self.state.max_steps:  # gone on from a checkpoint of the last step
+            self.control.should_training_stop = True  # which the Trainer asks only after a further one
+            return [], None
         self._micro_batches = [next(epoch_iterator) for _ in range(num_batches)]
         return self._micro_batches, None
 
