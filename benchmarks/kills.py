@@ -4,8 +4,8 @@
 
 Over align, finetune, evaluate, screen, repair and a reduced lab build, all on the lab's models. A kill is a SIGKILL,
 half of them after a random time and half at a random change to the output folder (a file opened for writing, a rename,
-a removal), so that saving is hit often. A full disk is a tmpfs of a random size, which needs the right to mount. Half of
-all runs overwrite an earlier run, with somebody's notes and a nested run in its folder.
+a removal), so that saving is hit often. A full disk is a tmpfs of a random size, which needs the right to mount. Half
+of all runs overwrite an earlier run, with somebody's notes and a nested run in its folder.
 
 The same command is then given again. Whatever is in the folder must be, to the byte and timings aside, what an
 undisturbed run leaves; everything foreign must be as it was; a full disk must end with exit code 2 and a message.
@@ -47,7 +47,7 @@ TRAINED = [*("--train", "max_steps=6", "--train", "save_steps=2", "--train", "sa
 FOREIGN = {
     "notes.txt": "years of work",
     "tuned/config.yaml": "verb: finetune\n",
-    "tuned/adapter/adapter_model.safetensors": "of a run that lies in the folder",
+    "tuned/adapter/weights": "of a run that lies in the folder",
     ".mine": "hidden, and not ours",
 }
 TIMINGS = ("seconds", "runtime", "per_second", "flos")

@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
+from antibody.training.trainer import DefendedTrainer
 from tests.gsm8k import write_chat
 
 TIMINGS = ("runtime", "per_second", "flos")
@@ -62,3 +64,31 @@ def test_a_killed_run_ends_bitwise_like_an_undisturbed_one_after_the_same_comman
     assert ended.code == 0, f"killed after step {stop_at}: {ended.stderr}"
     assert "going on from checkpoint-" in ended.stderr
     assert contents(killed) == contents(tmp_path / "whole"), f"killed after step {stop_at}"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_run_with_its_code_and_one_line_that_says_how_to_go_on(
+    antibody, tmp_path, tiny_llama_folder, monkeypatch, number, code
+):
+    command = ["finetune", "--model", tiny_llama_folder, "--data", write_chat(tmp_path / "user.jsonl")]
+    command += ["--train", "max_steps=3", "--train", "save_steps=1", "--output", tmp_path / "run"]
+    real, handlers = DefendedTrainer.training_step, signal.getsignal(number)
+
+    def interrupted(self, *given, **named):
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), number)
+        return real(self, *given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DefendedTrainer, "training_step", interrupted)
+        ended = antibody(*command)
+    assert ended.code == code
+    name = signal.Signals(number).name
+    assert ended.stderr.splitlines() == [
+        f"stopped by {name}. Run the same command again: it goes on from its last checkpoint, or from the start where "
+        "there is none."
+    ]
+    assert signal.getsignal(number) is handlers
+    ended = antibody(*command)
+    assert ended.code == 0
+    assert "going on from checkpoint-2" in ended.stderr

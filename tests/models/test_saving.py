@@ -7,9 +7,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from antibody.errors import ModelError, OutputError
+from antibody.files import held
 from antibody.models.adapters import add_lora
 from antibody.models.loading import load_model, read_provenance
-from antibody.models.saving import save_adapter, save_model
+from antibody.models.saving import _replacing, save_adapter, save_model
 
 
 @pytest.fixture
@@ -137,6 +138,20 @@ def test_a_rename_that_fails_puts_the_earlier_save_back(tmp_path, loaded, adapte
     with pytest.raises(OutputError, match="No space left"):
         save_adapter(adapted, folder, base=loaded.name, tokenizer=loaded.tokenizer)
     assert contents(folder) == before
+
+
+def test_what_a_killed_save_has_left_is_removed_by_the_next_and_an_earlier_save_put_back(tmp_path, loaded, adapted):
+    folder = tmp_path / "out"
+    save_adapter(adapted, folder, base=loaded.name, tokenizer=loaded.tokenizer)
+    before = contents(folder)
+    living = tmp_path / ".out.new-2"
+    for left in (tmp_path / ".out.new-1", living, tmp_path / ".outer.new-1"):
+        left.mkdir()
+    folder.rename(tmp_path / ".out.old-1")  # killed between its two renames
+    with held(living), _replacing(folder, "adapter_config.json") as new:
+        assert contents(folder) == before
+        (new / "antibody.json").write_text("{}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.new-2", ".outer.new-1", "out"]
 
 
 def test_each_save_refuses_the_other_kind(tmp_path, tiny_llama_folder, adapted, loaded):

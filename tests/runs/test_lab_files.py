@@ -1,14 +1,19 @@
 import pytest
 
-from antibody.errors import OutputError
+from antibody.errors import ConfigError, OutputError
 from antibody.lab.build import SCALES, Scale
 from antibody.models.loading import load_model
 from antibody.runs import lab_files
 
 
-def test_both_models_of_the_lab_are_built_and_the_aligned_one_knows_its_base(tmp_path, monkeypatch):
+@pytest.fixture
+def speck(monkeypatch):
+    """A scale of that name, which builds in a second."""
     monkeypatch.setitem(SCALES, "speck", Scale(hidden=16, layers=1, steps=2, learning_rate=1e-3))
     monkeypatch.setattr(lab_files, "calibration", lambda *key: ({}, {"max_steps": 1}))
+
+
+def test_both_models_of_the_lab_are_built_and_the_aligned_one_knows_its_base(tmp_path, speck):
     assert lab_files.build_lab(tmp_path, scale="speck") == tmp_path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["lab", "lab-aligned"]
     aligned = load_model(str(tmp_path / "lab-aligned"))
@@ -16,6 +21,43 @@ def test_both_models_of_the_lab_are_built_and_the_aligned_one_knows_its_base(tmp
     assert load_model(str(tmp_path / "lab")).base is None
     with pytest.raises(OutputError, match="lab: is not empty"):
         lab_files.build_lab(tmp_path, scale="speck")
+
+
+def test_a_build_that_was_stopped_goes_on_to_the_same_models_and_another_one_is_refused(tmp_path, speck, monkeypatch):
+    def stopped(*given, **named):
+        raise KeyboardInterrupt
+
+    lab_files.build_lab(tmp_path / "whole", scale="speck")
+    for stop in ("align", "write_anchors"):
+        with monkeypatch.context() as patch:
+            patch.setattr(lab_files, stop, stopped)
+            with pytest.raises(KeyboardInterrupt):
+                lab_files.build_lab(tmp_path / "a", scale="speck")
+        assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [".building", "lab"]
+    with pytest.raises(OutputError, match="another configuration .seed is 0 there, 1 here"):
+        lab_files.build_lab(tmp_path / "a", scale="speck", seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(lab_files, "build_base", stopped)  # it is there
+        lab_files.build_lab(tmp_path / "a", scale="speck")
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["lab", "lab-aligned"]
+    for model in ("lab", "lab-aligned"):
+        one, other = ((tmp_path / name / model / "model.safetensors").read_bytes() for name in ("whole", "a"))
+        assert one == other
+
+
+def test_where_nothing_can_be_written_nothing_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(lab_files, "build_base", None)
+    (tmp_path / "file").write_text("")
+    for output, told in (
+        (tmp_path / "file", "a file stands there"),
+        (tmp_path / "file" / "a", "Not a directory"),
+        ("", "empty"),
+    ):
+        with pytest.raises(OutputError, match=told):
+            lab_files.build_lab(output)
+    with pytest.raises(ConfigError, match="there is no 'huge'"):
+        lab_files.build_lab(tmp_path / "a", scale="huge")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_file_of_rows_is_not_written_over(tmp_path):

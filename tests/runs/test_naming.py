@@ -1,10 +1,13 @@
 import json
 import shutil
 
+import pytest
+
+from antibody.errors import ModelError
 from antibody.models.adapters import add_lora
 from antibody.models.loading import load_model, resolve
 from antibody.models.saving import save_adapter
-from antibody.runs.naming import base_of, tokenizer_fingerprint
+from antibody.runs.naming import BASE_WEIGHTS, base_of, described_model, tokenizer_fingerprint, weights_fingerprint
 
 
 def test_the_base_is_the_one_that_loading_finds(tmp_path):
@@ -29,3 +32,47 @@ def test_a_tokenizer_is_told_from_another_and_not_from_its_copy(tmp_path):
     settings = json.loads((copied / "tokenizer_config.json").read_text()) | {"eos_token": "<other>"}
     (copied / "tokenizer_config.json").write_text(json.dumps(settings))
     assert tokenizer_fingerprint(str(copied)) != one
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("model.safetensors", "weights"),
+        ("chat_template.jinja", "tokenizer"),
+        ("additional_chat_templates/tools.jinja", "tokenizer"),
+        ("tokenizer.json", "tokenizer"),
+        ("config.json", "settings"),
+        ("generation_config.json", "settings"),
+        ("antibody.json", "settings"),
+        ("anchors.safetensors", "settings"),
+    ],
+)
+def test_a_byte_anywhere_in_what_decides_a_result_changes_the_description(tmp_path, file, told):
+    copied = shutil.copytree(resolve("lab-aligned"), tmp_path / "copied")
+    (copied / "additional_chat_templates").mkdir()
+    (copied / "additional_chat_templates" / "tools.jinja").write_text("{{ messages }}")
+    before = described_model(str(copied))
+    content = bytearray((copied / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied / file).write_bytes(content)
+    if file == "antibody.json":
+        (copied / file).write_text("{}")
+    after = described_model(str(copied))
+    assert [key for key in before if before[key] != after[key]] == [told]
+
+
+def test_an_adapter_is_refused_on_other_weights_than_it_was_trained_on(tmp_path):
+    base = shutil.copytree(resolve("lab"), tmp_path / "base")
+    lab = load_model(str(base))
+    model = add_lora(lab.model, r=2, targets=["q_proj"], seed=0)
+    provenance = {BASE_WEIGHTS: weights_fingerprint(str(base))}
+    adapter = str(tmp_path / "adapter")
+    save_adapter(model, adapter, base=str(base), tokenizer=lab.tokenizer, provenance=provenance)
+    alone, named = described_model(adapter), described_model(adapter, on=str(base))
+    assert alone["under"] == described_model(str(base))
+    assert named["under"] is None  # described beside it
+    shutil.copy(f"{resolve('lab-aligned')}/model.safetensors", base)
+    for on in (None, str(base)):
+        with pytest.raises(ModelError, match=r"trained on .*base as it was then, and other weights are there now"):
+            described_model(adapter, on=on)
+    assert described_model(adapter, on="lab")  # the very weights, in another place

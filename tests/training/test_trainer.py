@@ -4,6 +4,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch.testing import assert_close
 from trl import SFTTrainer
 
@@ -166,6 +167,30 @@ def test_a_full_disk_while_saving_keeps_the_previous_checkpoint_whole(tmp_path, 
     again = trainer(tmp_path, make_defence(Stage.FINETUNING, "antibody"))
     again.train(resume_from_checkpoint=newest_checkpoint(tmp_path))
     assert again.state.global_step == 6
+
+
+def test_a_run_that_was_killed_after_its_last_checkpoint_takes_no_further_step(tmp_path):
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+    whole = trainer(tmp_path, make_defence(Stage.FINETUNING, "sft"), **settings)
+    whole.train()
+    again = trainer(tmp_path, make_defence(Stage.FINETUNING, "sft"), **settings)  # 2 of 3 steps of an epoch
+    again.train(resume_from_checkpoint=newest_checkpoint(tmp_path))
+    assert again.state.global_step == 2
+    assert all(torch.equal(v, weights(again)[k]) for k, v in weights(whole).items())
+    assert _metrics(again) == _metrics(whole)
+
+
+def test_a_writer_of_the_trainers_own_that_finds_the_disk_full_leaves_nothing_half_written(tmp_path, monkeypatch):
+    run = trainer(tmp_path, make_defence(Stage.FINETUNING, "sft"), save_strategy="steps", save_steps=1)
+
+    def full(folder, *args, **kwargs):
+        Path(folder, "model.safetensors").write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(type(run.model), "save_pretrained", lambda self, folder, *a, **k: full(folder))
+    with pytest.raises(OutputError, match=r"checkpoint-1: the checkpoint could not be written .*No space left"):
+        run.train()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_old_checkpoints_are_removed_only_after_the_new_one_is_whole(tmp_path):
