@@ -211,7 +211,8 @@ def _content(path: Path, output: str) -> Any:
             return _untimed(json.loads(text))
     if path.name == "metrics.jsonl":
         return [_untimed(json.loads(line)) for line in text.splitlines()]
-    return re.sub(r"\b[mp][0-9a-f]{10}\b", "ID", text)  # matplotlib's, in an SVG
+    text = re.sub(r"\b[mp][0-9a-f]{10}\b", "ID", text)  # matplotlib's, in an SVG
+    return re.sub(r"\b\d+ seconds\b", "TIME", text)
 
 
 def _untimed(value: Any) -> Any:

@@ -316,17 +316,17 @@ def test_a_run_that_cannot_take_the_old_ones_place_keeps_both_and_the_same_comma
     real = Path.rename
 
     def busy(self, target):
-        if self == run:
+        if self == run / ".overwrite":
             raise OSError(16, "Device or resource busy")
         return real(self, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", busy)
-        with pytest.raises(OutputError, match="the new run is whole"):
+        with pytest.raises(OutputError, match="The new run is complete"):
             screen(rows, "lab", output=run, overwrite=True, batch_size=8)
-    assert {p.name: p.read_bytes() for p in run.iterdir()} == before
-    beside = {p.name for p in (tmp_path / ".run.overwrite").iterdir()}
-    assert beside == set(before)
+    assert {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()} == before
+    beside = {p.name for p in (run / ".overwrite").iterdir()}
+    assert beside == {*before, ".old-files.json"}
     again = screen(rows, "lab", output=run, overwrite=True, batch_size=8)
     assert (again.num_rows, again.measure) == (first.num_rows, first.measure)
     assert {p.name for p in run.iterdir()} == set(before)
