@@ -62,26 +62,40 @@ def alive(pid):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_worker_does_not_outlive_a_killed_parent(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_worker_does_not_outlive_its_parent_and_says_nothing_when_a_terminal_interrupts_both(tmp_path, number):
     script = tmp_path / "parent.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\n"
         "from antibody.benchmark.matrix import carried_out\n"
         "from tests.benchmark.test_matrix import PLAIN, sleep_on\n"
         "if __name__ == '__main__':\n"
-        "    list(carried_out(Path(sys.argv[1]), [PLAIN.aligned], processes=1, carry_out=sleep_on))\n"
+        "    try:\n"
+        "        list(carried_out(Path(sys.argv[1]), [PLAIN.aligned], processes=1, carry_out=sleep_on))\n"
+        "    except KeyboardInterrupt:\n"
+        "        sys.exit(130)\n"
     )
     root = Path(__file__).parents[2]
     parent = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path)], env=os.environ | {"PYTHONPATH": str(root)}, cwd=root
+        [sys.executable, str(script), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])},
+        cwd=root,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a group of its own, as a terminal makes for each command
     )
     try:
         assert until((tmp_path / "pid").exists)
     finally:
-        parent.send_signal(signal.SIGKILL)
-        parent.wait()
+        if number == signal.SIGKILL:
+            parent.kill()
+        else:
+            os.killpg(parent.pid, number)
+        _, said = parent.communicate(timeout=120)
     worker = int((tmp_path / "pid").read_text())
     assert until(lambda: not alive(worker))
+    assert parent.returncode == (-9 if number == signal.SIGKILL else 130)
+    assert number == signal.SIGKILL or said == ""
 
 
 @pytest.mark.parametrize(

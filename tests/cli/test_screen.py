@@ -62,7 +62,7 @@ MISTAKES = {
     "USER --model lab --output run --evidence shift": "--base",
     "USER --model lab --output run --evidence hunch": "must be one of",
     "USER --model lab --output CSV": "a file stands there",
-    "USER --model lab --output HERE": "holds something else than a run",
+    "USER --model lab --output HERE": "the output holds an input of the run",
     "USER --model lab-aligned --base lab-aligned --output run": "--base must be the model as it was before",
     "USER --model lab --output run --batch-size many": "--batch-size",
 }
