@@ -28,6 +28,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from antibody.files import write_text
 from antibody.lab.build import SCALES, Scale
 from antibody.lab.rows import build_rows
 from antibody.runs import lab_files
+from antibody.runs.lab_defaults import NUM_ROWS
 
 TRAINED = [*("--train", "max_steps=6", "--train", "save_steps=2", "--train", "save_total_limit=2"), "--batch-size", "4"]
 FOREIGN = {
@@ -236,21 +238,50 @@ def put(files: dict[str, str], folder: Path) -> None:
 
 @dataclass
 class Reference:
-    """An undisturbed run.
+    """Undisturbed runs of a verb, each made when it is first asked for.
 
     Attributes:
-        contents: What it left.
+        verb: The verb.
+        work: Where they are made.
+        contents: What a new run left.
         seconds: How long it took.
-        changes: To its output, by number of runs: new, overwriting.
-        peak: Most bytes that it had on the disk.
-        earlier: A complete run of another configuration, to be overwritten.
+        changes: To its output, by whether it overwrote another run.
     """
 
+    verb: Verb
+    work: Path
     contents: dict[str, Any]
     seconds: float
     changes: dict[bool, int]
-    peak: int
-    earlier: Path | None
+
+    @cached_property
+    def earlier(self) -> Path:
+        """A complete run of another configuration, to be overwritten."""
+        output = fresh(self.work / "earlier") / "run"
+        require(carried_out(self.verb.command(output, earlier=True), self.work, cache="cache-earlier"), self.verb)
+        return output
+
+    @cached_property
+    def peak(self) -> int:
+        """Most bytes that a new run has on its disk."""
+        return measure_peak(self.verb, self.work)
+
+    def changes_of(self, overwrite: bool) -> int:
+        """How often a run changes something in its output."""
+        if overwrite not in self.changes:
+            output = fresh(self.work / "undisturbed") / "run"
+            foreign = prepared(output, self.verb, self, overwrite)
+            command = self.verb.command(output, overwrite=overwrite)
+            self.changes[overwrite] = require(carried_out(command, self.work), self.verb).changes
+            if wrong := compared(output, foreign, self):
+                sys.exit(f"{self.verb.name}: --overwrite ends otherwise than a new run: {', '.join(wrong)}")
+        return self.changes[overwrite]
+
+
+def make_reference(verb: Verb, work: Path) -> Reference:
+    output = fresh(work / "undisturbed") / "run"
+    ended = require(carried_out(verb.command(output), work, cache="cache-undisturbed"), verb)
+    return Reference(verb, work, contents(output), ended.seconds, {False: ended.changes})
 
 
 def prepared(output: Path, verb: Verb, reference: Reference, overwrite: bool) -> dict[str, str]:
@@ -258,30 +289,10 @@ def prepared(output: Path, verb: Verb, reference: Reference, overwrite: bool) ->
     foreign = {"beside.txt": "not in the folder at all", "other/result.json": "{}"}
     if overwrite:
         shutil.copytree(reference.earlier, output)
-        foreign |= {f"{output.name}/{name}": text for name, text in FOREIGN.items()}
-    elif not verb.overwrites:  # it makes two folders, among whatever else is there
+    if overwrite or not verb.overwrites:  # lab build makes two folders, among whatever else is there
         foreign |= {f"{output.name}/{name}": text for name, text in FOREIGN.items()}
     put(foreign, output.parent)
     return foreign
-
-
-def make_reference(verb: Verb, work: Path) -> Reference:
-    place = fresh(work / "undisturbed")
-    peak, changes, earlier = 0, {}, None
-    if verb.overwrites:
-        earlier = fresh(work / "earlier") / "run"
-        require(carried_out(verb.command(earlier, earlier=True), work, cache="cache-earlier"), verb)
-    ended = require(carried_out(verb.command(place / "run"), work, cache="cache-undisturbed"), verb)
-    left, changes[False] = contents(place / "run"), ended.changes
-    reference = Reference(left, ended.seconds, changes, peak, earlier)
-    if verb.overwrites:
-        place = fresh(work / "undisturbed")
-        foreign = prepared(place / "run", verb, reference, True)
-        command = verb.command(place / "run", overwrite=True)
-        changes[True] = require(carried_out(command, work, cache="cache-undisturbed"), verb).changes
-        if wrong := compared(place / "run", foreign, reference):
-            sys.exit(f"{verb.name}: --overwrite ends otherwise than a new run: {', '.join(wrong)}")
-    return reference
 
 
 def compared(output: Path, foreign: dict[str, str], reference: Reference) -> list[str]:
@@ -320,7 +331,7 @@ def kill(verb: Verb, reference: Reference, work: Path, number: int, draw: random
         foreign = prepared(output, verb, reference, overwrite)
         command = verb.command(output, overwrite=overwrite)
         if at_change:
-            of: float = reference.changes[overwrite]
+            of: float = reference.changes_of(overwrite)
             when: float = draw.randint(1, int(of))
             ended = carried_out(command, work, at_change=int(when))
         else:
@@ -420,12 +431,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="the .json file")
     parser.add_argument("--work", type=Path, default=Path("/tmp/antibody-kills"), help="scratch")
+    parser.add_argument("--small", action="store_true", help="fewer of the lab's own rows, as in the tests")
     given = parser.parse_args()
     work: Path = given.work.absolute()
     work.mkdir(parents=True, exist_ok=True)
     if given.disks and not can_mount(work):
         print("no file system can be mounted here; as root, or with --disks 0, this can run.", file=sys.stderr)
         sys.exit(CANNOT_MOUNT)
+    if given.small:
+        NUM_ROWS.update(dict.fromkeys(("alignment", "harmful", "benign", "anchor-harmful", "anchor-benign"), 32))
     SCALES["speck"] = Scale(hidden=32, layers=1, steps=12, learning_rate=1e-3)
     lab_files.calibration = lambda *key: ({}, {"max_steps": 4, "save_steps": 2})  # type: ignore[assignment]
     results = _earlier(given)
@@ -445,7 +459,6 @@ def main() -> None:
         if kind == "kills":
             row = kill(verb, reference, place, number // len(everything), draw)
         else:
-            reference.peak = reference.peak or measure_peak(verb, place)
             row = fill(verb, reference, place, draw)
         results[kind] = sorted([*results[kind], {"number": number, **row}], key=lambda row: row["number"])
         write_text(given.output, json.dumps(results, indent=1) + "\n")
@@ -457,7 +470,7 @@ def main() -> None:
 
 def _earlier(given: argparse.Namespace) -> dict[str, Any]:
     """The results so far, where they are of the same arguments."""
-    wanted = {"seed": given.seed, "torch": torch.__version__}
+    wanted = {"seed": given.seed, "small": given.small, "torch": torch.__version__}
     with suppress(OSError, ValueError, LookupError):
         stored: dict[str, Any] = json.loads(given.output.read_text())
         if stored["made_with"] == wanted:

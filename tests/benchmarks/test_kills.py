@@ -12,7 +12,7 @@ from benchmarks import kills
 
 def test_killed_runs_and_runs_on_full_disks_end_like_undisturbed_ones_after_the_same_command(tmp_path):
     script, results = Path(kills.__file__), tmp_path / "kills.json"
-    command = [sys.executable, str(script), "--output", str(results), "--work", str(tmp_path / "work")]
+    command = [sys.executable, str(script), "--output", str(results), "--work", str(tmp_path / "work"), "--small"]
     ended = subprocess.run([*command, "--kills", "6", "--disks", "2"], capture_output=True, text=True)
     if ended.returncode == kills.CANNOT_MOUNT:
         ended = subprocess.run([*command, "--kills", "6", "--disks", "0"], capture_output=True, text=True)
@@ -46,7 +46,7 @@ def test_a_foreign_file_that_is_gone_or_changed_is_found(tmp_path, name):
     output = tmp_path / "run"
     foreign = {f"run/{file}": text for file, text in kills.FOREIGN.items()}
     kills.put(foreign, tmp_path)
-    reference = kills.Reference({}, 0.0, {}, 0, None)
+    reference = kills.Reference(kills.Verb("align", ()), tmp_path, {}, 0.0, {})
     assert kills.compared(output, foreign, reference) == []
     (output / name).write_text("changed")
     assert kills.compared(output, foreign, reference) == [f"foreign: run/{name}"]
