@@ -56,7 +56,7 @@ MISTAKES = {
     "USER --output run": "--model is missing",
     "USER --model lab": "--output is missing",
     "none.jsonl --model lab --output run": "none.jsonl: no such file",
-    "CSV --model lab --output run": "line 1: broken JSON",
+    "CSV --model lab --output run": "line 1: comma-separated values",
     "USER --model ./none --output run": "no such folder",
     "USER --model lab --output run --base ./none": "no such folder",
     "USER --model lab --output run --evidence shift": "--base",

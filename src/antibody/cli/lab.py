@@ -24,17 +24,16 @@ def data(
     """Write rows of a kind as chat JSONL."""
     from ..runs.lab_files import write_lab_data
 
-    with o.system_errors():
-        rows = write_lab_data(
-            kind,
-            output,
-            num=num,
-            task=task,
-            poison_ratio=poison_ratio,
-            seed=seed,
-            truth=truth,
-            overwrite=overwrite,
-        )
+    rows = write_lab_data(
+        kind,
+        output,
+        num=num,
+        task=task,
+        poison_ratio=poison_ratio,
+        seed=seed,
+        truth=truth,
+        overwrite=overwrite,
+    )
     o.show({"output": output, "num_rows": rows}, [f"{output}: {rows} rows"], as_json=as_json)
 
 
@@ -49,6 +48,5 @@ def build(
     o.quiet()
     from ..runs.lab_files import build_lab
 
-    with o.system_errors():
-        folder = build_lab(output, scale=scale, seed=seed, progress=True)
+    folder = build_lab(output, scale=scale, seed=seed, progress=True)
     o.show({"output": str(folder)}, [f"{folder}"], as_json=as_json)

@@ -4,7 +4,6 @@ Exit code 0: done. 2: the user can fix it; one message on stderr, no traceback. 
 SIGINT (Ctrl-C) or SIGTERM.
 """
 
-import errno
 import json
 import os
 import signal
@@ -19,15 +18,12 @@ from typing import NoReturn
 import typer
 
 from ..errors import AntibodyError
-from ..files import from_the_disk, reason
 from ..text import cut, escaped
 from . import align, convert, defences, demo, evaluate, finetune, lab, repair, screen
+from .options import system_errors
 
 UsageProblem: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException, of whichever click this typer carries: 0.2x has its own."""
-
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
-"""Errors of the system that say nothing about our code."""
 
 app = typer.Typer(
     name="antibody",
@@ -58,7 +54,7 @@ def run(arguments: list[str]) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     as_json = "--json" in arguments
     try:
-        with _signals():
+        with _signals(), system_errors():
             code = app(arguments, prog_name="antibody", standalone_mode=False)
     except _Stopped as stop:
         return _stopped(stop.number)
@@ -70,10 +66,6 @@ def run(arguments: list[str]) -> int:
         told: str = error.format_message()  # type: ignore[attr-defined]
         return _refuse(f"UsageError: {told.rstrip('.')}. See antibody --help.", as_json)
     except Exception as error:
-        if from_the_disk(error) and getattr(error, "errno", errno.ENOSPC) in _OF_THE_DISK:
-            file = getattr(error, "filename", None)
-            where = "" if file is None else f"{file}: "
-            return _refuse(f"OutputError: {where}{reason(error)}. Free some space, or see to the disk.", as_json)
         print("\n".join(map(escaped, traceback.format_exc().splitlines())), file=sys.stderr)
         print("This is our fault, not yours: please report it with the lines above.", file=sys.stderr)
         if as_json:

@@ -16,6 +16,7 @@ import typer
 import yaml
 
 from ..errors import AntibodyError, ConfigError, OutputError
+from ..files import from_the_disk, reason
 from ..parsing import load_yaml, nearest, parse_value
 from ..paths import as_file, checked_output, checked_path
 from ..text import cut, escaped, quoted
@@ -100,8 +101,7 @@ def call(verb: Callable[..., Any], flags: Mapping[str, Any], config: str | None)
     for name, value in values.items():
         if isinstance(value, str | Path) and _is_path(name, hints[name]):
             (checked_output if name == "output" else checked_path)(value, _flag(name))
-    with system_errors():
-        return verb(**values)
+    return verb(**values)
 
 
 @contextmanager
@@ -116,19 +116,20 @@ def system_errors() -> Iterator[None]:
         yield
     except AntibodyError:
         raise
-    except OSError as error:
-        if error.errno not in _REFUSED_BY_SYSTEM:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        raise OutputError(
-            f"{where}the operating system refuses: {error.strerror}. Check the path, its permissions and the disk."
-        ) from error
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in _OUT_OF_MEMORY):
-            raise
-        raise ConfigError(
-            f"the memory does not suffice ({escaped(str(error))[:200]}). Lower --batch-size, or --lora r."
-        ) from error
+    except Exception as error:
+        if from_the_disk(error) and getattr(error, "errno", errno.ENOSPC) in _REFUSED_BY_SYSTEM:
+            name = getattr(error, "filename", None)
+            where = f"{name}: " if name else ""
+            raise OutputError(
+                f"{where}the operating system refuses: {reason(error)}. Check the path, its permissions and the disk."
+            ) from error
+        if isinstance(error, MemoryError) or (
+            isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+        ):
+            raise ConfigError(
+                f"the memory does not suffice ({escaped(str(error))[:200]}). Lower --batch-size, or --lora r."
+            ) from error
+        raise
 
 
 _REFUSED_BY_SYSTEM = {
