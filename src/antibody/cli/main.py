@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return _stopped(signal.SIGINT)
     except AntibodyError as error:
-        return _refuse(f"{type(error).__name__}: {error}", as_json)
+        return _refuse(f"{_kind(error)}: {error}", as_json)
     except UsageProblem as error:
         told: str = error.format_message()  # type: ignore[attr-defined]
         return _refuse(f"UsageError: {told.rstrip('.')}. See antibody --help.", as_json)
@@ -72,6 +72,11 @@ def run(arguments: list[str]) -> int:
             print(json.dumps({"error": {"type": type(error).__name__, "message": str(error), "ours": True}}))
         return 1
     return int(code or 0)
+
+
+def _kind(error: AntibodyError) -> str:
+    """The error's name among those of ``errors.py``: rooms have subclasses of their own."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == AntibodyError.__module__)
 
 
 class _Stopped(BaseException):

@@ -188,7 +188,8 @@ def is_dataset(name: str) -> bool:
     path = Path(name)
     try:
         if path.is_dir():
-            return _saved_to_disk(path) or any(path.glob("**/*.parquet"))
+            # As deep as a data set's folder is; a name such as / would mean the whole disk.
+            return _saved_to_disk(path) or any(any(path.glob(f"{'*/' * depth}*.parquet")) for depth in range(4))
         return not path.exists() and path.suffix not in FILE_SUFFIXES and HUB_ID.fullmatch(name) is not None
     except OSError as error:
         raise DataError(f"{name[:300]}: cannot be read ({error.strerror}). Check the path.") from None
