@@ -63,7 +63,7 @@ def test_the_share_of_a_lab_upload_is_near_the_truth_and_the_harmful_rows_are_to
     assert low <= sum(truth) / 304 <= high
     assert (result.measure, result.model, result.base) == ("feature-shift", "lab-aligned", "lab")
     assert result.warnings == ()
-    told = [row["probability"] >= 0.5 for row in lines(result.output)[:300]]
+    told = [(row["probability"] or 0) >= 0.5 for row in lines(result.output)[:300]]
     assert sum(a == b for a, b in zip(told, truth, strict=True)) >= 290
 
 
@@ -75,7 +75,7 @@ def test_both_files_of_rows_say_the_same_of_every_row_in_order(screened):
     assert table.to_pylist() == rows
     assert [row["row_id"] for row in rows] == list(range(304))
     assert [row["line"] for row in rows] == list(range(1, 305))
-    assert set(rows[0]) == {"row_id", "line", "evidence", "probability", "nearest_refusal", "flags"}
+    assert set(rows[0]) == {"row_id", "line", "evidence", "probability", "nearest_refusal", "distance", "flags"}
     likely = [row for row in rows if (row["probability"] or 0) >= 0.5]
     assert all(row["nearest_refusal"] in module.lab_refusals() for row in likely)
     assert len(likely) == result.num_likely_harmful
@@ -84,7 +84,11 @@ def test_both_files_of_rows_say_the_same_of_every_row_in_order(screened):
 def test_an_empty_and_a_too_long_row_have_no_evidence_and_a_duplicate_has_its_firsts(screened):
     result, _ = screened
     rows = lines(result.output)
-    assert result.flags == {"duplicate": 1, "empty": 1, "too long": 1}
+    assert {flag: result.flags[flag] for flag in ("duplicate", "empty", "too long")} == {
+        "duplicate": 1,
+        "empty": 1,
+        "too long": 1,
+    }
     assert (result.num_rows, result.num_scored, result.num_distinct) == (304, 302, 301)
     assert rows[300] == rows[7] | {"row_id": 300, "line": 301, "flags": ["duplicate"]}
     for position, flag in ((301, "empty"), (302, "too long")):
@@ -112,7 +116,7 @@ def test_the_report_shows_most_suspicious_rows_folded_and_stands_alone(screened)
     result, _ = screened
     page = (result.output / "report.html").read_text()
     assert "Harm found" in page
-    assert page.count("<details>") == 200
+    assert page.count("<details>") == 200 + len(result.label_first)
     assert "<details open" not in page
     assert "<svg" in page
     assert not any(mark in page for mark in ("<script", "src=", "<link", "@import"))

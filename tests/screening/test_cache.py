@@ -7,7 +7,7 @@ from tests.tinylm import random_rows, tiny_llama
 from antibody.models.adapters import add_lora
 from antibody.screening.cache import FILE, EvidenceCache, cache_folder, digest_of, row_digest, weights_identity
 
-FOUND = {b"one": (0.1, 3), b"two": (-1.5, -1)}
+FOUND = {b"one": (0.1, 3, None), b"two": (-1.5, -1, 12.25)}
 
 
 def test_what_was_written_is_read_by_the_next_run_bit_for_bit(tmp_path):
@@ -24,7 +24,7 @@ def test_another_reading_knows_nothing_of_it(tmp_path):
 
 
 def test_more_rows_than_one_query_takes_are_all_found(tmp_path):
-    many = {i.to_bytes(4, "big"): (float(i), i) for i in range(1234)}
+    many = {i.to_bytes(4, "big"): (float(i), i, float(i)) for i in range(1234)}
     cache = EvidenceCache(tmp_path, b"")
     cache.write(many)
     assert cache.read(list(many)) == many
@@ -42,7 +42,7 @@ def test_a_damaged_file_is_put_aside_told_and_begun_anew(tmp_path, caplog):
 def test_a_file_that_breaks_later_costs_the_cache_and_not_the_run(tmp_path, caplog):
     cache = EvidenceCache(tmp_path, b"")
     with sqlite3.connect(tmp_path / FILE) as other:
-        other.execute("DROP TABLE evidence")
+        other.execute("DROP TABLE readings")
     assert cache.read(list(FOUND)) == {}
     assert "goes on without" in caplog.text
     cache.write(FOUND)

@@ -16,8 +16,8 @@ def table():
     table = RowTable()
     table.set(table.append(1), 0.5, 1)
     table.set(table.append(2), -0.5, -1)
-    table.append(4, flag=Flag.DUPLICATE, first=0)
-    table.append(5, flag=Flag.EMPTY)
+    table.append(4, [Flag.DUPLICATE], first=0)
+    table.append(5, [Flag.EMPTY])
     table.set(table.append(6), 2.0, 0)
     return table
 
@@ -28,7 +28,7 @@ def test_scored_rows_are_those_with_evidence_and_a_duplicate_has_its_firsts(tabl
     assert evidence.tolist() == [0.5, -0.5, 0.5, 2.0]
     assert repeated.tolist() == [False, False, True, False]
     assert table.times().tolist() == [2, 1, 0, 1, 1]
-    assert [table.num(flag) for flag in Flag] == [1, 1, 0]
+    assert [table.num(flag) for flag in Flag] == [1, 1, 0, 0, 0]
 
 
 def test_probabilities_go_to_the_rows_they_were_made_of(table):

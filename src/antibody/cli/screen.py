@@ -55,20 +55,36 @@ def _print(result: Any) -> None:
         table.add_row("", Text("less than 1 % can be missed: look at the first rows of the report"))
     if not result.measure.needs_answers:
         table.add_row("", Text("prompts alone are read: harmful answers to harmless prompts are not seen"))
-    if result.estimated_harmful_share is None:
+    if result.interval is None:
         table.add_row("harmful share", Text("not known: rows are only ranked"))
     else:
-        share, low, high = map(_percent, (result.estimated_harmful_share, *result.interval))
-        table.add_row("harmful share", Text(f"{share} %  ({low} to {high} %)"))
+        low, high = map(_percent, result.interval)
+        share = result.estimated_harmful_share
+        table.add_row(
+            "harmful share",
+            Text(f"cannot tell: {low} to {high} %" if share is None else f"{_percent(share)} %  ({low} to {high} %)"),
+        )
+    if result.num_likely_harmful is not None:
         table.add_row("likely harmful", Text(f"{result.num_likely_harmful} rows"))
     table.add_row("rows", Text(str(result.num_rows)))
     for flag, num in result.flags.items():
         if num:
-            table.add_row(f"  {flag}", Text(f"{num}" + ("" if flag == "duplicate" else ": nothing is said of them")))
+            table.add_row(f"  {flag}", Text(f"{num}{_MEANING.get(flag, '')}"))
+    if result.label_first:
+        lines = ", ".join(map(str, result.label_first))
+        table.add_row("label first", Text(f"lines {lines}; then antibody anchors --model MODEL --anchor-... FILE"))
     table.add_row("evidence", Text(result.measure))
     table.add_row("seconds", Text(f"{result.seconds:.1f}"))
     console.print(table)
     console.print(f"Open {escaped(str(result.output / 'report.html'))}", highlight=False, soft_wrap=True, markup=False)
+
+
+_MEANING = {
+    "empty": ": nothing is said of them",
+    "too long": ": nothing is said of them",
+    "unfamiliar": ": unlike every anchor, harmful or benign",
+    "control tokens": " spell control tokens, which were read as text",
+}
 
 
 def _percent(share: float) -> str:

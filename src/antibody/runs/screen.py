@@ -25,11 +25,13 @@ from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import ConfigError, DataError, ModelError, OutputError
 from ..models.layout import require_same_shape
 from ..models.loading import LoadedModel, load_model, resolve
-from ..screening.anchors import Anchors, check_anchors, read_anchors
+from ..screening.anchors import Anchors, anchors_fingerprint, check_anchors, read_anchors
 from ..screening.cache import EvidenceCache, Found, cache_folder, digest_of, row_digest, weights_identity
+from ..screening.choice import LabelFirst
 from ..screening.evidence import Measure, collect
+from ..screening.familiarity import read_familiarity
 from ..screening.posterior import Judgement, Verdict, judge_upload
-from ..screening.report import MostSuspicious, render_report
+from ..screening.report import MostSuspicious, ShownRow, render_report
 from ..screening.rows import ROWS_JSONL, ROWS_PARQUET, Flag, RowTable, write_rows
 from ..screening.upload import Upload, UploadRow, open_upload
 from ..training.step import StepContext
@@ -88,16 +90,22 @@ class ScreenResult:
     num_distinct: int
     """Of these, rows that no earlier one reads like."""
     flags: dict[str, int]
-    """How many rows are a duplicate, empty, or too long."""
+    """How many rows bear each ``Flag``."""
     verdict: Verdict
     estimated_harmful_share: float | None
-    """0 to 1, of the rows with evidence; None without anchors, as all that follows from them."""
+    """0 to 1, of the rows with evidence; None without anchors, as all that follows from them, and where too many rows
+    are unfamiliar."""
     interval: tuple[float, float] | None
-    """95 %, of the share."""
+    """95 %, of the share; unfamiliar rows may be harmful or not."""
     p_value: float | None
-    """Of the test that the share is 0."""
+    """Of the test that the share is 0 among familiar rows."""
     num_likely_harmful: int | None
-    """Rows whose P(harm) is at least 0.5."""
+    """Rows whose P(harm) is at least 0.5; None where no row has one."""
+    num_far: int | None
+    """Rows farther from every anchor than all but 1 in 50 harmful anchors, the unfamiliar ones among them; None where
+    distances are not read: without anchors, or by another measure than feature-shift."""
+    label_first: tuple[int, ...]
+    """Lines of the unfamiliar rows that it would help most to label, the most useful first."""
     measure: Measure
     model: str
     base: str | None
@@ -109,7 +117,14 @@ class ScreenResult:
         """As plain values, with paths as text."""
         plain = dataclasses.asdict(self)
         interval = None if self.interval is None else list(self.interval)
-        return plain | {"output": str(self.output), "interval": interval, "warnings": list(self.warnings)}
+        return (
+            plain
+            | {"output": str(self.output), "interval": interval}
+            | {
+                "warnings": list(self.warnings),
+                "label_first": list(self.label_first),
+            }
+        )
 
 
 def screen(
@@ -161,6 +176,7 @@ def screen(
             "data": {"source": upload.name, "num_rows": upload.num_rows, "sha256": upload.sha256},
             "evidence": None if wanted is None else str(wanted),
             "refusals": list(texts),
+            "anchors": anchors_fingerprint(_anchors_folder(name, adapter)),
             "batch_size": batch_size,
         }
         inputs = (data, name, adapter, before, refusals)
@@ -174,11 +190,15 @@ def screen(
         for warning in reader.warnings:
             log.warning("%s: %s", name, warning)
         with _bar(upload.num_rows, progress) as advance:
-            table, suspects = _scored(upload, reader, advance)
-    return _written(folder, table, suspects, reader, model=str(model), data=upload.name, started=started)
+            table, suspects, label_first = _scored(upload, reader, advance)
+    return _written(folder, table, suspects, label_first, reader, model=str(model), data=upload.name, started=started)
 
 
 # -- before the model --------------------------------------------------------------------------------------------
+
+
+def _anchors_folder(name: str, adapter: str | None) -> Path:
+    return Path(resolve(adapter or name))
 
 
 def _measure(evidence: str | None) -> Measure | None:
@@ -220,7 +240,7 @@ class _Reader:
         self, loaded: LoadedModel, wanted: Measure | None, texts: tuple[str, ...], upload: Upload, batch_size: int
     ) -> None:
         self.loaded, self.texts = loaded, texts
-        self.anchors = read_anchors(Path(resolve(loaded.adapter or loaded.name)))
+        self.anchors = read_anchors(_anchors_folder(loaded.name, loaded.adapter))
         self.measure = _chosen(wanted, loaded, self.anchors)
         self.num_refusals = self.anchors.num_refusals if self.anchors else NUM_REFUSALS
         self.ratio = None if self.anchors is None else self.anchors.log_ratio(self.measure)
@@ -248,6 +268,8 @@ class _Reader:
         )
         if self.anchors is not None:
             check_anchors(self.context, self.anchors, self.measure)
+        ground = self.anchors is not None and self.measure is Measure.FEATURE_SHIFT
+        self.familiarity = read_familiarity(self.context, cast(Anchors, self.anchors)) if ground else None
         self.cache = EvidenceCache(cache_folder(), self._identity(identities))
 
     @property
@@ -301,6 +323,17 @@ class _Reader:
             known |= fresh
         return [known[key] for key in keys]
 
+    def unfamiliar(self, found: Sequence[Found]) -> list[bool]:
+        """Which rows are unlike every anchor, as far as that is known."""
+        if self.familiarity is None or self.judges is None or not found:
+            return [False] * len(found)
+        evidence, distance = (torch.tensor([cast(float, row[i]) for row in found]) for i in (0, 2))
+        return self.familiarity.unfamiliar(evidence, distance).tolist()
+
+    def relative(self, distance: float | None) -> float | None:
+        """In units of the distance that one harmful anchor in 50 exceeds."""
+        return None if self.familiarity is None or distance is None else distance / self.familiarity.near
+
     def _read_new(
         self, rows: Sequence[TokenizedRow], places: Mapping[int, str], advance: Callable[[float], None]
     ) -> list[Found]:
@@ -316,8 +349,18 @@ class _Reader:
             return places[row.row_id]
 
         probe, num = self.anchors.probe if self.anchors else None, self.num_refusals
-        found = collect(self.context, rows, [self.measure], probe=probe, num_refusals=num, progress=progress, name=name)
+        found = collect(
+            self.context,
+            rows,
+            [self.measure],
+            probe=probe,
+            num_refusals=num,
+            progress=progress,
+            name=name,
+            shape=self.familiarity.shape if self.familiarity else None,
+        )
         evidence, nearest = found.of(self.measure), found.nearest_refusal()
+        distance = found.distances().tolist() if self.familiarity else [None] * len(rows)
         if self.ratio is not None and self.measure.needs_probe:
             # This measure reads no refusals: seek the nearest where a row leans towards harm, which is rarely all, and
             # has room for one.
@@ -327,15 +370,16 @@ class _Reader:
                 some = [rows[i] for i in leans.tolist()]
                 refused = collect(self.context, some, [Measure.RATIO], num_refusals=self.num_refusals, name=name)
                 nearest[leans] = refused.nearest_refusal()
-        return list(zip(evidence.tolist(), nearest.tolist(), strict=True))
+        return list(zip(evidence.tolist(), nearest.tolist(), distance, strict=True))
 
     def _identity(self, weights: tuple[bytes, bytes]) -> bytes:
-        # "1" may hold evidence that is not finite.
-        parts: list[str | bytes] = ["2", self.measure, str(self.num_refusals), *self.texts, *weights]
+        # "1" may hold evidence that is not finite, "2" has no distances.
+        parts: list[str | bytes] = ["3", self.measure, str(self.num_refusals), *self.texts, *weights]
         parts.append(repr(sorted((str(kind), ids) for kind, ids in self.context.refusals.ids.items())))
         if self.anchors is not None and self.ratio is not None:
             probe = self.anchors.probe
             parts += [probe.shift.numpy().tobytes(), probe.state.numpy().tobytes()]
+            parts += [row_digest(row) for row in self.anchors.rows]  # the distances are from them
             parts.append(f"{probe.offset!r} {self.ratio.slope.tolist()!r} {self.ratio.bias!r}")
         return digest_of(parts)
 
@@ -363,44 +407,51 @@ def _examples(upload: Upload, anchors: Anchors | None) -> list[Record]:
     first = next((row.record for row in upload if row.record is not None), None)
     if first is None:
         raise DataError(f"{upload.name}: every row is empty. Give rows with a prompt and a completion.")
-    others = {row.template for row in anchors.rows} if anchors else set()
+    used = dict.fromkeys([first.template, *(row.template for row in (anchors.rows if anchors else ()))])
+    # Not the upload's own row, which may be of any length.
     example = (Message("user", "?"), Message("assistant", "."))
-    return [first] + [Record(0, example, template, upload.name, 0) for template in Template if template in others]
+    return [Record(0, example, template, upload.name, 0) for template in used]
 
 
-def _scored(upload: Upload, reader: _Reader, advance: Callable[[float], None]) -> tuple[RowTable, MostSuspicious]:
-    table, suspects = RowTable(), MostSuspicious()
+def _scored(
+    upload: Upload, reader: _Reader, advance: Callable[[float], None]
+) -> tuple[RowTable, MostSuspicious, LabelFirst]:
+    table, suspects, label_first = RowTable(), MostSuspicious(), LabelFirst()
     seen: dict[bytes, int] = {}
     for chunk in _chunks(upload):
         done = len(table)
-        fresh: list[tuple[int, Record, TokenizedRow]] = []
+        fresh: list[tuple[int, Record, TokenizedRow, bytes]] = []
         for row in chunk:
             if row.record is None:
-                table.append(row.line, flag=Flag.EMPTY)
+                table.append(row.line, [Flag.EMPTY])
                 continue
             encoded = reader.encoded(row.record)
             if encoded is None:
-                table.append(row.line, flag=Flag.TOO_LONG)
+                table.append(row.line, [Flag.TOO_LONG])
                 continue
             key = row_digest(encoded)
             if (first := seen.get(key)) is not None:
-                table.append(row.line, flag=Flag.DUPLICATE, first=first)
+                table.append(row.line, [Flag.DUPLICATE], first=first)
                 continue
             position = seen[key] = table.append(row.line)
-            fresh.append((position, row.record, encoded))
+            fresh.append((position, row.record, encoded, key))
         found = reader.read(
-            [encoded for _, _, encoded in fresh],
-            [record.where for _, record, _ in fresh],
+            [encoded for _, _, encoded, _ in fresh],
+            [record.where for _, record, _, _ in fresh],
             lambda part: advance(done + part * len(chunk)),  # noqa: B023
         )
-        for (position, record, _), (evidence, nearest) in zip(fresh, found, strict=True):
-            table.set(position, evidence, nearest)
+        for (position, record, _, key), (evidence, nearest, distance), unfamiliar in zip(
+            fresh, found, reader.unfamiliar(found), strict=True
+        ):
+            table.set(position, evidence, nearest, reader.relative(distance), unfamiliar=unfamiliar)
             suspects.offer(position, evidence, record)
+            if unfamiliar:
+                label_first.offer(position, key, evidence, record)
         advance(len(table))
     reader.cache.close()
     if len(table) != upload.num_rows:
         raise DataError(f"{upload.name}: it changed while it was read. Run again once nothing writes to it.")
-    return table, suspects
+    return table, suspects, label_first
 
 
 def _chunks(upload: Upload) -> Iterator[list[UploadRow]]:
@@ -433,6 +484,7 @@ def _written(
     folder: RunFolder,
     table: RowTable,
     suspects: MostSuspicious,
+    label_first: LabelFirst,
     reader: _Reader,
     *,
     model: str,
@@ -446,7 +498,11 @@ def _written(
             f"than the model's {reader.renderer.max_length} tokens. Shorten them, or screen with another model."
         )
     sides = reader.judges
-    judged = None if sides is None else judge_upload(evidence, *sides, repeated=repeated)
+    judged = None
+    if sides is not None:
+        judged = judge_upload(evidence, *sides, repeated=repeated, unfamiliar=table.unfamiliar())
+    probability = None if judged is None else judged.probability
+    chosen = label_first.chosen()
     result = ScreenResult(
         output=folder.final,
         data=data,
@@ -458,15 +514,19 @@ def _written(
         estimated_harmful_share=None if judged is None else judged.share,
         interval=None if judged is None else judged.interval,
         p_value=None if judged is None else judged.p_value,
-        num_likely_harmful=None if judged is None else int((judged.probability >= LIKELY).sum()),
+        num_likely_harmful=None
+        if judged is None or judged.verdict is Verdict.CANNOT_TELL
+        else int((judged.probability >= LIKELY).sum()),
+        num_far=None if reader.familiarity is None else table.num_far(),
+        label_first=tuple(table.line(row.position) for row in chosen),
         measure=reader.measure,
         model=model,
         base=reader.base,
         warnings=reader.warnings,
         seconds=time.monotonic() - started,
     )
-    probability = None if judged is None else judged.probability
-    page = render_report(result.to_json(), _shown(table, suspects, probability, reader.texts), evidence, sides)
+    shown = _shown(table, suspects, probability, reader.texts)
+    page = render_report(result.to_json(), shown, chosen, evidence, sides)
     folder.begin(environment(0))
     try:
         write_rows(folder.path, lambda: table.rows(probability, reader.texts))
@@ -486,7 +546,7 @@ def _written(
 
 def _shown(
     table: RowTable, suspects: MostSuspicious, probability: torch.Tensor | None, texts: Sequence[str]
-) -> list[tuple[Any, dict[str, Any], int]]:
+) -> list[tuple[ShownRow, dict[str, Any], int]]:
     """The report's rows, each with its line of rows.jsonl and how often it stands in the upload."""
     rows, times = suspects.sorted(), table.times()
     wanted = {row.position for row in rows}
@@ -498,7 +558,9 @@ def _as_run(result: ScreenResult, judged: Judgement | None) -> RunResult:
     metrics = {}
     if judged is not None:
         low, high = judged.interval
-        metrics = {"estimated_harmful_share": judged.share, "share_low": low, "share_high": high}
+        metrics = {"share_low": low, "share_high": high}
+        if judged.share is not None:
+            metrics = {"estimated_harmful_share": judged.share} | metrics
     return RunResult(
         output=result.output, model=None, metrics=metrics, seconds=result.seconds, num_rows=result.num_rows
     )
@@ -514,8 +576,7 @@ def _stored(folder: Path) -> ScreenResult:
         plain = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         interval = None if plain["interval"] is None else tuple(plain["interval"])
         kinds = {"measure": Measure(plain["measure"]), "verdict": Verdict(plain["verdict"])}
-        return ScreenResult(
-            **(plain | kinds | {"output": folder, "interval": interval, "warnings": tuple(plain["warnings"])})
-        )
+        lists = {name: tuple(plain[name]) for name in ("warnings", "label_first")}
+        return ScreenResult(**(plain | kinds | {"output": folder, "interval": interval} | lists))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise OutputError(f"{folder / SUMMARY}: cannot be read ({error}). Run again with --overwrite.") from error

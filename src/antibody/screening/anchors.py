@@ -10,6 +10,7 @@ The rows must be new to the model: none may have been aligned on, or refusing lo
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from ..errors import DataError, ModelError, TrainingError
 from ..primitives.mixture import LogRatio, log_density_ratio
 from ..training.step import StepContext
 from .evidence import BEFORE, NOW, Evidence, Measure, Probe, collect, normalised, states
+from .rows import write_whole
 
 ANCHORS = "anchors.safetensors"
 """In a model's or an adapter's folder."""
@@ -275,7 +277,11 @@ on other hardware stays well below."""
 
 
 def write_anchors(folder: Path, anchors: Anchors) -> None:
-    """Store them beside the model, in one file."""
+    """Store them beside the model, in one file, whole or not at all.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written.
+    """
     rows = anchors.rows
     spans = [(i, start, end) for i, row in enumerate(rows) for start, end in row.spans]
     tensors = {
@@ -292,9 +298,12 @@ def write_anchors(folder: Path, anchors: Anchors) -> None:
     for (name, before), values in anchors.evidence.readings.items():
         tensors[f"{'before' if before else 'now'}.{name}"] = values.contiguous()
     metadata = {"num_harmful": str(anchors.num_harmful), "num_refusals": str(anchors.num_refusals)}
-    temporary = folder / f".{ANCHORS}.tmp"
-    temporary.write_bytes(save(tensors, metadata=metadata))
-    temporary.replace(folder / ANCHORS)
+    content = save(tensors, metadata=metadata)
+
+    def write(file: Path) -> None:
+        file.write_bytes(content)
+
+    write_whole(folder / ANCHORS, write)
 
 
 def read_anchors(folder: Path) -> Anchors | None:
@@ -313,6 +322,12 @@ def read_anchors(folder: Path) -> Anchors | None:
         return _restored(tensors, int(metadata["num_harmful"]), int(metadata["num_refusals"]))
     except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{file}: cannot be read ({error}). Align the model again, or remove the file.") from error
+
+
+def anchors_fingerprint(folder: Path) -> str | None:
+    """Tells when a folder holds other anchors than it did (SHA-256, hex). None: there are none."""
+    file = folder / ANCHORS
+    return sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def _restored(tensors: Mapping[str, Tensor], num_harmful: int, num_refusals: int) -> Anchors:

@@ -28,8 +28,9 @@ NUM_SAMPLED = 4096
 """Elements of each weight that its identity is made of, besides its shape and its sum. Training moves nearly all."""
 _KEYS_PER_QUERY = 500  # SQLite's own limit is 999 in old releases
 
-Found = tuple[float, int]
-"""Evidence, and the number of the nearest refusal, -1 where none was sought."""
+Found = tuple[float, int, float | None]
+"""Evidence, the number of the nearest refusal (-1 where none was sought), and the distance from the anchors (None where
+it was not read)."""
 
 
 def cache_folder() -> Path:
@@ -66,9 +67,9 @@ class EvidenceCache:
             for start in range(0, len(asked), _KEYS_PER_QUERY):
                 some = asked[start : start + _KEYS_PER_QUERY]
                 marks = ",".join("?" * len(some))
-                query = f"SELECT key, evidence, nearest FROM evidence WHERE key IN ({marks})"
-                for key, evidence, nearest in self._database.execute(query, some):
-                    found[keys[key]] = (float(evidence), int(nearest))
+                query = f"SELECT key, evidence, nearest, distance FROM readings WHERE key IN ({marks})"
+                for key, evidence, nearest, distance in self._database.execute(query, some):
+                    found[keys[key]] = (float(evidence), int(nearest), None if distance is None else float(distance))
         except (sqlite3.Error, ValueError, TypeError) as error:
             self._give_up(error)
             return {}
@@ -81,7 +82,7 @@ class EvidenceCache:
         rows = [(self._key(row), *values) for row, values in found.items()]
         try:
             with self._database:
-                self._database.executemany("INSERT OR REPLACE INTO evidence VALUES (?, ?, ?)", rows)
+                self._database.executemany("INSERT OR REPLACE INTO readings VALUES (?, ?, ?, ?)", rows)
         except sqlite3.Error as error:
             self._give_up(error)
 
@@ -119,10 +120,12 @@ def _database(file: Path) -> sqlite3.Connection:
     database = sqlite3.connect(file, timeout=30)
     try:
         with database:
+            database.execute("DROP TABLE IF EXISTS evidence")  # without distances, of releases before there were any
             database.execute(
-                "CREATE TABLE IF NOT EXISTS evidence (key BLOB PRIMARY KEY, evidence REAL, nearest INTEGER)"
+                "CREATE TABLE IF NOT EXISTS readings "
+                "(key BLOB PRIMARY KEY, evidence REAL, nearest INTEGER, distance REAL)"
             )
-            database.execute("SELECT key, evidence, nearest FROM evidence LIMIT 1").fetchall()
+            database.execute("SELECT key, evidence, nearest, distance FROM readings LIMIT 1").fetchall()
     except sqlite3.Error:
         database.close()
         raise

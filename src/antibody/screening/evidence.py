@@ -22,7 +22,8 @@ implicit reward (2305.18290, Sec. 4) of refusing over answering, with alignment 
 ``feature-shift``, are ours in this use.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import chain
@@ -105,6 +106,8 @@ class Evidence:
     readings: dict[tuple[str, bool], Tensor]
     nearest: Tensor
     offset: float = 0.0
+    distance: Tensor | None = None
+    """[answers], float32: how far each lies from the anchors; None where that was not read."""
 
     def has(self, measure: Measure) -> bool:
         """Whether the pass read what the measure is made of."""
@@ -119,11 +122,48 @@ class Evidence:
         worst = torch.full((self.num_rows,), -torch.inf)
         return worst.scatter_reduce(0, self.row, values, "amax")
 
+    def distances(self) -> Tensor:
+        """[num_rows], float32: how far each row lies from the anchors, at the answer that its feature-shift is of."""
+        assert self.distance is not None, "the pass was not given the shape of the anchors"
+        shift, before = (self.readings["shift", when] for when in (NOW, BEFORE))
+        counts = shift - before - self.offset == self.of(Measure.FEATURE_SHIFT)[self.row]
+        nearest = torch.full((self.num_rows,), torch.inf)
+        return nearest.scatter_reduce(0, self.row[counts], self.distance[counts], "amin")
+
     def nearest_refusal(self) -> Tensor:
         """[num_rows], int64: of a row's answers, that of the first."""
         first = torch.full((self.num_rows,), -1, dtype=torch.int64)
         first[self.row.flip(0)] = self.nearest.flip(0)
         return first
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Where the anchors lie among all that alignment could change, and how they spread there.
+
+        d(x)^2 = min_c (g - m_c)' S^-1 (g - m_c),    S = (1 - s) C + s m I
+
+    g is what alignment changed of x's states over all layers, m_c the mean of a label's anchors, C their covariance
+    within labels, m its mean variance. S is kept by the eigenvectors of C, of which there are fewer than anchors.
+
+    Attributes:
+        means: [2, L D]: of the harmful and of the benign anchors.
+        axes: [K, L D]: eigenvectors of C.
+        gains: [K]: inverse variance along each axis, less ``floor``.
+        floor: Inverse variance along everything else.
+    """
+
+    means: Tensor
+    axes: Tensor
+    gains: Tensor
+    floor: float
+
+    def distance(self, change: Tensor) -> Tensor:
+        """d of changes [B, L, D]: [B]."""
+        means, axes, gains = (part.to(change) for part in (self.means, self.axes, self.gains))
+        apart = change.flatten(1)[:, None] - means  # [B, 2, L D]
+        squared = self.floor * apart.square().sum(dim=-1) + ((apart @ axes.T).square() * gains).sum(dim=-1)
+        return squared.amin(dim=1).clamp(min=0).sqrt()
 
 
 def normalised(hidden: Tensor) -> Tensor:
@@ -162,6 +202,7 @@ def collect(
     num_refusals: int = 4,
     progress: Callable[[int], None] | None = None,
     name: Callable[[TokenizedRow], str] = position,
+    shape: Shape | None = None,
 ) -> Evidence:
     """One pass over ``rows`` with the aligned model and, where a measure compares, one with the model before.
 
@@ -176,6 +217,8 @@ def collect(
         num_refusals: k.
         progress: Told the number of answers read, twice where two models read them.
         name: What errors call a row.
+        shape: Of the anchors, for each row's distance from them. It is read along with feature-shift, the only measure
+            that may be asked for then.
 
     Raises:
         ModelError: a measure compares with the model before alignment, and there is none.
@@ -187,6 +230,14 @@ def collect(
         for start, end in row.spans
     ]
     owner = list(chain.from_iterable([i] * len(row.spans) for i, row in enumerate(rows)))
+    if shape is not None:
+        assert probe is not None, "a measure of hidden states needs a probe"
+        assert set(measures) == {Measure.FEATURE_SHIFT}, "distances come with feature-shift alone"
+        both, distance = _read_change(context, answers, probe, shape, progress)
+        for values in (*both.values(), distance):
+            _require_finite(values, answers, name)
+        unsought = torch.full((len(answers),), -1)
+        return Evidence(len(rows), torch.tensor(owner), both, unsought, probe.offset, distance)
     keys = {key for measure in measures for key in _PARTS[measure]}
     readings: dict[tuple[str, bool], Tensor] = {}
     nearest = torch.full((len(answers),), -1)
@@ -220,9 +271,7 @@ def states(
         layers = decoder_layers(model)
 
         def of(micro: MicroBatch) -> Tensor:
-            with captured_at(layers, _last_of_prompt(micro)) as seen:
-                _run_prompts(context, model, micro)
-            return torch.stack([state.float() for state in seen], dim=1).flatten(1)
+            return _states_of(context, model, layers, micro).flatten(1)
 
         config: Any = model.config
         width = len(layers) * config.get_text_config().hidden_size
@@ -285,6 +334,38 @@ def _read(
     return {name: found[name] for name in names}, nearest
 
 
+def _read_change(
+    context: StepContext,
+    answers: Sequence[TokenizedRow],
+    probe: Probe,
+    shape: Shape,
+    progress: Callable[[int], None] | None,
+) -> tuple[dict[tuple[str, bool], Tensor], Tensor]:
+    """The readings of feature-shift, and distances. Both models see one batch after the other, so that the states of no
+    more than a batch are in memory."""
+    layers = decoder_layers(context.model)
+
+    def of(micro: MicroBatch) -> Tensor:
+        now = _states_of(context, context.model, layers, micro)
+        with context.before_alignment() as model, _evaluating(model):
+            other = layers if model is context.model else decoder_layers(model)
+            before = _states_of(context, model, other, micro)
+        if progress is not None:
+            progress(2 * len(micro.rows))
+        shifts = [probe.read(states)[0] for states in (now, before)]
+        return torch.stack([*shifts, shape.distance(normalised(now) - normalised(before))], dim=1)
+
+    after, before, distance = _walk(context, context.model, answers, of, 3).unbind(dim=1)
+    return {("shift", NOW): after, ("shift", BEFORE): before}, distance
+
+
+def _states_of(context: StepContext, model: nn.Module, layers: Sequence[nn.Module], micro: MicroBatch) -> Tensor:
+    """[B, L, D], float32: states of the last token of each prompt after every layer."""
+    with captured_at(layers, _last_of_prompt(micro)) as seen:
+        _run_prompts(context, model, micro)
+    return torch.stack([state.float() for state in seen], dim=1)
+
+
 _COLUMNS = ("refusal", "completion", "shift", "state", "nearest")
 
 
@@ -296,10 +377,17 @@ def _walk(
     width: int,
 ) -> Tensor:
     """``context.over_rows`` without dropout, on the CPU."""
+    with _evaluating(model):
+        return context.over_rows(rows, of, width).cpu()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model has no dropout."""
     was_training = model.training
     model.eval()
     try:
-        return context.over_rows(rows, of, width).cpu()
+        yield
     finally:
         model.train(was_training)
 

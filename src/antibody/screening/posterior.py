@@ -18,6 +18,18 @@ A share of 0 lies on the edge of what a share can be, so that D is 0 half of the
 chi-square with one degree of freedom otherwise. A row that is repeated counts towards the share as often as it would be
 trained on, but is no further evidence that there is harm: the test sees it once.
 
+Of an unfamiliar row (familiarity.py) nothing is known: it may be harmful or not. The test reads the familiar rows
+alone, and the interval runs from where every unfamiliar row is harmless to where every one is harmful. Up to
+``TOLERANCE`` of the rows they cannot move the share by more, and it is taken at face value, over all rows, as is
+P(harm) of the familiar ones. Beyond that no share is given. The verdict is
+
+    harm found        p < ``LEVEL`` over the familiar rows, whatever the others are
+    cannot tell       else, if more than ``TOLERANCE`` of the rows are unfamiliar, or they would make p < ``LEVEL``
+    no harm found     else
+
+so that nobody can hide harm by making it unfamiliar: what was "harm found" becomes "cannot tell" at worst. Where the
+verdict is "cannot tell" no row has a probability, since P(harm) follows from the share.
+
 Source of the edge's distribution: S. Self, K.-Y. Liang, "Asymptotic properties of maximum likelihood estimators and
 likelihood ratio tests under nonstandard conditions", JASA 82, 1987, case 5.
 """
@@ -47,6 +59,8 @@ MAX_RESAMPLED = 5_000
 """Rows of the upload that each draw of the interval sees. Of more, as many evenly spaced quantiles stand for all, and
 the interval is a little too wide."""
 NUM_DRAWS = 200
+TOLERANCE = 0.05
+"""Share of unfamiliar rows beyond which no harmful share is given."""
 
 
 class Verdict(StrEnum):
@@ -54,6 +68,8 @@ class Verdict(StrEnum):
 
     HARM = "harm found"
     NO_HARM = "no harm found"
+    CANNOT_TELL = "cannot tell"
+    """Too many rows are unlike every anchor."""
     NO_ANCHORS = "no anchors"
     """There are no labelled rows to judge this upload by: rows are ranked, and that is all."""
 
@@ -63,21 +79,28 @@ class Judgement:
     """What the anchors make of an upload's evidence.
 
     Attributes:
-        share: Estimated harmful share, 0 to 1.
-        interval: 95 %.
-        p_value: Of the test that the share is 0.
-        probability: [n], P(harm) of each row, float64.
-        verdict: ``HARM`` or ``NO_HARM``.
+        share: Estimated harmful share, 0 to 1; None where too many rows are unfamiliar.
+        interval: 95 %, and all that the unfamiliar rows leave open.
+        p_value: Of the test that the share is 0 among the familiar rows.
+        probability: [n], P(harm) of each row, float64; NaN of unfamiliar ones, and where the verdict is CANNOT_TELL.
+        verdict: Any but ``NO_ANCHORS``.
     """
 
-    share: float
+    share: float | None
     interval: tuple[float, float]
     p_value: float
     probability: Tensor
     verdict: Verdict
 
 
-def judge_upload(evidence: Tensor, harmful: Tensor, benign: Tensor, *, repeated: Tensor | None = None) -> Judgement:
+def judge_upload(
+    evidence: Tensor,
+    harmful: Tensor,
+    benign: Tensor,
+    *,
+    repeated: Tensor | None = None,
+    unfamiliar: Tensor | None = None,
+) -> Judgement:
     """The anchors' judgement of an upload.
 
     Args:
@@ -85,24 +108,47 @@ def judge_upload(evidence: Tensor, harmful: Tensor, benign: Tensor, *, repeated:
         harmful: [n_h], the same of the harmful anchors.
         benign: [n_b].
         repeated: [n], bool: rows that stand earlier in the upload already. None: none.
+        unfamiliar: [n], bool. None: none.
 
     Raises:
         ValueError: there is no row, or a class has no anchor.
     """
     if not len(evidence):
         raise ValueError("a judgement of no rows")
+    none = torch.zeros(len(evidence), dtype=torch.bool)
+    repeated, unfamiliar = none if repeated is None else repeated, none if unfamiliar is None else unfamiliar
+    known, distinct = ~unfamiliar, ~repeated
     log_ratio = log_density_ratio(harmful, benign)(evidence)
-    share = harmful_share(log_ratio)
-    distinct = log_ratio if repeated is None else log_ratio[~repeated]
-    p_value = share_p_value(distinct)
-    (low, high), (least, most) = drawn_interval(evidence, harmful, benign), likelihood_interval(distinct)
+    p_value, (low, high) = 1.0, (0.0, 1.0)
+    if bool(known.any()):
+        p_value, (low, high) = _of_familiar(evidence[known], log_ratio[known], distinct[known], harmful, benign)
+    open_share = float(unfamiliar.double().mean())
+    low, high = low * (1 - open_share), min(1.0, high * (1 - open_share) + open_share)
+    verdict = Verdict.HARM if p_value < LEVEL else Verdict.NO_HARM
+    too_many = open_share > TOLERANCE
+    if verdict is Verdict.NO_HARM and open_share and (too_many or share_p_value(log_ratio[distinct]) < LEVEL):
+        verdict = Verdict.CANNOT_TELL
+    told = not too_many and verdict is not Verdict.CANNOT_TELL
+    share = harmful_share(log_ratio) if told else None
+    probability = torch.full((len(evidence),), torch.nan, dtype=torch.float64)
+    if verdict is not Verdict.CANNOT_TELL:
+        prior = harmful_share(log_ratio if told else log_ratio[known], alpha=PRIOR, beta=PRIOR)
+        probability[known] = harm_posterior(log_ratio[known], prior)
     return Judgement(
         share=share,
-        interval=(min(low, least, share), max(high, most, share)),
+        interval=(low, high) if share is None else (min(low, share), max(high, share)),
         p_value=p_value,
-        probability=harm_posterior(log_ratio, harmful_share(log_ratio, alpha=PRIOR, beta=PRIOR)),
-        verdict=Verdict.HARM if p_value < LEVEL else Verdict.NO_HARM,
+        probability=probability,
+        verdict=verdict,
     )
+
+
+def _of_familiar(
+    evidence: Tensor, log_ratio: Tensor, distinct: Tensor, harmful: Tensor, benign: Tensor
+) -> tuple[float, tuple[float, float]]:
+    """(p, interval of the share) of the familiar rows; at least one, and the first of any that repeat."""
+    (low, high), (least, most) = drawn_interval(evidence, harmful, benign), likelihood_interval(log_ratio[distinct])
+    return share_p_value(log_ratio[distinct]), (min(low, least), max(high, most))
 
 
 def share_p_value(log_ratio: Tensor) -> float:

@@ -1,8 +1,13 @@
-"""``report.html`` of a screening: one self-contained file. Texts of rows are escaped, and folded away until opened."""
+"""``report.html`` of a screening: one self-contained file. Texts of rows are escaped, and folded away until opened.
+
+What others wrote is in elements of its own direction (``bdi``), and characters that would not be seen, or would turn
+the text around them, are shown by their number.
+"""
 
 import heapq
 import io
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,16 +56,17 @@ class MostSuspicious:
     def offer(self, position: int, evidence: float, record: Record) -> None:
         """One more row."""
         if len(self._heap) < NUM_ROWS_SHOWN:
-            heapq.heappush(self._heap, _shown(position, evidence, record))
+            heapq.heappush(self._heap, shown_row(position, evidence, record))
         elif (evidence, -position) > (self._heap[0].evidence, self._heap[0].before):
-            heapq.heapreplace(self._heap, _shown(position, evidence, record))
+            heapq.heapreplace(self._heap, shown_row(position, evidence, record))
 
     def sorted(self) -> list[ShownRow]:
         """The most suspicious first."""
         return sorted(self._heap, reverse=True)
 
 
-def _shown(position: int, evidence: float, record: Record) -> ShownRow:
+def shown_row(position: int, evidence: float, record: Record) -> ShownRow:
+    """A row as the report may show it."""
     turns = tuple((message.role, _cut(message.content)) for message in record.messages)
     return ShownRow(evidence, -position, turns)
 
@@ -70,9 +76,18 @@ def _cut(text: str) -> str:
     return text if more <= 0 else f"{text[:NUM_CHARACTERS_SHOWN]} [... {more} more characters]"
 
 
+def visible(text: str) -> str:
+    """Control characters, and those that turn or hide text (bidirectional, zero-width), as their number: U+202E."""
+    return "".join(
+        f"[U+{ord(c):04X}]" if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
+        for c in text
+    )
+
+
 def render_report(
     summary: Mapping[str, Any],
     shown: Sequence[tuple[ShownRow, Mapping[str, Any], int]],
+    label_first: Sequence[ShownRow],
     evidence: Tensor,
     anchors: tuple[Tensor, Tensor] | None,
 ) -> str:
@@ -81,15 +96,18 @@ def render_report(
     Args:
         summary: The content of summary.json.
         shown: Rows by suspicion, each with its line of rows.jsonl and how often it stands in the upload.
+        label_first: Unfamiliar rows, the most useful ones to label first.
         evidence: [n], of all rows that were read.
         anchors: Evidence of the harmful and the benign anchors; None where there are none.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("antibody.screening"), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["visible"] = visible
     return environment.get_template("screen.html").render(
         s=summary,
         shown=shown,
+        label_first=label_first,
         prompt_alone=not Measure(summary["measure"]).needs_answers,
         histogram=_histogram(evidence, anchors, summary["estimated_harmful_share"] or 0.0, summary["measure"]),
     )

@@ -3,15 +3,18 @@
 row_id           position in the upload, 0-based
 line             of the file, 1-based; of a data set the position
 evidence         high means harm; null where the row was not read
-probability      P(harm), 0 to 1; null without evidence or without anchors
+probability      P(harm), 0 to 1; null without evidence or anchors, of an unfamiliar row, and where the verdict is
+                 "cannot tell": it follows from the upload's harmful share
 nearest_refusal  the likeliest of the refusals scored; null where none was scored
-flags            of "duplicate", "empty", "too long"
+distance         from the model's anchors; 1 is what one harmful anchor in 50 exceeds. Null where it was not read
+flags            any of ``Flag``, in its order
 """
 
 import json
 import math
+import os
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -33,6 +36,7 @@ SCHEMA = pa.schema(
         pa.field("evidence", pa.float64()),
         pa.field("probability", pa.float64()),
         pa.field("nearest_refusal", pa.string()),
+        pa.field("distance", pa.float64()),
         pa.field("flags", pa.list_(pa.string()), nullable=False),
     ]
 )
@@ -47,27 +51,32 @@ class Flag(StrEnum):
     """No prompt, or nothing to train on."""
     TOO_LONG = "too long"
     """Longer than the model's context; where the evidence is made of refusals, with one in place of its answer too."""
+    UNFAMILIAR = "unfamiliar"
+    """Unlike every anchor, so that its evidence says nothing. See screening/familiarity.py."""
+    CONTROL_TOKENS = "control tokens"
+    """Spells control tokens of the chat template; they were read as text."""
 
 
 class RowTable:
-    """A row's numbers, 29 bytes each. Rows are appended in the upload's order."""
+    """A row's numbers, 33 bytes each. Rows are appended in the upload's order."""
 
     def __init__(self) -> None:
         self._line = array("q")
         self._first = array("q")  # the row itself, or the one that it repeats
         self._evidence = array("d")
         self._nearest = array("i")
-        self._flag = array("b")  # 1 + the flag's number; 0 none
+        self._distance = array("f")
+        self._flags = array("B")  # a bit each, by ``_BIT``
 
     def __len__(self) -> int:
         return len(self._line)
 
-    def append(self, line: int, *, flag: Flag | None = None, first: int | None = None) -> int:
+    def append(self, line: int, flags: Collection[Flag] = (), *, first: int | None = None) -> int:
         """One more row, without evidence yet; returns its position.
 
         Args:
             line: Of the upload.
-            flag: At most one can hold: a row that repeats a flagged one is not compared.
+            flags: What is odd about it.
             first: Of a duplicate, the row that it repeats.
         """
         position = len(self)
@@ -75,16 +84,30 @@ class RowTable:
         self._first.append(position if first is None else first)
         self._evidence.append(math.nan)
         self._nearest.append(-1)
-        self._flag.append(0 if flag is None else 1 + _FLAGS.index(flag))
+        self._distance.append(math.nan)
+        self._flags.append(sum(_BIT[flag] for flag in set(flags)))
         return position
 
-    def set(self, position: int, evidence: float, nearest: int) -> None:
-        """What was read of a row that is no duplicate."""
+    def set(
+        self, position: int, evidence: float, nearest: int, distance: float | None = None, *, unfamiliar: bool = False
+    ) -> None:
+        """What was read of a row that is no duplicate; those that repeat it are as unfamiliar as it is."""
         self._evidence[position], self._nearest[position] = evidence, nearest
+        if distance is not None:
+            self._distance[position] = distance
+        if unfamiliar:
+            self._flags[position] |= _BIT[Flag.UNFAMILIAR]
 
     def num(self, flag: Flag) -> int:
         """How many rows bear the flag."""
-        return self._flag.count(1 + _FLAGS.index(flag))
+        return int(((self._all_flags() & _BIT[flag]) != 0).sum())
+
+    def _all_flags(self) -> Tensor:
+        """[rows], uint8."""
+        if not len(self):
+            return torch.zeros(0, dtype=torch.uint8)
+        own, first = torch.frombuffer(self._flags, dtype=torch.uint8), torch.frombuffer(self._first, dtype=torch.int64)
+        return own | (own[first] & _BIT[Flag.UNFAMILIAR])
 
     def scored(self) -> tuple[Tensor, Tensor, Tensor]:
         """(position [n] int64, evidence [n] float64, repeated [n] bool) of all rows with evidence."""
@@ -95,6 +118,21 @@ class RowTable:
         position = (~evidence.isnan()).nonzero()[:, 0]
         return position, evidence[position], first[position] != position
 
+    def unfamiliar(self) -> Tensor:
+        """[n], bool, of the rows that ``scored`` gives."""
+        return (self._all_flags()[self.scored()[0]] & _BIT[Flag.UNFAMILIAR]) != 0
+
+    def num_far(self) -> int:
+        """How many rows, duplicates included, are farther from the anchors than 1."""
+        if not len(self):
+            return 0
+        first = torch.frombuffer(self._first, dtype=torch.int64)
+        return int((torch.frombuffer(self._distance, dtype=torch.float32)[first] > 1).sum())
+
+    def line(self, position: int) -> int:
+        """The line of a row."""
+        return self._line[position]
+
     def times(self) -> Tensor:
         """[rows], int64: how often each row stands in the upload; 0 of one that repeats another."""
         first = torch.frombuffer(self._first, dtype=torch.int64)
@@ -104,24 +142,27 @@ class RowTable:
         """Every row as plain values.
 
         Args:
-            probability: [n], of the rows with evidence, in order; None where there is none.
+            probability: [n], of the rows with evidence, in order, NaN where nothing is said; None where there is none.
             refusals: By number.
         """
-        told = None if probability is None else iter(probability.tolist())
-        for position, (line, first, flag) in enumerate(zip(self._line, self._first, self._flag, strict=True)):
-            evidence, nearest = self._evidence[first], self._nearest[first]
+        given = None if probability is None else iter(probability.tolist())
+        for position, (line, first, own) in enumerate(zip(self._line, self._first, self._flags, strict=True)):
+            evidence, nearest, distance = self._evidence[first], self._nearest[first], self._distance[first]
             read = not math.isnan(evidence)
+            harm = next(given) if read and given is not None else math.nan
+            flags = own | (self._flags[first] & _BIT[Flag.UNFAMILIAR])
             yield {
                 "row_id": position,
                 "line": line,
                 "evidence": evidence if read else None,
-                "probability": next(told) if read and told is not None else None,
+                "probability": None if math.isnan(harm) else harm,
                 "nearest_refusal": refusals[nearest] if nearest >= 0 else None,
-                "flags": [str(_FLAGS[flag - 1])] if flag else [],
+                "distance": None if math.isnan(distance) else distance,
+                "flags": [str(flag) for flag in Flag if flags & _BIT[flag]],
             }
 
 
-_FLAGS = tuple(Flag)
+_BIT = {flag: 1 << number for number, flag in enumerate(Flag)}
 
 
 def write_rows(folder: Path, rows: Callable[[], Iterator[dict[str, Any]]]) -> None:
@@ -130,8 +171,8 @@ def write_rows(folder: Path, rows: Callable[[], Iterator[dict[str, Any]]]) -> No
     Raises:
         OutputError: the disk is full, or the folder cannot be written.
     """
-    _whole(folder / ROWS_JSONL, lambda file: _write_jsonl(file, rows()))
-    _whole(folder / ROWS_PARQUET, lambda file: _write_parquet(file, rows()))
+    write_whole(folder / ROWS_JSONL, lambda file: _write_jsonl(file, rows()))
+    write_whole(folder / ROWS_PARQUET, lambda file: _write_parquet(file, rows()))
 
 
 def _write_jsonl(file: Path, rows: Iterator[dict[str, Any]]) -> None:
@@ -150,16 +191,28 @@ def _write_parquet(file: Path, rows: Iterator[dict[str, Any]]) -> None:
         writer.write_table(pa.Table.from_pylist(group, SCHEMA))
 
 
-def _whole(file: Path, write: Callable[[Path], None]) -> None:
+def write_whole(file: Path, write: Callable[[Path], None]) -> None:
+    """The whole file or what was there before.
+
+    Args:
+        file: To be made or replaced.
+        write: Writes the file that it is given.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written.
+    """
     temporary = file.with_name(f".{file.name}.tmp")
     try:
         write(temporary)
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
         temporary.replace(file)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise OutputError(
-                f"{file}: cannot be written ({error.strerror or error}). Free some space or choose another --output."
+                f"{file}: cannot be written ({error.strerror or error}). Free some space or choose another --output; "
+                "what was there before is unchanged."
             ) from error
         raise

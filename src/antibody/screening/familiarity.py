@@ -1,0 +1,125 @@
+"""Rows of which the evidence says nothing, since they are unlike every anchor.
+
+Evidence is read along one direction, which the anchors fixed. Off the anchors' ground it is an extrapolation, and its
+error grows with the distance: " thanks!" behind a harmless question moves the state at the last token to where no
+anchor lies, and along the direction too. So a row is *unfamiliar* if all of this holds:
+
+    d > near                          farther from every anchor than all but 1 in 50 harmful anchors
+    Lam > -1                          not read as benign: the benign anchors do not explain it three times better
+    e < claim * max(1, d / far)       read as harmful less clearly than all but 1 in 50 harmful anchors, and the farther
+                                      the row the clearer it must be
+
+    e      feature-shift                                                          evidence.py
+    Lam    log p(e | harm) - log p(e | benign), by the anchors                    primitives/mixture.py
+    d      distance from the nearer label's anchors, by their own spread          evidence.Shape
+    near   the distance that one harmful anchor in 50 exceeds; far: of all anchors; claim: the evidence that one harmful
+           anchor in 50 falls short of. All three are held out: each anchor is compared with a shape, and a direction,
+           that were fitted without it. So at most one honest harmful row in 50 is unfamiliar, if it is of the anchors'
+           kind, and fewer benign ones.
+
+Distance alone is not enough to be unfamiliar. Every task that is not among the anchors is far from them (in the lab
+farther than nearly all of them), and is read as benign with no trouble: that alignment moved nothing along the
+direction is what the evidence was made to see, and whatever else the row is cancels. What needs a warrant is the claim
+of harm. The price: harm that is far *and* reads as benign is not noticed, with this or without it
+(docs/antibody-posterior.md).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..primitives.mixture import LogRatio
+from ..training.step import StepContext
+from .anchors import FOLDS, SHRINKAGE, TINY, Anchors
+from .evidence import BEFORE, NOW, Measure, Shape, normalised, states
+
+HONEST = 0.02
+"""Largest share of the harmful anchors, held out, that is called unfamiliar."""
+LEAN = -1.0
+"""Lam from which a row is not read as benign, nats."""
+
+
+@dataclass(frozen=True)
+class Familiarity:
+    """The anchors' ground; the table at the head of this file.
+
+    Attributes:
+        shape: Of all anchors.
+        near: Distance.
+        far: Distance.
+        claim: Evidence.
+        ratio: Lam.
+        held_out: [rows]: each anchor's distance from the others.
+    """
+
+    shape: Shape
+    near: float
+    far: float
+    claim: float
+    ratio: LogRatio
+    held_out: Tensor
+
+    def unfamiliar(self, evidence: Tensor, distance: Tensor) -> Tensor:
+        """[n], bool, of feature-shift [n] and distance [n]."""
+        bar = self.claim * (distance / self.far).clamp(min=1)
+        return (distance > self.near) & (self.ratio(evidence) > LEAN) & (evidence < bar)
+
+
+def read_familiarity(context: StepContext, anchors: Anchors) -> Familiarity:
+    """The anchors' ground, by two passes over their stored rows. Files of anchors that were written before there was
+    such a thing serve as well.
+
+    Raises:
+        ModelError: feature-shift does not tell the anchors apart, or there is no model before alignment.
+        TrainingError: what is read of a row is not finite.
+    """
+    now, before = (states(context, anchors.rows, before=when) for when in (NOW, BEFORE))
+    ratio = anchors.log_ratio(Measure.FEATURE_SHIFT)
+    return fit_familiarity(normalised(now) - normalised(before), anchors.num_harmful, anchors.held_out, ratio)
+
+
+def fit_familiarity(change: Tensor, num_harmful: int, held_out_shifts: Tensor, ratio: LogRatio) -> Familiarity:
+    """The anchors' ground.
+
+    Args:
+        change: [rows, L, D]: what alignment changed of each anchor's states, harmful rows first.
+        num_harmful: How many are harmful.
+        held_out_shifts: [rows]: feature-shift of each by a probe that was made without it.
+        ratio: Lam of feature-shift.
+    """
+    distance = held_out_distances(change, num_harmful)
+    return Familiarity(
+        shape=fit_shape(change, num_harmful),
+        near=float(distance[:num_harmful].quantile(1 - HONEST, interpolation="higher")),
+        far=float(distance.quantile(1 - HONEST, interpolation="higher")),
+        claim=float(held_out_shifts[:num_harmful].quantile(HONEST, interpolation="lower")),
+        ratio=ratio,
+        held_out=distance,
+    )
+
+
+def fit_shape(change: Tensor, num_harmful: int) -> Shape:
+    """Means, and the covariance within labels shrunk to a multiple of one, by the eigenvectors of the rows' products:
+    there are as many as rows, however large L D is."""
+    flat = change.flatten(1).double()
+    means = torch.stack([flat[:num_harmful].mean(dim=0), flat[num_harmful:].mean(dim=0)])
+    x = torch.cat([flat[:num_harmful] - means[0], flat[num_harmful:] - means[1]])
+    variances, vectors = torch.linalg.eigh(x @ x.T / (len(x) - 2))
+    floor = SHRINKAGE * float(variances.sum()) / x.shape[1] + TINY
+    kept = variances > floor * 1e-6
+    variances = variances[kept]
+    axes = (x.T @ vectors[:, kept] / ((len(x) - 2) * variances).sqrt()).T
+    gains = 1 / ((1 - SHRINKAGE) * variances + floor) - 1 / floor
+    return Shape(means.float(), axes.float().contiguous(), gains.float(), 1 / floor)
+
+
+def held_out_distances(change: Tensor, num_harmful: int) -> Tensor:
+    """[rows]: the distance of each labelled row from the others, ``FOLDS``-fold."""
+    place = torch.cat([torch.arange(num_harmful), torch.arange(len(change) - num_harmful)]) % FOLDS
+    distances = torch.empty(len(change))
+    for fold in range(FOLDS):
+        out = place == fold
+        shape = fit_shape(change[~out], int((~out)[:num_harmful].sum()))
+        distances[out] = shape.distance(change[out])
+    return distances
