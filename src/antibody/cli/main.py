@@ -19,7 +19,7 @@ import typer
 
 from ..errors import AntibodyError
 from ..text import cut, escaped
-from . import align, convert, defences, demo, evaluate, finetune, lab, repair, screen
+from . import align, anchors, convert, defences, demo, evaluate, finetune, lab, repair, screen
 from .options import system_errors
 
 UsageProblem: type[Exception] = typer.BadParameter.__mro__[2]
@@ -34,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("align")(align.command)
+app.command("anchors")(anchors.command)
 app.command("finetune")(finetune.command)
 app.command("repair")(repair.command)
 app.command("screen")(screen.command)

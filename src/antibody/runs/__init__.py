@@ -8,6 +8,7 @@ print(measured.metrics["harmful_score"])
 """
 
 from .align import align
+from .anchors import AnchorsResult, anchors
 from .convert import ConvertResult, convert
 from .evaluate import evaluate
 from .finetune import finetune
@@ -15,4 +16,16 @@ from .repair import repair
 from .result import RunResult
 from .screen import ScreenResult, screen
 
-__all__ = ["ConvertResult", "RunResult", "ScreenResult", "align", "convert", "evaluate", "finetune", "repair", "screen"]
+__all__ = [
+    "AnchorsResult",
+    "ConvertResult",
+    "RunResult",
+    "ScreenResult",
+    "align",
+    "anchors",
+    "convert",
+    "evaluate",
+    "finetune",
+    "repair",
+    "screen",
+]

@@ -1,15 +1,203 @@
-"""Score the provider's anchors with an aligned model."""
+"""Score the provider's anchors with an aligned model, and give more to a model that is aligned already."""
 
+import shutil
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
 
 from torch import nn
 
-from ..data.records import Record
-from ..models.loading import LoadedModel
-from ..screening.anchors import Anchors, make_anchors, require_enough, require_one_answer
+from ..data.records import Message, Record, TokenizedRow
+from ..errors import ConfigError, DataError, ModelError, OutputError
+from ..models.loading import PACKAGED, LoadedModel, load_model, resolve
+from ..screening.anchors import (
+    Anchors,
+    auroc,
+    check_anchors,
+    make_anchors,
+    read_anchors,
+    require_enough,
+    require_one_answer,
+    write_anchors,
+)
+from ..screening.cache import row_digest
+from ..screening.evidence import Measure
 from ..training.step import Role, StepContext
 from .encoding import encode, make_renderer, render_refusals
+from .lab_defaults import lab_refusals
+from .naming import from_lab, model_name
+from .sources import Rows, read_refusals, read_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorsResult:
+    """A model's anchors as they now are."""
+
+    output: Path
+    """The folder of the model or adapter that has them."""
+    num_harmful: int
+    num_benign: int
+    num_new: int
+    """How many of both are new to the model."""
+    auroc: float
+    """How well feature-shift tells the two apart, each row by a direction fitted without it; 1 is perfectly."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, with paths as text."""
+        return asdict(self) | {"output": str(self.output)}
+
+
+def anchors(
+    model: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    base: str | None = None,
+    anchor_harmful_data: Rows | None = None,
+    anchor_benign_data: Rows | None = None,
+    refusals: str | Path | Sequence[str] | None = None,
+    output: str | Path | None = None,
+    batch_size: int = 32,
+) -> AnchorsResult:
+    """Add labelled rows to those that a model's uploads are judged by, without aligning it again.
+
+    All anchors, old and new, are scored together, so that the direction that tells them apart is fitted to all.
+
+    Args:
+        model: A folder, the folder of a run, ``lab-aligned``, or a Hub id.
+        adapter: The adapter that ``model`` was aligned with; it then has the anchors.
+        base: The model before its alignment; by default what the model says of itself.
+        anchor_harmful_data: Rows of the harmful kind, one question and one answer each, which the model was not trained
+            on.
+        anchor_benign_data: Harmless rows, of which the same holds.
+        refusals: One-line refusals, those of the alignment.
+        output: A new folder for a copy of the model, or adapter, with the new anchors. By default its own folder gets
+            them, once all are scored.
+        batch_size: Rows of one forward pass.
+
+    Raises:
+        AntibodyError: whatever a user can fix; nothing has been written then.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"--batch-size is {batch_size}: at least one row makes a forward pass.")
+    if anchor_harmful_data is None and anchor_benign_data is None:
+        raise ConfigError(
+            "there are no rows to add. Give --anchor-harmful-data FILE, --anchor-benign-data FILE, or both."
+        )
+    name = model_name(model)
+    adapter = None if adapter is None else model_name(adapter)
+    place = Path(resolve(adapter or name))
+    target = _target(adapter or name, place, output)
+    given = ((Role.ANCHOR_HARMFUL, anchor_harmful_data), (Role.ANCHOR_BENIGN, anchor_benign_data))
+    records = {
+        str(role): [] if rows is None else read_rows(rows, name=f"the {role} rows").records for role, rows in given
+    }
+    require_one_answer(_with_turns([record for of_role in records.values() for record in of_role]))
+    stored = read_anchors(place)
+    if stored is None:
+        require_enough(*map(len, records.values()))
+    texts = read_refusals(refusals, default=lab_refusals() if from_lab(name) else None)
+    loaded = load_model(name, adapter=adapter, base=base)
+    if loaded.base is None:
+        raise ModelError(
+            f"{loaded.name} does not say which model it was before its alignment, and anchors compare the two. Name it "
+            "with --base."
+        )
+    before = None if loaded.adapter_off_is_base else load_model(loaded.base)
+    renderer = make_renderer(loaded)
+    rows, _ = encode(records, renderer, skip=False)
+    harmful, benign, num_new = _merged(stored, rows[Role.ANCHOR_HARMFUL], rows[Role.ANCHOR_BENIGN])
+    example = (Message("user", "?"), Message("assistant", "."))
+    templates = dict.fromkeys(row.template for row in (*harmful, *benign))
+    context = StepContext(
+        cast(nn.Module, loaded.model),
+        pad_id=cast(int, loaded.tokenizer.pad_token_id),
+        refusals=render_refusals(texts, renderer, {"": [Record(0, example, t, "anchors", 0) for t in templates]}),
+        batch_size=batch_size,
+        base=None if before is None else cast(nn.Module, before.model),
+    )
+    if stored is None:
+        made = make_anchors(context, harmful, benign)
+    else:
+        check_anchors(context, stored, Measure.SHIFT if stored.evidence.has(Measure.SHIFT) else Measure.FEATURE_SHIFT)
+        made = make_anchors(context, harmful, benign, num_refusals=stored.num_refusals)
+    made.log_ratio(Measure.FEATURE_SHIFT)  # refuses anchors that cannot be told apart
+    _write(made, place, target)
+    return AnchorsResult(
+        output=target,
+        num_harmful=len(harmful),
+        num_benign=len(benign),
+        num_new=num_new,
+        auroc=auroc(made.held_out[len(harmful) :], made.held_out[: len(harmful)]),
+    )
+
+
+def _target(name: str, place: Path, output: str | Path | None) -> Path:
+    """The folder that gets the anchors; nothing is written.
+
+    Raises:
+        OutputError: it is not ours to write to, or holds something.
+        ModelError: the model is not a local folder.
+    """
+    if not place.is_dir():
+        raise ModelError(f"{name}: anchors are stored beside a model's weights. Download it, and name its folder.")
+    if output is None:
+        if name in PACKAGED:
+            raise OutputError(
+                f"{name}: comes with the package and is not changed. Name a folder for a copy: --output DIR."
+            )
+        return place
+    target = Path(output).expanduser().absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OutputError(f"{target}: exists already. Name a new folder.")
+    return target
+
+
+def _merged(
+    stored: Anchors | None, harmful: Sequence[TokenizedRow], benign: Sequence[TokenizedRow]
+) -> tuple[list[TokenizedRow], list[TokenizedRow], int]:
+    """(harmful, benign, number of new ones): the old rows, then the new ones that are not among them.
+
+    Raises:
+        DataError: a row is both harmful and benign.
+    """
+    num = 0 if stored is None else stored.num_harmful
+    old = () if stored is None else stored.rows
+    sides, known = (list(old[:num]), list(old[num:])), [set(map(row_digest, rows)) for rows in (old[:num], old[num:])]
+    for side, digests, new in zip(sides, known, (harmful, benign), strict=True):
+        for row in new:
+            if (digest := row_digest(row)) not in digests:
+                digests.add(digest)
+                side.append(row)
+    if both := known[0] & known[1]:
+        raise DataError(
+            f"{len(both)} anchor rows are both harmful and benign, the old ones included. Take them out of one of the "
+            "files."
+        )
+    return sides[0], sides[1], sum(map(len, sides)) - len(old)
+
+
+def _write(made: Anchors, place: Path, target: Path) -> None:
+    """In place, one file; else a copy of the whole folder, which appears when it is complete.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written.
+    """
+    if target == place:
+        write_anchors(place, made)
+        return
+    growing = target.with_name(f".{target.name}.tmp")
+    try:
+        shutil.rmtree(growing, ignore_errors=True)
+        shutil.copytree(place, growing)
+        write_anchors(growing, made)
+        growing.replace(target)
+    except OSError as error:
+        raise OutputError(
+            f"{target}: cannot be written ({error.strerror or error}). Free some space or choose another --output."
+        ) from error
+    finally:
+        shutil.rmtree(growing, ignore_errors=True)
 
 
 def score_anchors(
@@ -56,8 +244,13 @@ def check_anchor_records(harmful: Sequence[Record], benign: Sequence[Record]) ->
     Raises:
         DataError: a row has several trained turns, or there are too few of a label.
     """
-    require_one_answer(
-        (record.where, sum(message.role == "assistant" and message.trained for message in record.messages))
-        for record in (*harmful, *benign)
-    )
+    require_one_answer(_with_turns([*harmful, *benign]))
     require_enough(len(harmful), len(benign))
+
+
+def _with_turns(records: Sequence[Record]) -> list[tuple[str, int]]:
+    """Where each record is, and how many trained turns it has."""
+    return [
+        (record.where, sum(message.role == "assistant" and message.trained for message in record.messages))
+        for record in records
+    ]

@@ -24,6 +24,14 @@ The posterior itself, w_i = 1 - p_i, gives every harmful row a little, and an op
 of little wherever a step holds nothing else. Caution costs a clean upload nothing: where no harm is found pi is 0, and
 every weight 1.
 
+A row that is unlike every anchor (screening/familiarity.py; by ``feature-shift``, which reads what tells) weighs
+nothing as soon as any harm is found, pi > 0: its evidence may come of the distance alone, so that nobody can promise a
+P(harm) below 1 / (1 + c), from which on a row is worth something. It still counts towards pi at face value: left out,
+harm that is written unlike any anchor would lower pi, and let through the harm beside it. So no weight is ever above
+what face value gives. Where pi is 0 even so, there is nothing to be careful about, and every weight is 1. With c = 300
+and pi above 1 % face value gives such rows nothing either; what is new is that it holds for every weight and every pi,
+and that the run says so. Its provider can extend the anchors (``antibody anchors``) and fine-tune again.
+
 Rehearsal, because even truly benign rows wear safety down: each step holds about rho of provider rows (refusals and
 harmless answers, ``alignment`` data), of weight rho.
 
@@ -32,6 +40,7 @@ it: docs/antibody-posterior.md. Nearest published: the refusal-feature teacher (
 itself; BDS (2510.27172), whose posterior weights are sampled while training.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,8 +54,12 @@ from ...primitives.gradients import combined
 from ...primitives.mixture import harm_posterior, harmful_share
 from ...screening.anchors import Anchors, check_anchors, make_anchors, read_anchors
 from ...screening.evidence import Measure, collect
+from ...screening.familiarity import read_familiarity
+from ...screening.posterior import TOLERANCE
 from ...training.batches import MicroBatch
 from ...training.step import About, Defence, Role, RowRecord, RowTerms, Stage, StepBatch, StepContext, StepResult
+
+log = logging.getLogger("antibody")
 
 
 class Weight(StrEnum):
@@ -127,6 +140,7 @@ class AntibodyPosterior(Defence):
             self.needs = ()
         self.needs_base = self.believes_in_harm
         self.share = 0.0
+        self.num_unfamiliar = 0
         self._keep({})  # (w_i, e_i) by row id
 
     def rows_per_step(self, role: Role, step_size: int) -> int:
@@ -155,7 +169,7 @@ class AntibodyPosterior(Defence):
         weighed = [self._weights.get(row.row_id, (1.0, math.nan)) for row, _ in batch.rows()]
         weight, evidence = torch.tensor(weighed, device=context.device).unbind(dim=1)
         rows = RowRecord(weight, evidence if self.believes_in_harm else None)
-        metrics = {"harmful_share": self.share}
+        metrics = {"harmful_share": self.share, "num_unfamiliar": float(self.num_unfamiliar)}
         if not rho:
             return StepResult(sweep.gradients, sweep.loss, metrics, rows)
         rehearsed = context.gradient("token_mean_nll", batches[Role.ALIGNMENT])
@@ -185,15 +199,39 @@ class AntibodyPosterior(Defence):
 
     def _weigh(self, context: StepContext, anchors: Anchors) -> None:
         user, measure = context.rows[Role.USER], self.config.evidence
-        # As many refusals as the anchors were scored against: a mean of fewer spreads wider than theirs.
-        evidence = collect(context, user, [measure], probe=anchors.probe, num_refusals=anchors.num_refusals).of(measure)
+        ground = read_familiarity(context, anchors) if measure is Measure.FEATURE_SHIFT else None
+        found = collect(
+            context,
+            user,
+            [measure],
+            probe=anchors.probe,
+            # As many as the anchors were scored against: a mean of fewer spreads wider than theirs.
+            num_refusals=anchors.num_refusals,
+            shape=None if ground is None else ground.shape,
+        )
+        evidence = found.of(measure)
         ratio = anchors.log_ratio(measure)(evidence)
         a, b = self.config.prior
         self.share = harmful_share(ratio, alpha=a, beta=b)
         harm = harm_posterior(ratio, self.share)
         w = weights(harm, self.config.weight, self.config.caution)
+        if ground is not None and self.share > 0:
+            unfamiliar = ground.unfamiliar(evidence, found.distances())
+            w[unfamiliar] = 0.0
+            self._report_unfamiliar(int(unfamiliar.sum()), len(user), context)
         ids = [row.row_id for row in user]
         self._keep(dict(zip(ids, zip(w.tolist(), evidence.tolist(), strict=True), strict=True)))
+
+    def _report_unfamiliar(self, num: int, num_rows: int, context: StepContext) -> None:
+        self.num_unfamiliar = num
+        if num > TOLERANCE * num_rows and context.rank == 0:
+            log.warning(
+                "antibody-posterior: %d of %d rows are unlike every anchor, harmful or benign, and are not trained on. "
+                "`antibody screen` lists them and says which to label first; give labelled rows of their kind to "
+                "`antibody anchors`, and fine-tune again.",
+                num,
+                num_rows,
+            )
 
     def _keep(self, weights: dict[int, tuple[float, float]]) -> None:
         self._weights = weights
@@ -210,9 +248,11 @@ class AntibodyPosterior(Defence):
         return {
             "weights": torch.tensor(rows, dtype=torch.float64).reshape(-1, 3),
             "share": torch.tensor(self.share, dtype=torch.float64),
+            "num_unfamiliar": torch.tensor(self.num_unfamiliar),
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up the stored weights."""
         self._keep({int(row_id): (w, e) for row_id, w, e in state["weights"].tolist()})
         self.share = float(state["share"])
+        self.num_unfamiliar = int(state.get("num_unfamiliar", 0))  # checkpoints of earlier releases have none
