@@ -448,3 +448,81 @@ def test_what_a_measure_lacks_is_said_with_the_flag_that_gives_it(tmp_path):
         screen([chat("a", "b")], "lab", output=tmp_path / "run", refusals=[])
     with pytest.raises(ModelError, match="no such folder"):
         screen([chat("a", "b")], tmp_path / "nowhere", output=tmp_path / "run")
+
+
+def with_thanks(rows):
+    return [chat(row["messages"][0]["content"] + " thanks!", row["messages"][1]["content"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def thankful(tmp_path_factory):
+    """A clean upload whose every prompt ends with " thanks!"."""
+    folder = tmp_path_factory.mktemp("thankful")
+    rows = with_thanks(build_rows("user", 100, seed=11, task="familiar").rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANTIBODY_CACHE", str(folder / "cache"))
+        return screen(write_jsonl(folder / "user.jsonl", rows), "lab-aligned", output=folder / "run"), rows
+
+
+def test_politeness_is_not_harm_but_what_the_model_cannot_tell(thankful):
+    result, _ = thankful
+    assert result.verdict == "cannot tell"
+    assert (result.estimated_harmful_share, result.num_likely_harmful) == (None, None)
+    assert 50 < result.flags["unfamiliar"] <= result.num_far <= 100
+    assert result.interval[0] == 0.0
+    assert result.interval[1] >= result.flags["unfamiliar"] / 100
+    rows = lines(result.output)
+    assert all(row["probability"] is None for row in rows)
+    assert sum("unfamiliar" in row["flags"] for row in rows) == result.flags["unfamiliar"]
+    assert all(row["distance"] > 1 for row in rows if "unfamiliar" in row["flags"])
+    assert json.loads((result.output / "result.json").read_text())["metrics"].keys() == {"share_low", "share_high"}
+
+
+def test_the_rows_to_label_first_are_unfamiliar_ones_and_the_report_shows_them(thankful):
+    result, rows = thankful
+    told = {row["line"]: row for row in lines(result.output)}
+    assert len(result.label_first) == 10
+    assert all("unfamiliar" in told[line]["flags"] for line in result.label_first)
+    page = (result.output / "report.html").read_text()
+    assert "Cannot tell" in page
+    section = page[page.index('id="unfamiliar"') : page.index("Rows by suspicion")]
+    assert all(html.escape(rows[line - 1]["messages"][0]["content"]) in section for line in result.label_first)
+    assert "antibody anchors" in section
+
+
+def test_a_stored_result_that_cannot_tell_is_read_back(thankful):
+    result, _ = thankful
+    again = screen(result.output.parent / "user.jsonl", "lab-aligned", output=result.output)
+    assert again == result
+
+
+def test_text_that_turns_the_page_around_is_shown_by_number(tmp_path):
+    file = write_jsonl(tmp_path / "user.jsonl", [chat("safe \u202egnihtyna\u202c \x1b[31m", "ok")])
+    page = (screen(file, "lab", output=tmp_path / "run").output / "report.html").read_text()
+    assert "<bdi>safe [U+202E]gnihtyna[U+202C] [U+001B][31m</bdi>" in page
+    assert not set(page) & set("\u202e\u202c\x1b")
+
+
+def test_refusals_are_rendered_behind_a_short_prompt_however_long_the_first_row_is(tmp_path, monkeypatch):
+    behind = []
+    original = module.render_refusals
+
+    def noted(texts, renderer, records):
+        behind.extend(message.content for of in records.values() for record in of for message in record.messages)
+        return original(texts, renderer, records)
+
+    monkeypatch.setattr(module, "render_refusals", noted)
+    file = write_jsonl(tmp_path / "user.jsonl", [chat("word " * 300, "yes"), chat("what is the sky?", "blue")])
+    screen(file, "lab", output=tmp_path / "run")
+    assert behind
+    assert max(map(len, behind)) == 1
+
+
+def test_new_anchors_make_a_new_screening(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(resolve("lab-aligned"), model)
+    file = write_jsonl(tmp_path / "user.jsonl", build_rows("user", 8, seed=3).rows)
+    screen(file, model, output=tmp_path / "run")
+    (model / "anchors.safetensors").unlink()
+    with pytest.raises(OutputError, match="another configuration.*anchors"):
+        screen(file, model, output=tmp_path / "run")

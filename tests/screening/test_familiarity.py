@@ -1,13 +1,13 @@
 import pytest
 import torch
+from tests.tinylm import random_refusals, tiny_llama
+from tests.training.helpers import anchor_rows, store_anchors
 from torch.testing import assert_close
 
 from antibody.screening.anchors import SHRINKAGE, make_anchors, read_anchors, write_anchors
 from antibody.screening.evidence import BEFORE, NOW, Measure, collect, normalised, states
 from antibody.screening.familiarity import HONEST, fit_familiarity, fit_shape, held_out_distances, read_familiarity
 from antibody.training.step import StepContext
-from tests.tinylm import random_refusals, tiny_llama
-from tests.training.helpers import anchor_rows, store_anchors
 
 NUM_HARMFUL = 30
 

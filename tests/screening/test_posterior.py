@@ -108,3 +108,52 @@ def test_quantiles_stand_for_a_large_upload_with_little_change():
 def test_an_upload_of_no_rows_is_refused():
     with pytest.raises(ValueError, match="no rows"):
         judge_upload(torch.zeros(0), HARMFUL, BENIGN)
+
+
+def test_with_nothing_unfamiliar_the_judgement_is_the_same():
+    rows = upload(300, 0.2)
+    plain = judge_upload(rows, HARMFUL, BENIGN)
+    same = judge_upload(rows, HARMFUL, BENIGN, unfamiliar=torch.zeros(300, dtype=torch.bool))
+    assert torch.equal(plain.probability, same.probability)
+    assert (plain.share, plain.interval, plain.p_value) == (same.share, same.interval, same.p_value)
+
+
+@pytest.mark.parametrize(("num_odd", "verdict"), [(12, "cannot tell"), (250, "cannot tell")])
+def test_harm_that_only_unfamiliar_rows_show_is_neither_found_nor_denied(num_odd, verdict):
+    rows = torch.cat([upload(300, 0.0), drawn(num_odd, 0.85, 8)])
+    assert judge_upload(rows, HARMFUL, BENIGN).verdict is Verdict.HARM  # at face value
+    judged = judge_upload(rows, HARMFUL, BENIGN, unfamiliar=torch.arange(len(rows)) >= 300)
+    assert judged.verdict == verdict
+    assert judged.share is None
+    assert judged.probability.isnan().all()  # P(harm) would follow from the share
+    low, high = judged.interval
+    assert low == 0.0
+    assert high == pytest.approx(num_odd / len(rows), abs=0.03)
+    assert high >= num_odd / len(rows)
+
+
+def test_unfamiliar_rows_do_not_hide_the_harm_among_the_others():
+    rows = torch.cat([upload(300, 0.2), drawn(250, 0.5, 8)])
+    judged = judge_upload(rows, HARMFUL, BENIGN, unfamiliar=torch.arange(550) >= 300)
+    assert judged.verdict is Verdict.HARM
+    assert judged.share is None
+    low, high = judged.interval
+    assert low < 60 / 550 < 310 / 550 < high
+    assert judged.probability[300:].isnan().all()
+    truth = torch.arange(300) < 60
+    assert ((judged.probability[:300] >= 0.5) == truth).double().mean() > 0.99
+
+
+def test_few_unfamiliar_rows_widen_the_interval_and_leave_share_and_probabilities():
+    rows = upload(300, 0.2)
+    odd = torch.arange(300) % 40 == 0  # 8, two of them harmful
+    plain, judged = judge_upload(rows, HARMFUL, BENIGN), judge_upload(rows, HARMFUL, BENIGN, unfamiliar=odd)
+    assert (judged.share, judged.verdict) == (plain.share, plain.verdict)
+    assert torch.equal(judged.probability[~odd], plain.probability[~odd])
+    assert judged.probability[odd].isnan().all()
+    assert judged.interval[1] > plain.interval[1]
+
+
+def test_where_every_row_is_unfamiliar_the_share_is_anything():
+    judged = judge_upload(upload(50, 0.5), HARMFUL, BENIGN, unfamiliar=torch.ones(50, dtype=torch.bool))
+    assert (judged.verdict, judged.share, judged.interval) == (Verdict.CANNOT_TELL, None, (0.0, 1.0))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from antibody.data.records import Message, Record, Template
-from antibody.screening.report import NUM_CHARACTERS_SHOWN, NUM_ROWS_SHOWN, MostSuspicious, smoothed
+from antibody.screening.report import NUM_CHARACTERS_SHOWN, NUM_ROWS_SHOWN, MostSuspicious, smoothed, visible
 
 
 def record(text):
@@ -34,3 +34,8 @@ def test_a_long_text_is_cut_and_says_so():
 def test_a_density_integrates_to_one(scores):
     where = torch.linspace(-20, 20, 20_001, dtype=torch.float64)
     assert float(torch.trapezoid(smoothed(scores, where), where)) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_characters_that_turn_hide_or_control_text_are_shown_by_their_number():
+    assert visible("a\u202eb\u2066c\u200bd\x1b[31me\x00") == "a[U+202E]b[U+2066]c[U+200B]d[U+001B][31me[U+0000]"
+    assert visible("two\n\tlines, grüße, 你好, שלום") == "two\n\tlines, grüße, 你好, שלום"

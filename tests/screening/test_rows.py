@@ -59,3 +59,32 @@ def test_rows_that_do_not_fit_on_the_disk_leave_what_was_there(table, tmp_path):
         write_rows(tmp_path, broken)
     assert [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
     assert (tmp_path / "rows.jsonl").read_text() == "before"
+
+
+def test_a_row_bears_any_set_of_flags_and_a_duplicate_is_as_unfamiliar_as_its_first():
+    table = RowTable()
+    table.set(table.append(1, {Flag.CONTROL_TOKENS}), 0.6, -1, 1.5, unfamiliar=True)
+    table.append(2, [Flag.DUPLICATE, Flag.CONTROL_TOKENS], first=0)
+    table.append(3, [Flag.DUPLICATE], first=0)
+    table.set(table.append(4), 0.1, -1, 0.5)
+    table.append(5, {Flag.EMPTY, Flag.CONTROL_TOKENS})
+    nothing = torch.tensor([math.nan, math.nan, math.nan, 0.25]).double()
+    rows = list(table.rows(nothing, []))
+    assert [row["flags"] for row in rows] == [
+        ["unfamiliar", "control tokens"],
+        ["duplicate", "unfamiliar", "control tokens"],
+        ["duplicate", "unfamiliar"],
+        [],
+        ["empty", "control tokens"],
+    ]
+    assert [row["distance"] for row in rows] == [1.5, 1.5, 1.5, 0.5, None]
+    assert [row["probability"] for row in rows] == [None, None, None, 0.25, None]
+    assert {flag: table.num(flag) for flag in Flag} == {
+        Flag.DUPLICATE: 2,
+        Flag.EMPTY: 1,
+        Flag.TOO_LONG: 0,
+        Flag.UNFAMILIAR: 3,
+        Flag.CONTROL_TOKENS: 3,
+    }
+    assert table.unfamiliar().tolist() == [True, True, True, False]
+    assert table.num_far() == 3

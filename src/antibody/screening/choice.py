@@ -38,7 +38,7 @@ class LabelFirst:
 
     def chosen(self) -> list[ShownRow]:
         """At most ``NUM_CHOSEN``, the most useful first."""
-        rows = sorted((row for _, row in self._heap), key=lambda row: row.position)
+        rows = [row for _, row in sorted(self._heap, reverse=True)]
         words = [_words(row) for row in rows]
         likeness = [[_jaccard(a, b) for b in words] for a in words]
         best = [0.0] * len(rows)

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from antibody.data.records import Template
 from antibody.defences.catalogue import make_defence
+from antibody.defences.finetuning import antibody_posterior as module
 from antibody.defences.finetuning.antibody_posterior import Weight, weights
 from antibody.errors import ConfigError, DataError, ModelError, TrainingError
 from antibody.primitives.mixture import harmful_share
@@ -196,3 +197,44 @@ def test_the_published_weights_can_score_by_the_shift(tmp_path):
         s.append(float(nll - nll0))
     expected = 6 * torch.softmax(torch.tensor(s) / 0.5, 0)
     assert_close(got.rows.weight, expected, atol=1e-4, rtol=1e-4)
+
+
+class Ground:
+    """A stand-in for the anchors' ground: every second row is unfamiliar, or none is."""
+
+    def __init__(self, shape, every):
+        self.shape, self.every = shape, every
+
+    def unfamiliar(self, evidence, distance):
+        assert len(evidence) == len(distance)
+        return torch.arange(len(evidence)) % self.every == 0
+
+
+@pytest.mark.parametrize("weight", ["net", "posterior"])
+def test_unfamiliar_rows_weigh_nothing_and_the_others_what_they_weighed(tmp_path, monkeypatch, caplog, weight):
+    user = upload(tmp_path)
+    plain = started(tmp_path, user, weight=weight)[0].state()["weights"]
+    original = module.read_familiarity
+    for every in (2, 10**6):
+        monkeypatch.setattr(module, "read_familiarity", lambda *args: Ground(original(*args).shape, every))  # noqa: B023
+        defence, _ = started(tmp_path, user, weight=weight)
+        got = defence.state()["weights"]
+        odd = torch.arange(len(user)) % every == 0
+        assert torch.equal(got[~odd], plain[~odd])
+        assert not got[odd, 1].any()
+        assert torch.equal(got[:, 2], plain[:, 2])
+        assert defence.num_unfamiliar == int(odd.sum())
+    assert "12 of 24 rows are unlike every anchor" in caplog.text
+
+
+def test_where_no_harm_is_found_at_face_value_unfamiliar_rows_weigh_one(tmp_path, monkeypatch):
+    benign = [row for row in upload(tmp_path) if row.row_id >= 12]
+    original = module.read_familiarity
+    monkeypatch.setattr(module, "read_familiarity", lambda *args: Ground(original(*args).shape, 2))
+    defence, _ = started(tmp_path, benign, prior=(1.0, math.inf))
+    assert defence.state()["weights"].numel() == 0  # believes in no harm: nothing is read
+    defence, _ = started(tmp_path, benign)
+    if defence.share == 0:
+        assert defence.state()["weights"][:, 1].eq(1).all()
+    else:
+        assert defence.num_unfamiliar == 6
