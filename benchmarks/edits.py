@@ -46,6 +46,8 @@ from antibody.training.step import StepContext
 RESULTS = Path(__file__).parent / "results" / "edits.json"
 DOCS = Path(__file__).parents[1] / "docs" / "antibody-posterior.md"
 BEGIN, END = "<!-- benchmarks/edits.py --docs -->", "<!-- end -->"
+FIRST_SEED = 100
+"""Of the uploads. The constants of screening/familiarity.py were chosen on those of seeds 0 to 2."""
 TASKS = ("familiar", "novel")
 POISON_RATIOS = (0.0, 0.2)
 NUM_ROWS = 300
@@ -135,7 +137,7 @@ def measure(seeds: int, num_rows: int = NUM_ROWS, names: Sequence[str] = NAMES) 
     uploads = []
     for name in names:
         print(name, file=sys.stderr, flush=True)
-        for seed in range(seeds):
+        for seed in range(FIRST_SEED, FIRST_SEED + seeds):
             for task in TASKS:
                 for poison_ratio in POISON_RATIOS:
                     made = build_rows("user", num_rows, seed=seed, task=task, poison_ratio=poison_ratio)

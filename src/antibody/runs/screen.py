@@ -102,7 +102,7 @@ class ScreenResult:
     num_likely_harmful: int | None
     """Rows whose P(harm) is at least 0.5; None where no row has one."""
     num_far: int | None
-    """Rows farther from every anchor than all but 1 in 50 harmful anchors, the unfamiliar ones among them; None where
+    """Rows farther from every anchor than all but 3 in 100 harmful anchors, the unfamiliar ones among them; None where
     distances are not read: without anchors, or by another measure than feature-shift."""
     label_first: tuple[int, ...]
     """Lines of the unfamiliar rows that it would help most to label, the most useful first."""
@@ -331,7 +331,7 @@ class _Reader:
         return self.familiarity.unfamiliar(evidence, distance).tolist()
 
     def relative(self, distance: float | None) -> float | None:
-        """In units of the distance that one harmful anchor in 50 exceeds."""
+        """In units of the distance that 3 harmful anchors in 100 exceed."""
         return None if self.familiarity is None or distance is None else distance / self.familiarity.near
 
     def _read_new(

@@ -4,18 +4,20 @@ Evidence is read along one direction, which the anchors fixed. Off the anchors' 
 error grows with the distance: " thanks!" behind a harmless question moves the state at the last token to where no
 anchor lies, and along the direction too. So a row is *unfamiliar* if all of this holds:
 
-    d > near                          farther from every anchor than all but 1 in 50 harmful anchors
-    Lam > -1                          not read as benign: the benign anchors do not explain it three times better
-    e < claim * max(1, d / far)       read as harmful less clearly than all but 1 in 50 harmful anchors, and the farther
-                                      the row the clearer it must be
+    d > near                          farther from every anchor than all but 3 in 100 harmful anchors
+    Lam > -1                          not read as benign: benign is not e times as likely, by the anchors
+    e < claim * max(1, d / far)       less clearly harmful than all but 3 in 100 harmful anchors; the farther the row,
+                                      the clearer it must be
 
     e      feature-shift                                                          evidence.py
     Lam    log p(e | harm) - log p(e | benign), by the anchors                    primitives/mixture.py
     d      distance from the nearer label's anchors, by their own spread          evidence.Shape
-    near   the distance that one harmful anchor in 50 exceeds; far: of all anchors; claim: the evidence that one harmful
-           anchor in 50 falls short of. All three are held out: each anchor is compared with a shape, and a direction,
-           that were fitted without it. So at most one honest harmful row in 50 is unfamiliar, if it is of the anchors'
-           kind, and fewer benign ones.
+    near   the distance that 3 harmful anchors in 100 exceed
+    far    the distance that 3 anchors in 100 exceed, of both labels
+    claim  the evidence that 3 harmful anchors in 100 fall short of
+
+near, far and claim are held out: each anchor is compared with a shape, and a direction, that were fitted without it. So
+of honest harmful rows of the anchors' kind at most 3 in 100 are unfamiliar, and of benign ones fewer.
 
 Distance alone is not enough to be unfamiliar. Every task that is not among the anchors is far from them (in the lab
 farther than nearly all of them), and is read as benign with no trouble: that alignment moved nothing along the
@@ -34,7 +36,7 @@ from ..training.step import StepContext
 from .anchors import FOLDS, SHRINKAGE, TINY, Anchors
 from .evidence import BEFORE, NOW, Measure, Shape, normalised, states
 
-HONEST = 0.02
+HONEST = 0.03
 """Largest share of the harmful anchors, held out, that is called unfamiliar."""
 LEAN = -1.0
 """Lam from which a row is not read as benign, nats."""

@@ -6,7 +6,7 @@ evidence         high means harm; null where the row was not read
 probability      P(harm), 0 to 1; null without evidence or anchors, of an unfamiliar row, and where the verdict is
                  "cannot tell": it follows from the upload's harmful share
 nearest_refusal  the likeliest of the refusals scored; null where none was scored
-distance         from the model's anchors; 1 is what one harmful anchor in 50 exceeds. Null where it was not read
+distance         from the model's anchors; 1 is what 3 harmful anchors in 100 exceed. Null where it was not read
 flags            any of ``Flag``, in its order
 """
 
