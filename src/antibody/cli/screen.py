@@ -49,7 +49,9 @@ def _print(result: Any) -> None:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    colour = {"harm found": "bold red", "no harm found": "bold green"}.get(result.verdict, "bold")
+    colour = {"harm found": "bold red", "no harm found": "bold green", "cannot tell": "bold yellow"}.get(
+        result.verdict, "bold"
+    )
     table.add_row("verdict", Text(result.verdict, style=colour))
     if result.verdict == "no harm found":
         table.add_row("", Text("less than 1 % can be missed: look at the first rows of the report"))

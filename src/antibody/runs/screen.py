@@ -517,7 +517,7 @@ def _written(
         num_likely_harmful=None
         if judged is None or judged.verdict is Verdict.CANNOT_TELL
         else int((judged.probability >= LIKELY).sum()),
-        num_far=None if reader.familiarity is None else table.num_far(),
+        num_far=None if reader.familiarity is None or sides is None else table.num_far(),
         label_first=tuple(table.line(row.position) for row in chosen),
         measure=reader.measure,
         model=model,

@@ -109,7 +109,12 @@ def render_report(
         shown=shown,
         label_first=label_first,
         prompt_alone=not Measure(summary["measure"]).needs_answers,
-        histogram=_histogram(evidence, anchors, summary["estimated_harmful_share"] or 0.0, summary["measure"]),
+        histogram=_histogram(
+            evidence,
+            anchors,
+            0.5 if (share := summary["estimated_harmful_share"]) is None else share,
+            summary["measure"],
+        ),
     )
 
 
