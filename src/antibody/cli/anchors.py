@@ -1,5 +1,6 @@
 """``antibody anchors``: give a model more labelled rows to judge uploads by."""
 
+from ..text import escaped
 from . import options as o
 
 
@@ -26,7 +27,7 @@ def command(
 
     result = o.call(runs.anchors, flags, config)
     lines = [
-        f"{result.output}",
+        escaped(str(result.output)),
         f"  harmful anchors  {result.num_harmful}",
         f"  benign anchors   {result.num_benign}",
         f"  new              {result.num_new}",

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..data.records import Message, Record, TokenizedRow
 from ..errors import ConfigError, DataError, ModelError, OutputError
+from ..models.layout import require_same_shape
 from ..models.loading import PACKAGED, LoadedModel, load_model, resolve
 from ..screening.anchors import (
     Anchors,
@@ -104,6 +105,9 @@ def anchors(
             "with --base."
         )
     before = None if loaded.adapter_off_is_base else load_model(loaded.base)
+    if before is not None:
+        models = (cast(nn.Module, of.model) for of in (loaded, before))
+        require_same_shape(*models, named=loaded.base, num_tokens=len(loaded.tokenizer))
     renderer = make_renderer(loaded)
     rows, _ = encode(records, renderer, skip=False)
     harmful, benign, num_new = _merged(stored, rows[Role.ANCHOR_HARMFUL], rows[Role.ANCHOR_BENIGN])

@@ -77,7 +77,10 @@ def _cut(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Control characters, and those that turn or hide text (bidirectional, zero-width), as their number: U+202E."""
+    """Control characters, and those that turn or hide text (bidirectional, zero-width), as their number: U+202E.
+
+    Unlike ``text.escaped``, which fits a message on one line, this leaves line breaks, tabs and spaces alone.
+    """
     return "".join(
         f"[U+{ord(c):04X}]" if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
         for c in text
