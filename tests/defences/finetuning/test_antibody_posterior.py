@@ -228,13 +228,10 @@ def test_unfamiliar_rows_weigh_nothing_and_the_others_what_they_weighed(tmp_path
 
 
 def test_where_no_harm_is_found_at_face_value_unfamiliar_rows_weigh_one(tmp_path, monkeypatch):
-    benign = [row for row in upload(tmp_path) if row.row_id >= 12]
+    user = upload(tmp_path)
     original = module.read_familiarity
     monkeypatch.setattr(module, "read_familiarity", lambda *args: Ground(original(*args).shape, 2))
-    defence, _ = started(tmp_path, benign, prior=(1.0, math.inf))
-    assert defence.state()["weights"].numel() == 0  # believes in no harm: nothing is read
-    defence, _ = started(tmp_path, benign)
-    if defence.share == 0:
-        assert defence.state()["weights"][:, 1].eq(1).all()
-    else:
-        assert defence.num_unfamiliar == 6
+    monkeypatch.setattr(module, "harmful_share", lambda *args, **options: 0.0)
+    defence, _ = started(tmp_path, user)
+    assert defence.state()["weights"][:, 1].eq(1).all()
+    assert defence.num_unfamiliar == 0
