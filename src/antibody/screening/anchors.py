@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ..data.records import Template, TokenizedRow
 from ..errors import DataError, ModelError, TrainingError
+from ..files import whole
 from ..primitives.mixture import LogRatio, log_density_ratio
 from ..training.step import StepContext
 from .evidence import BEFORE, NOW, Evidence, Measure, Probe, collect, normalised, states
-from .rows import write_whole
 
 ANCHORS = "anchors.safetensors"
 """In a model's or an adapter's folder."""
@@ -298,12 +298,8 @@ def write_anchors(folder: Path, anchors: Anchors) -> None:
     for (name, before), values in anchors.evidence.readings.items():
         tensors[f"{'before' if before else 'now'}.{name}"] = values.contiguous()
     metadata = {"num_harmful": str(anchors.num_harmful), "num_refusals": str(anchors.num_refusals)}
-    content = save(tensors, metadata=metadata)
-
-    def write(file: Path) -> None:
-        file.write_bytes(content)
-
-    write_whole(folder / ANCHORS, write)
+    with whole(folder / ANCHORS) as file:
+        file.write_bytes(save(tensors, metadata=metadata))
 
 
 def read_anchors(folder: Path) -> Anchors | None:

@@ -12,10 +12,8 @@ flags            any of ``Flag``, in its order
 
 import json
 import math
-import os
 from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ..errors import OutputError
+from ..files import whole
 
 ROWS_JSONL, ROWS_PARQUET = "rows.jsonl", "rows.parquet"
 ROWS_PER_GROUP = 10_000
@@ -171,8 +169,9 @@ def write_rows(folder: Path, rows: Callable[[], Iterator[dict[str, Any]]]) -> No
     Raises:
         OutputError: the disk is full, or the folder cannot be written.
     """
-    write_whole(folder / ROWS_JSONL, lambda file: _write_jsonl(file, rows()))
-    write_whole(folder / ROWS_PARQUET, lambda file: _write_parquet(file, rows()))
+    for name, write in ((ROWS_JSONL, _write_jsonl), (ROWS_PARQUET, _write_parquet)):
+        with whole(folder / name) as file:
+            write(file, rows())
 
 
 def _write_jsonl(file: Path, rows: Iterator[dict[str, Any]]) -> None:
@@ -189,30 +188,3 @@ def _write_parquet(file: Path, rows: Iterator[dict[str, Any]]) -> None:
                 writer.write_table(pa.Table.from_pylist(group, SCHEMA))
                 group = []
         writer.write_table(pa.Table.from_pylist(group, SCHEMA))
-
-
-def write_whole(file: Path, write: Callable[[Path], None]) -> None:
-    """The whole file or what was there before.
-
-    Args:
-        file: To be made or replaced.
-        write: Writes the file that it is given.
-
-    Raises:
-        OutputError: the disk is full, or the folder cannot be written.
-    """
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as written:
-            os.fsync(written.fileno())
-        temporary.replace(file)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OutputError(
-                f"{file}: cannot be written ({error.strerror or error}). Free some space or choose another --output; "
-                "what was there before is unchanged."
-            ) from error
-        raise
