@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from antibody import paths
-from antibody.errors import AntibodyError, ConfigError, DataError
+from antibody.errors import AntibodyError, ConfigError, DataError, OutputError
 from antibody.paths import as_file, checked_output, checked_path
 
 WRONG = {
@@ -60,14 +60,14 @@ OUTPUTS = {"/": "no name of its own", "a/..": "no name of its own", "file/below"
 def test_an_output_where_nothing_can_be_made_is_refused(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ConfigError, match=OUTPUTS.get(text, "at most 200 bytes")):
+    with pytest.raises(AntibodyError, match=OUTPUTS.get(text, "at most 200 bytes")):
         checked_output(text)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_output_below_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *args, **kwargs: False)
-    with pytest.raises(ConfigError, match="cannot be written to"):
+    with pytest.raises(OutputError, match="cannot be written to"):
         checked_output(tmp_path / "a" / "b")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import ConfigError, DataError
+from .errors import ConfigError, DataError, OutputError
 from .text import quoted
 
 MAX_NAME = 200
@@ -64,21 +64,22 @@ def checked_output(given: str | Path, flag: str = "--output", *, folder: bool = 
         folder: Whether it is to be a folder, where no file may stand.
 
     Raises:
-        ConfigError: nothing can be made there.
+        OutputError: nothing can be made there.
+        ConfigError: as ``checked_path``.
     """
     path = checked_path(given, flag)
     whole = path.absolute()
     if whole.name in ("", ".."):
-        raise ConfigError(f"{flag} is {quoted(str(given))}: it has no name of its own. Name a folder to make.")
+        raise OutputError(f"{flag} is {quoted(str(given))}: it has no name of its own. Name a folder to make.")
     if len(os.fsencode(whole.name)) > MAX_NAME:
-        raise ConfigError(f"{flag} is {quoted(str(given))}: a name has at most {MAX_NAME} bytes here.")
+        raise OutputError(f"{flag} is {quoted(str(given))}: a name has at most {MAX_NAME} bytes here.")
     if folder and whole.exists() and not whole.is_dir():
-        raise ConfigError(f"{flag} is {quoted(str(given))}: a file stands there. Name a folder.")
+        raise OutputError(f"{flag} is {quoted(str(given))}: a file stands there. Name a folder.")
     above = next(parent for parent in whole.parents if os.path.lexists(parent))
     if not above.is_dir():
-        raise ConfigError(f"{flag} is {quoted(str(given))}: {above} is not a folder, so nothing can lie below it.")
+        raise OutputError(f"{flag} is {quoted(str(given))}: {above} is not a folder, so nothing can lie below it.")
     if not whole.exists() and not os.access(above, os.W_OK | os.X_OK):
-        raise ConfigError(f"{flag} is {quoted(str(given))}: {above} cannot be written to. Choose another place.")
+        raise OutputError(f"{flag} is {quoted(str(given))}: {above} cannot be written to. Choose another place.")
     return path
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from antibody.errors import OutputError
+from antibody.errors import AntibodyError, OutputError
 from antibody.files import write_text
 from antibody.runs import folder as module
 from antibody.runs.folder import State, open_run
@@ -208,7 +208,7 @@ def test_a_symlinked_output_stays_a_symlink_to_its_folder(tmp_path):
 
 @pytest.mark.parametrize("name", ["", " ", "~nosuchuser/a", "a\0b", "x" * 300])
 def test_a_name_that_no_folder_can_have_is_refused(name):
-    with pytest.raises(OutputError, match="--output"):
+    with pytest.raises(AntibodyError, match="--output"):
         open_run(name, ONE, overwrite=True)
 
 

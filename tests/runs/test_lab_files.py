@@ -1,6 +1,6 @@
 import pytest
 
-from antibody.errors import ConfigError, OutputError
+from antibody.errors import AntibodyError, ConfigError, OutputError
 from antibody.lab.build import SCALES, Scale
 from antibody.models.loading import load_model
 from antibody.runs import lab_files
@@ -50,10 +50,10 @@ def test_where_nothing_can_be_written_nothing_is_trained(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for output, told in (
         (tmp_path / "file", "a file stands there"),
-        (tmp_path / "file" / "a", "Not a directory"),
+        (tmp_path / "file" / "a", "is not a folder"),
         ("", "empty"),
     ):
-        with pytest.raises(OutputError, match=told):
+        with pytest.raises(AntibodyError, match=told):
             lab_files.build_lab(output)
     with pytest.raises(ConfigError, match="there is no 'huge'"):
         lab_files.build_lab(tmp_path / "a", scale="huge")

@@ -16,16 +16,14 @@ def command(
     as_json: Json = False,
 ) -> None:
     """See undefended fine-tuning lose its safety to 20 % harmful rows, and Antibody keep it."""
-    folder = checked_output(output)
+    folder = checked_output(output).absolute()
     quiet()
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from ..benchmark.demo import demo
     from ..benchmark.demo_report import checks, grouped, write_report
-    from ..runs.folder import output_folder
 
-    folder = output_folder(output)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -27,6 +27,7 @@ import yaml
 from ..errors import OutputError
 from ..files import TEMPORARY, disk_errors, reason, write_text
 from ..models.loading import PACKAGED, PROVENANCE
+from ..paths import checked_output
 from ..training.checkpoints import STAGING
 from .lock import LOCK, FolderLock
 from .result import RESULT, RunResult, stored_files
@@ -160,7 +161,7 @@ def open_run(
     """
     if resume and overwrite:
         raise OutputError(f"{output}: --resume goes on with what is there, --overwrite replaces it. Give one of them.")
-    final = output_folder(output)
+    final = checked_output(output).absolute()
     config = yaml.safe_load(yaml.safe_dump(dict(config), sort_keys=False))  # as it will be read back
     lock = FolderLock(final)
     with disk_errors(final):
@@ -186,25 +187,6 @@ def open_run(
         else:
             lock.refuse_if_held()
     return RunFolder(path, final, config, state, lock)
-
-
-def output_folder(output: str | Path) -> Path:
-    """The absolute path of an output folder.
-
-    Raises:
-        OutputError: the name is empty or cannot be one.
-    """
-    if not str(output).strip():
-        raise OutputError("--output is empty. Name a folder.")
-    if "\0" in str(output):
-        raise OutputError(f"--output {str(output)[:80]!r}: no folder can have that name (a null character in it).")
-    try:
-        final = Path(output).expanduser().absolute()
-        if final.exists() and not final.is_dir():
-            raise OutputError(f"{final}: a file stands there. Name a folder.")
-    except (OSError, RuntimeError, ValueError) as error:  # too long, unreadable, an unknown user's home, a NUL
-        raise OutputError(f"--output {str(output)[:80]!r}: no folder can have that name ({reason(error)}).") from error
-    return final
 
 
 # -- what is there -------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from ..training.step import Stage
 from .align import align
 from .anchors import score_anchors
 from .environment import environment
-from .folder import State, open_run, output_folder
+from .folder import State, open_run
 from .lab_defaults import NUM_ROWS, LabData, calibration, lab_refusals, lab_rows
 from .settings import check_seed
 
@@ -97,7 +97,7 @@ def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, progres
         ConfigError: an unknown scale.
     """
     check_seed(seed)
-    output = output_folder(checked_output(output))
+    output = checked_output(output).absolute()
     base, aligned = output / "lab", output / "lab-aligned"
     if scale not in SCALES:
         raise ConfigError(f"lab build: scale: there is no {scale!r}. Name one of: {', '.join(SCALES)}.")

@@ -20,7 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from ..data.encode import Renderer
+from ..data.encode import Renderer, RowError
+from ..data.files import BadRow, report
+from ..data.notices import template_notices
 from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import ConfigError, DataError, ModelError, OutputError
 from ..models.layout import require_same_shape
@@ -187,6 +189,8 @@ def screen(
         _require_writable(folder)
         loaded = load_model(name, adapter=adapter, base=base)
         reader = _Reader(loaded, wanted, texts, upload, batch_size)
+        for notice in template_notices(reader.examples, reader.renderer):
+            log.info("%s", notice)
         for warning in reader.warnings:
             log.warning("%s: %s", name, warning)
         with _bar(upload.num_rows, progress) as advance:
@@ -244,7 +248,7 @@ class _Reader:
         self.measure = _chosen(wanted, loaded, self.anchors)
         self.num_refusals = self.anchors.num_refusals if self.anchors else NUM_REFUSALS
         self.ratio = None if self.anchors is None else self.anchors.log_ratio(self.measure)
-        examples = _examples(upload, self.anchors)
+        self.examples = examples = _examples(upload, self.anchors)
         self.template = examples[0].template
         self.renderer: Renderer = make_renderer(loaded)
         aligned = cast(nn.Module, loaded.model)
@@ -418,6 +422,7 @@ def _scored(
 ) -> tuple[RowTable, MostSuspicious, LabelFirst]:
     table, suspects, label_first = RowTable(), MostSuspicious(), LabelFirst()
     seen: dict[bytes, int] = {}
+    refused: list[tuple[int, BadRow]] = []
     for chunk in _chunks(upload):
         done = len(table)
         fresh: list[tuple[int, Record, TokenizedRow, bytes]] = []
@@ -425,16 +430,23 @@ def _scored(
             if row.record is None:
                 table.append(row.line, [Flag.EMPTY])
                 continue
-            encoded = reader.encoded(row.record)
+            try:
+                encoded = reader.encoded(row.record)
+            except RowError as error:
+                refused.append((row.line, error.problem))
+                continue
+            spells = [Flag.CONTROL_TOKENS] if reader.renderer.spelled(row.record) is not None else []
             if encoded is None:
-                table.append(row.line, [Flag.TOO_LONG])
+                table.append(row.line, [Flag.TOO_LONG, *spells])
                 continue
             key = row_digest(encoded)
             if (first := seen.get(key)) is not None:
-                table.append(row.line, [Flag.DUPLICATE], first=first)
+                table.append(row.line, [Flag.DUPLICATE, *spells], first=first)
                 continue
-            position = seen[key] = table.append(row.line)
+            position = seen[key] = table.append(row.line, spells)
             fresh.append((position, row.record, encoded, key))
+        if refused:
+            continue  # all of them are named, and nothing more is read
         found = reader.read(
             [encoded for _, _, encoded, _ in fresh],
             [record.where for _, record, _, _ in fresh],
@@ -449,6 +461,8 @@ def _scored(
                 label_first.offer(position, key, evidence, record)
         advance(len(table))
     reader.cache.close()
+    if refused:
+        raise report(upload.name, refused)
     if len(table) != upload.num_rows:
         raise DataError(f"{upload.name}: it changed while it was read. Run again once nothing writes to it.")
     return table, suspects, label_first
