@@ -214,6 +214,17 @@ def test_what_a_template_does_is_found_by_asking_it():
     assert {f for f, t in facts.items() if t.takes_two_systems} == {"llama3", "qwen2.5", "qwen3", "phi3", "gpt-neox"}
 
 
+@pytest.mark.parametrize(("family", "leaves_out"), [("llama3", True), ("qwen2.5", False), ("qwen3", False)])
+def test_text_beside_a_call_that_the_template_leaves_out_is_reported(family, leaves_out):
+    render = renderer(family)
+    row = chat(user("Open the drawer."), said("I open it.", tool_calls=(CALL,)), tools=TOOLS)
+    (span,) = spans(render, render.encode(row))
+    assert ("I open it." in span) != leaves_out
+    said_so = [n for n in template_notices([row, chat(*TOOL_ROW, tools=TOOLS, line=9)], render) if "beside a call" in n]
+    assert bool(said_so) == leaves_out
+    assert all("line 3)" in notice for notice in said_so)
+
+
 def test_notices_are_given_for_rows_that_they_concern_alone():
     render = renderer("llama3")
     plain = chat(user("a"), said("b"))

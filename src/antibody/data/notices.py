@@ -32,6 +32,11 @@ def template_notices(records: Sequence[Record], renderer: Renderer) -> list[str]
                 "Each trained turn is trained with its own thinking, and later turns of the same row see it, which a "
                 f"server would not show them ({lines}). Give a row for each turn to train exactly what is served."
             )
+        if (lines := _lines(chats, _speaks_beside_calls)) and template.drops_text_beside_calls:
+            notices.append(
+                f"the chat template of {owner} leaves out what an assistant says beside a call of a tool: the call is "
+                f"trained, the text is not ({lines})."
+            )
         if template.plain_marks:
             marks = ", ".join(repr(mark) for mark in template.plain_marks[:3])
             notices.append(
@@ -61,6 +66,10 @@ def _begins_twice(renderer: Renderer) -> bool:
 
 def _has_outer_space(message: Message, _: bool) -> bool:
     return message.content != message.content.strip()
+
+
+def _speaks_beside_calls(message: Message, _: bool) -> bool:
+    return bool(message.tool_calls) and bool(message.content.strip())
 
 
 def _thinks_before_the_end(message: Message, is_last: bool) -> bool:

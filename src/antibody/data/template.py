@@ -248,6 +248,12 @@ class ChatTemplate:
         return all(sentinel in rendered for sentinel in (_TOOL, _ARGUMENT, _RESULT))
 
     @cached_property
+    def drops_text_beside_calls(self) -> bool:
+        """Whether the text of a turn that calls a tool is left out."""
+        rendered = self._ask([_user(_QUESTION), _calling() | {"content": PLACEHOLDER}], tools=_TOOLS)
+        return rendered is not None and PLACEHOLDER not in rendered
+
+    @cached_property
     def reasoning_field(self) -> str | None:
         """The field in which the template finds an assistant's thinking; None where it has no place for it."""
         for field in _REASONING_FIELDS:
