@@ -1,6 +1,7 @@
 """Tokenizers in miniature, each built as its family's tokenizer.json is, with the family's own chat template."""
 
 import json
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,15 +22,13 @@ def published_template(name: str) -> str:
     return (folder / f"{name}.jinja").read_text(encoding="utf-8")
 
 
-def _trained(bpe: Tokenizer, special: list[str] = (), alphabet: list[str] = ()) -> Tokenizer:
-    trainer = trainers.BpeTrainer(
-        vocab_size=700, special_tokens=list(special), initial_alphabet=list(alphabet), show_progress=False
-    )
-    bpe.train_from_iterator(SENTENCES, trainer)
+def _trained(bpe: Tokenizer, *, alphabet: Sequence[str], texts: Sequence[str], vocab_size: int) -> Tokenizer:
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=list(alphabet), show_progress=False)
+    bpe.train_from_iterator(texts, trainer)
     return bpe
 
 
-def _byte_level(normalizer=None, split=True) -> Tokenizer:
+def _byte_level(normalizer=None, split=True, texts: Sequence[str] = SENTENCES, vocab_size: int = 700) -> Tokenizer:
     bpe = Tokenizer(models.BPE(ignore_merges=split))
     if normalizer is not None:
         bpe.normalizer = normalizer
@@ -38,7 +37,7 @@ def _byte_level(normalizer=None, split=True) -> Tokenizer:
         [*words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not split)]
     )
     bpe.decoder = decoders.ByteLevel()
-    return _trained(bpe, alphabet=pre_tokenizers.ByteLevel.alphabet())
+    return _trained(bpe, alphabet=pre_tokenizers.ByteLevel.alphabet(), texts=texts, vocab_size=vocab_size)
 
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -63,8 +62,8 @@ def _with_bos(bpe: Tokenizer, bos: str) -> Tokenizer:
     return bpe
 
 
-def llama3() -> PreTrainedTokenizerFast:
-    bpe = _byte_level()
+def llama3(texts: Sequence[str] = SENTENCES, vocab_size: int = 700) -> PreTrainedTokenizerFast:
+    bpe = _byte_level(texts=texts, vocab_size=vocab_size)
     names = ["begin_of_text", "end_of_text", "start_header_id", "end_header_id", "eom_id", "eot_id", "python_tag"]
     bpe.add_special_tokens([f"<|{name}|>" for name in [*names, *(f"reserved_special_token_{i}" for i in range(9))]])
     tokenizer = PreTrainedTokenizerFast(
@@ -74,8 +73,8 @@ def llama3() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def qwen(template: str) -> PreTrainedTokenizerFast:
-    bpe = _byte_level(normalizers.NFC())
+def qwen(template: str, texts: Sequence[str] = SENTENCES, vocab_size: int = 700) -> PreTrainedTokenizerFast:
+    bpe = _byte_level(normalizers.NFC(), texts=texts, vocab_size=vocab_size)
     bpe.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     plain = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]
     bpe.add_tokens([AddedToken(token, normalized=False, special=False) for token in plain])
