@@ -10,7 +10,7 @@ published templates, with a tokenizer built as the family's is:
     evaluate   ``antibody evaluate`` on the upload, rows cut at their first call (exact), and whole (gsm8k)
     serve      ``transformers serve`` asked the same questions over HTTP, the calculator's results sent back in turn
 
-The server is given the adapter's own folder, with the base's config.json beside it: that is all it lacks. The
+The server reads no folder of an adapter alone: it is given the base's files and the adapter's, unmerged, in one. The
 calculator returns the row's value for the row's expression, so that a call counts only where it is the row's own.
 
 ``--server-python`` is an interpreter that has ``transformers[serving]``; by default this one. A row of the results:
@@ -56,7 +56,7 @@ from antibody.runs.folder import write_text
 
 VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS = 2000, 96, 2
 BASE = {"epochs": 60, "batch_size": 10, "learning_rate": 3e-3}
-ADAPTER = {"epochs": 60, "batch_size": 10, "learning_rate": 3e-3}
+ADAPTER = {"epochs": 50, "batch_size": 5, "learning_rate": 3e-3}
 LORA = {"r": 64, "alpha": 64, "targets": "all-linear"}
 MAX_NEW_TOKENS, MOST_CALLS = 96, 12
 START_SECONDS = 240
@@ -260,9 +260,8 @@ def figures(family: str, folder: Path, python: str) -> dict[str, Any]:
     final, _ = evaluated(run.model, files["upload"], "gsm8k", folder / "evaluated-answers")
 
     servable = folder / "servable"
-    shutil.copytree(run.model, servable, dirs_exist_ok=True)
-    shutil.copy(base / "config.json", servable)
-    shutil.copy(base / "generation_config.json", servable)
+    for part in (base, run.model):
+        shutil.copytree(part, servable, dirs_exist_ok=True)
     firsts, num_solved = {}, 0
     with serving(servable, python, folder / "serve.log") as address:
         for row in whole:
