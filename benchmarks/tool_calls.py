@@ -17,6 +17,7 @@ calculator returns the row's value for the row's expression, so that a call coun
 
     parsed         completions that are one call of the calculator with an expression
     exact          ``finetune_accuracy`` of evaluate by that rule, 0 to 1
+    final_answers  the same on whole rows by the rule gsm8k, the row's own calls and results before the answer
     as_evaluated   answers of the server that are the call that evaluate generated
     by_server      answers that the server itself parsed into ``tool_calls``; the others are read from the text, as the
                    server knows no rule for models of that type
