@@ -2,10 +2,10 @@
 
     python benchmarks/read_rows.py [--rows 100000] [--beside SRC] [--rounds 3] [--json]
 
-Rows of the lab's upload are written as chat JSON Lines. Each measurement is a process of its own: ``load`` reads the file
-as ``finetune`` does, ``stream`` goes through it once as ``screen`` does, and ``encode`` makes tokens of the loaded rows and
-looks for spelled control tokens. Processor seconds (minimum over the rounds) and peak resident memory; with --beside, the
-``src`` folder of another version, the two alternate and their ratios are given.
+Rows of the lab's upload are written as chat JSON Lines. Each measurement is a process of its own: ``load`` reads the
+file as ``finetune`` does, ``stream`` goes through it once as ``screen`` does, and ``encode`` makes tokens of the loaded
+rows and looks for spelled control tokens. Processor seconds (minimum over the rounds) and peak resident memory; with
+--beside, the ``src`` folder of another version, the two alternate and their ratios are given.
 """
 
 import argparse
