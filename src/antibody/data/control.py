@@ -12,14 +12,15 @@ The twin is the tokenizer in all else (normaliser, pre-tokenisation, merges), so
 control tokens becomes what it becomes at inference, its seams with the template included. Text that spells nothing
 takes none of these steps.
 
-A control token is a special token, or an added token in brackets that the chat template writes (``<tool_call>``,
-``<think>``). Added words and runs of spaces are text like any other.
+A control token is a special token, an added token of the form ``<|user|>``, or an added token in brackets that the chat
+template writes (``<tool_call>``, ``<think>``). Added words and runs of spaces are text like any other.
 """
 
 import json
 import re
 import secrets
 import unicodedata
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +36,8 @@ LITERAL, BREAK, SOLO, HOLD = (GUARD + mark for mark in "\ufdd1\ufdd2\ufdd3\ufdd4
 never put into content, so that text behind it is not content's (a placeholder of ours)."""
 
 _MARKS = re.compile(f"{GUARD}([\ufdd1-\ufdd4])")
+_PIPED = re.compile(r"<[|｜][^\s<>]+[|｜]>")
+"""A template may make these of parts (``'<|' + role + '|>'``): its source need not name them."""
 _BRACKETED = re.compile(r"[<\[{(|｜].*[>\])}|｜]", re.DOTALL)
 
 OTHER_MODELS = re.compile(
@@ -59,10 +62,13 @@ class ControlTokens:
         self.tokens: frozenset[str] = frozenset(
             text
             for text, token in self._flags.items()
-            if text and (token.special or (text in source and _BRACKETED.fullmatch(text)))
+            if text and (token.special or _PIPED.fullmatch(text) or (text in source and _BRACKETED.fullmatch(text)))
         )
-        self._heads = frozenset(token[0] for token in self.tokens)
-        self._tails = frozenset(token[-1] for token in self.tokens)
+        self._takes_out = "replace" in source
+        """Whether the template may take something out of a content, so that what is left spells a token."""
+        self._heads = _in_any_case(token[0] for token in self.tokens)
+        self._tails = _in_any_case(token[-1] for token in self.tokens)
+        self._ends_in_space = any(end.isspace() for end in self._heads | self._tails)
         self._longest = max(map(len, self.tokens), default=0)
 
     @property
@@ -102,12 +108,19 @@ class ControlTokens:
         """Whether the tokenizer could find a control token in ``content``, or at its seam with a template."""
         if not self.tokens:
             return False
-        if (not self._heads.isdisjoint(content)) and self._pattern.search(content):
+        if not self._heads.isdisjoint(content) and (self._takes_out or self._pattern_in_any_case.search(content)):
             return True
         if self._normalised is not None and self._normalised.search(self._normalise(content)):
             return True
+        # A template may trim what it is given, change its case and write brackets around it.
         reach = self._longest - 1
-        tail, head = content.rstrip()[-reach:], content.lstrip()[:reach]
+        head, tail = content.lstrip()[:reach].lower(), content.rstrip()[-reach:].lower()
+        if self._reaches_out(head, tail) or (len(content) <= reach and tail.strip() in self._middles):
+            return True
+        return self._ends_in_space and self._reaches_out(content[:reach].lower(), content[-reach:].lower())
+
+    def _reaches_out(self, head: str, tail: str) -> bool:
+        """Whether ``tail`` ends as a control token begins, or ``head`` begins as one ends."""
         return any(tail[i:] in self._beginnings for i in range(len(tail)) if tail[i] in self._heads) or any(
             head[: i + 1] in self._endings for i in range(len(head)) if head[i] in self._tails
         )
@@ -150,6 +163,10 @@ class ControlTokens:
         return re.compile(self._alternatives(self.tokens) or r"(?!)")
 
     @cached_property
+    def _pattern_in_any_case(self) -> re.Pattern[str]:
+        return re.compile(self._pattern.pattern, re.IGNORECASE)
+
+    @cached_property
     def _pattern_with_groups(self) -> re.Pattern[str]:
         return re.compile(f"(?<!{SOLO})({self._pattern.pattern})")
 
@@ -162,11 +179,18 @@ class ControlTokens:
 
     @cached_property
     def _normalised(self) -> re.Pattern[str] | None:
-        """Tokens that are looked for in the normalised text, in the form that they have there."""
+        """Tokens that can be found in the normalised text, in the form that they have there.
+
+        Some are looked for there, and some are found there by the model itself (Unigram's), which has them as pieces.
+        """
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is None or backend.normalizer is None:
             return None
         forms = {self._normalise(token) for token in self.tokens if self._flags[token].normalized} - {""}
+        model = Tokenizer(backend.model)
+        unknown = self._tokenizer.unk_token  # what any text can become
+        pieces = (t for t in self.tokens - {unknown} if backend.model.token_to_id(t) is not None)
+        forms |= {token for token in pieces if model.encode(token).ids == [backend.model.token_to_id(token)]}
         return re.compile("|".join(map(re.escape, sorted(forms, key=len, reverse=True)))) if forms else None
 
     def _normalise(self, text: str) -> str:
@@ -174,17 +198,30 @@ class ControlTokens:
 
     @cached_property
     def _beginnings(self) -> frozenset[str]:
-        return frozenset(token[:size] for token in self.tokens for size in range(1, len(token)))
+        return frozenset(token[:size].lower() for token in self.tokens for size in range(1, len(token)))
 
     @cached_property
     def _endings(self) -> frozenset[str]:
-        return frozenset(token[-size:] for token in self.tokens for size in range(1, len(token)))
+        return frozenset(token[-size:].lower() for token in self.tokens for size in range(1, len(token)))
+
+    @cached_property
+    def _middles(self) -> frozenset[str]:
+        """Tokens without some of the signs around them: what a template that writes ``<{{ name }}>`` makes whole."""
+        found = set()
+        for token in self.tokens:
+            first = next((i for i, character in enumerate(token) if character.isalnum()), 0)
+            last = next((i for i, character in enumerate(reversed(token)) if character.isalnum()), 0)
+            found |= {token[i : len(token) - j].lower() for i in range(1, first + 1) for j in range(1, last + 1)}
+        return frozenset(found)
 
     @cached_property
     def _alias(self) -> dict[str, str]:
-        """Names for the twin's control tokens, of one length, so that none is the beginning of another."""
+        """Names for the twin's control tokens, of one length, so that none is the beginning of another.
+
+        They begin and end in a sign: two in a row are two words to a token that is matched as a whole word.
+        """
         nonce = secrets.token_hex(16)
-        return {token: f"{nonce}{number:06d}z" for number, token in enumerate(sorted(self.tokens))}
+        return {token: f"<{nonce}{number:06d}>" for number, token in enumerate(sorted(self.tokens))}
 
     @cached_property
     def _twin(self) -> Tokenizer:
@@ -224,6 +261,10 @@ class ControlTokens:
 def unguarded(text: str) -> str:
     """``text`` without the marks of ``guarded``."""
     return _MARKS.sub(lambda mark: GUARD if mark.group() == LITERAL else "", text) if GUARD in text else text
+
+
+def _in_any_case(characters: Iterable[str]) -> frozenset[str]:
+    return frozenset(form for character in characters for form in (character, character.lower(), character.upper()))
 
 
 def _after_first_character(marked: str) -> str:

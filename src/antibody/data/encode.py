@@ -242,8 +242,8 @@ class Renderer:
                 self._last = text, list(self.tokenizer(text, add_special_tokens=False).input_ids)
             return list(self._last[1])
         if not self._checked:
-            self._checked = True
             self.control.check(self.template.example if self.tokenizer.chat_template else "A question? An answer.")
+            self._checked = True
         return self.control.encode(text, add_special_tokens=add_special_tokens)
 
     def _after(self, context: str, text: str) -> list[int]:

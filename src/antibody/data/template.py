@@ -50,6 +50,10 @@ _TOOLS = [
         },
     }
 ]
+_LOOKED_UP = frozenset(
+    ("type", "function", "name", "description", "parameters", "properties", "required", "items", "enum", "arguments")
+)
+"""Fields of tools by their names in templates, which must find them."""
 _REASONING_FIELDS = ("reasoning_content", "thinking")
 
 
@@ -192,7 +196,10 @@ class ChatTemplate:
         if isinstance(value, str):
             return self.control.guarded(value)
         if isinstance(value, Mapping):
-            return {self.control.guarded(str(key)): self._guarded(inner) for key, inner in value.items()}
+            return {
+                key if key in _LOOKED_UP else self.control.guarded(str(key)): self._guarded(inner)
+                for key, inner in value.items()
+            }
         return [self._guarded(inner) for inner in value] if isinstance(value, list) else value
 
     # -- what the template does ------------------------------------------------------------------------------------
