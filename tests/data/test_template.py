@@ -315,3 +315,26 @@ def test_the_tool_call_of_a_reference_reads_as_the_model_writes_it():
 
 def test_both_qwen_templates_know_their_own_marks():
     assert "<tool_call>" in Renderer(qwen("qwen3"), max_length=9).control.tokens
+
+
+@pytest.mark.parametrize("said_elsewhere", ["user", "No.", "It"])
+def test_a_message_that_is_left_out_is_refused_although_its_text_occurs_elsewhere(said_elsewhere):
+    render = with_template(NO_SYSTEM)
+    record = chat(Message("system", said_elsewhere), user("It is, No. 1?"), said("No."))
+    with pytest.raises(RowError, match=r"messages\[0\]: .* leaves this system message out"):
+        render.encode(record)
+
+
+CALLS_WITH_TOOLS = {"default": NO_SYSTEM, "tool_use": published_template("qwen2_5")}
+
+
+def test_a_row_is_rendered_by_the_named_template_that_its_tools_choose():
+    render = with_template(CALLS_WITH_TOOLS)
+    row = render.encode(chat(*TOOL_ROW, tools=TOOLS))
+    assert "open_drawer" in spans(render, row)[0]
+    assert spans(render, render.encode(chat(user("Hi?"), said("Yo."))))[0].endswith("Yo.<|im_end|>")
+
+
+def test_calls_that_are_only_rendered_beside_definitions_are_refused_without_them():
+    with pytest.raises(RowError, match=r"messages\[1\].tool_calls: .*renders no tool calls and results"):
+        with_template(CALLS_WITH_TOOLS).encode(chat(*TOOL_ROW))

@@ -72,6 +72,7 @@ class ChatTemplate:
         self.tokenizer, self.control = tokenizer, control
         self.owner = tokenizer.name_or_path
         self._limits = _Limits()
+        self._unsaid_of: dict[Any, frozenset[int]] = {}
         if self._ask([_user(_QUESTION), _assistant(PLACEHOLDER)]) is None:
             return  # a question and an answer are refused: the rows will say so with the template's reason
         rendered = self._asked(_assistant(PLACEHOLDER))
@@ -108,7 +109,7 @@ class ChatTemplate:
         """None stands for an assistant's turn whose content is the placeholder."""
         for index, message in enumerate(messages):
             if message is not None:
-                self._require_place(message, f"messages[{index}]")
+                self._require_place(message, f"messages[{index}]", beside_tools=bool(tools))
         if tools and not self.takes_tools:
             raise BadRow(
                 "tools",
@@ -118,6 +119,7 @@ class ChatTemplate:
             )
         chat = [_assistant(PLACEHOLDER) if message is None else self._chat_message(message) for message in messages]
         given = self._guarded(json.loads(tools)) if tools else None
+        unsaid = self._unsaid(chat, given, prompt=prompt)
         chat = chat if self.takes_two_systems else _systems_joined(chat)
         try:
             rendered = self._rendered(chat, given, prompt=prompt)
@@ -129,16 +131,31 @@ class ChatTemplate:
             ) from None
         for index, message in enumerate(messages):
             if message is not None and message.role in ("system", "user"):
-                self._require_said(message, rendered, f"messages[{index}]")
+                self._require_said(message, rendered, f"messages[{index}]", unsaid=index in unsaid)
         return rendered
 
-    def _require_said(self, message: Message, rendered: str, field: str) -> None:
-        """Raises ``BadRow`` where a text that the model should read is nowhere in what was rendered."""
+    def _unsaid(self, chat: Sequence[dict[str, Any]], tools: Any, *, prompt: bool) -> frozenset[int]:
+        """Which messages of a chat with these roles are left out: their text may still occur elsewhere in it."""
+        shape = tuple((message["role"], "tool_calls" in message) for message in chat), bool(tools), prompt
+        if shape not in self._unsaid_of:
+            asked = {
+                index: f"ANTIBODY-SAID-{index}-" for index, m in enumerate(chat) if m["role"] in ("system", "user")
+            }
+            probe = [message | {"content": asked.get(index, message["content"])} for index, message in enumerate(chat)]
+            rendered = self._ask(
+                probe if self.takes_two_systems else _systems_joined(probe), tools=tools, prompt=prompt
+            )
+            unsaid = () if rendered is None else (index for index, text in asked.items() if text not in rendered)
+            self._unsaid_of[shape] = frozenset(unsaid)
+        return self._unsaid_of[shape]
+
+    def _require_said(self, message: Message, rendered: str, field: str, *, unsaid: bool) -> None:
+        """Raises ``BadRow`` where a text that the model should read is left out of what was rendered."""
         said = self._guarded(message.content)
-        if said in rendered or said.strip() in rendered:
+        if not unsaid and (said in rendered or said.strip() in rendered):
             return
         quoted = json.dumps(said, ensure_ascii=False)[1:-1]  # some templates write a content as JSON
-        if not any(_without_space(text) in _without_space(rendered) for text in (said, quoted)):
+        if unsaid or not any(_without_space(text) in _without_space(rendered) for text in (said, quoted)):
             raise BadRow(
                 "left out",
                 f"the chat template of {self.owner} leaves this {message.role} message out, so that it would never "
@@ -146,9 +163,10 @@ class ChatTemplate:
                 field,
             )
 
-    def _require_place(self, message: Message, field: str) -> None:
+    def _require_place(self, message: Message, field: str, *, beside_tools: bool) -> None:
         """Raises ``BadRow`` for what the template would drop in silence."""
-        if (message.tool_calls or message.role == "tool") and not self.takes_tool_calls:
+        takes_tool_calls = self.takes_tool_calls if beside_tools else self.takes_tool_calls_alone
+        if (message.tool_calls or message.role == "tool") and not takes_tool_calls:
             raise BadRow(
                 "tool calls",
                 f"the chat template of {self.owner} renders no tool calls and results, so that the model would not see "
@@ -248,10 +266,18 @@ class ChatTemplate:
 
     @cached_property
     def takes_tool_calls(self) -> bool:
-        """Whether an assistant's calls and a tool's results are rendered, names, arguments and content."""
+        """Whether an assistant's calls and a tool's results are rendered beside definitions of tools."""
+        return self._takes_calls(_TOOLS) or (not self.takes_tools and self._takes_calls(None))
+
+    @cached_property
+    def takes_tool_calls_alone(self) -> bool:
+        """Whether they are rendered in rows without definitions, for which a model may have another template."""
+        return self._takes_calls(None)
+
+    def _takes_calls(self, tools: Any) -> bool:
+        """Whether names, arguments and results are rendered."""
         result = {"role": "tool", "content": _RESULT, "tool_call_id": _CALL, "name": _TOOL}
-        chat = [_user(_QUESTION), _calling(), result]
-        rendered = self._ask(chat, prompt=True) or self._ask(chat, tools=_TOOLS, prompt=True) or ""
+        rendered = self._ask([_user(_QUESTION), _calling(), result], tools=tools, prompt=True) or ""
         return all(sentinel in rendered for sentinel in (_TOOL, _ARGUMENT, _RESULT))
 
     @cached_property
