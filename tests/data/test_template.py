@@ -338,3 +338,14 @@ def test_a_row_is_rendered_by_the_named_template_that_its_tools_choose():
 def test_calls_that_are_only_rendered_beside_definitions_are_refused_without_them():
     with pytest.raises(RowError, match=r"messages\[1\].tool_calls: .*renders no tool calls and results"):
         with_template(CALLS_WITH_TOOLS).encode(chat(*TOOL_ROW))
+
+
+@pytest.mark.parametrize("after", ["<|im_end|>", "<|im_start|>system\nThat was all.<|im_end|>", "<|endoftext|>"])
+def test_a_span_ends_at_the_end_of_its_turn_whatever_the_template_writes_behind_a_conversation(after):
+    render = with_template(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        f"{{{{ '<|im_start|>assistant\n' if add_generation_prompt else {after!r} }}}}"
+    )
+    row = render.encode(chat(user("Hi?"), said("Yo."), user("So?"), said("No.<|im_end|>")))
+    assert spans(render, row) == ["Yo.<|im_end|>", "No.<|im_end|><|im_end|>"]
+    assert render.tokenizer.decode(row.input_ids).count("<|im_start|>") == 4

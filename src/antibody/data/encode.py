@@ -184,9 +184,7 @@ class Renderer:
         added = whole[len(prompt) :]
         if not answer.reasoning and thinking_apart(answer.content) is None:
             added = added.removeprefix(self.template.empty_thought)
-        turn_end = self._end_of(answer)
-        end = added.rfind(turn_end) if turn_end else -1
-        return added if end < 0 else added[: end + len(turn_end)]
+        return added[: self.template.end_of_turn(added, calls=bool(answer.tool_calls))]
 
     def _end_of(self, answer: Message) -> str:
         return self.template.call_end if answer.tool_calls else self.template.turn_end

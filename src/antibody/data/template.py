@@ -228,14 +228,37 @@ class ChatTemplate:
         chat = [_user("What is two and two?"), _assistant("It is four.")]
         return self._ask(chat) or self._ask(chat[:1], prompt=True) or ""
 
-    @cached_property
+    @property
     def turn_end(self) -> str:
         """The control token that ends an assistant's answer; empty where there is none."""
+        return self._turn_end[0]
+
+    @property
+    def call_end(self) -> str:
+        """The special token that ends an assistant's turn which calls a tool; empty where there is none."""
+        return self._call_end[0]
+
+    def end_of_turn(self, last: str, *, calls: bool) -> int | None:
+        """Where the turn ends that a conversation's rendering ends with; None where no token ends it.
+
+        Args:
+            last: The rendering, from within the turn on. It may go on behind the turn (with a second end, a footer).
+            calls: Whether the turn calls tools.
+        """
+        end, rest = self._call_end if calls else self._turn_end
+        if end and last.endswith(end + rest):
+            return len(last) - len(rest)
+        found = last.rfind(end) if end else -1
+        return None if found < 0 else found + len(end)
+
+    @cached_property
+    def _turn_end(self) -> tuple[str, str]:
+        """The token that ends a turn, and what stands behind it at the end of a conversation."""
         return self._first_control_after(PLACEHOLDER, self._ask([_user(_QUESTION), _assistant(PLACEHOLDER)]))
 
     @cached_property
-    def call_end(self) -> str:
-        """The special token that ends an assistant's turn which calls a tool; empty where there is none."""
+    def _call_end(self) -> tuple[str, str]:
+        """The same for a turn that calls a tool."""
         rendered = self._ask([_user(_QUESTION), _calling()], tools=_TOOLS) or self._ask([_user(_QUESTION), _calling()])
         return self._first_control_after(_ARGUMENT, rendered, special=True)
 
@@ -339,11 +362,15 @@ class ChatTemplate:
         words = [piece.strip() for text in (before_first, *marks) for piece in self.control.split(text)[::2]]
         return tuple(dict.fromkeys(word for word in words if any(not c.isalnum() for c in word)))
 
-    def _first_control_after(self, sentinel: str, rendered: str | None, *, special: bool = False) -> str:
+    def _first_control_after(self, sentinel: str, rendered: str | None, *, special: bool = False) -> tuple[str, str]:
+        """The first control token behind the sentinel, and what follows it; both are empty where there is none."""
         if rendered is None or sentinel not in rendered:
-            return ""
-        tokens = self.control.split(rendered.rpartition(sentinel)[2])[1::2]
-        return next((token for token in tokens if not special or token in self.control.special), "")
+            return "", ""
+        pieces = self.control.split(rendered.rpartition(sentinel)[2])
+        for index in range(1, len(pieces), 2):
+            if not special or pieces[index] in self.control.special:
+                return pieces[index], "".join(pieces[index + 1 :])
+        return "", ""
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
