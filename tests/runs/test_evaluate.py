@@ -8,8 +8,8 @@ import pytest
 
 from antibody.errors import ConfigError, DataError, ModelError
 from antibody.lab.rows import build_rows
-from antibody.runs import evaluate
-from tests.gsm8k import gsm8k_rows
+from antibody.runs import evaluate, finetune
+from tests.gsm8k import gsm8k_rows, write_jsonl
 
 
 @pytest.fixture
@@ -83,3 +83,17 @@ def test_a_model_that_asks_to_be_served_in_an_unknown_way_is_refused(tmp_path, t
     (folder / "antibody.json").write_text(json.dumps({"deployment": {"suffix": "x"}}))
     with pytest.raises(ModelError, match=r"antibody\.json: deployment has no 'suffix'\. It has system_prefix"):
         evaluate(folder, output=tmp_path / "run", judges=["keywords"], max_new_tokens=2, **sets)
+
+
+def test_prompts_that_the_run_was_trained_on_are_counted(tmp_path, tiny_llama_folder, caplog):
+    rows = [{"prompt": f"What is {n}?", "completion": "A number."} for n in range(9)]
+    trained, test = write_jsonl(tmp_path / "user.jsonl", rows), write_jsonl(tmp_path / "test.jsonl", rows[:2])
+    run = finetune(
+        tiny_llama_folder, data=trained, defence="sft", output=tmp_path / "run", batch_size=2, epochs=1
+    ).output
+    evaluate(run, test_data=test, output=tmp_path / "seen", max_new_tokens=2)
+    assert f"{test}: 2 of 2 prompts are also in {trained} (line 1 as line 1, line 2 as line 2)" in caplog.text
+    caplog.clear()
+    write_jsonl(trained, rows[:1])
+    evaluate(run, test_data=test, output=tmp_path / "gone", max_new_tokens=2)
+    assert "also in" not in caplog.text

@@ -6,7 +6,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import yaml
+
+from ..data.duplicates import overlap
 from ..data.encode import Renderer
+from ..data.formats import fingerprint, load_records
 from ..errors import ConfigError, DataError, ModelError
 from ..evaluation.completions import EvaluationSet
 from ..evaluation.decoding import DecodingSettings
@@ -131,6 +135,7 @@ def evaluate(
         return stored_result(folder.path)
     loaded = load_model(name, adapter=adapter)
     context = context_length(loaded.model)
+    _report_trained_prompts(Path(model), sources)
     folder.begin(environment(seed))
     try:
         measured = evaluate_model(
@@ -159,6 +164,22 @@ def evaluate(
         folder.abandon()
         raise
     return result
+
+
+def _report_trained_prompts(run: Path, sources: Mapping[EvaluationSet, Source]) -> None:
+    """Warn of prompts that the evaluated run was trained on, where its upload is still the file that it was."""
+    try:
+        trained = yaml.safe_load((run.expanduser() / "config.yaml").read_text(encoding="utf-8"))["data"]["user"]
+        if not Path(trained["source"]).is_file():
+            return
+        records = load_records(trained["source"])
+        if fingerprint(records) != trained["sha256"]:
+            return
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, DataError):
+        return  # no run of ours, or its rows are gone
+    for source in sources.values():
+        if said := str(overlap(records, source.records, names=(trained["source"], source.name))):
+            log.warning("%s. The model was trained on them, so that their measure is too good.", said)
 
 
 def _deployment(loaded: LoadedModel) -> Deployment:
