@@ -228,7 +228,7 @@ def broken_text(text: str, error: json.JSONDecodeError, rule: str) -> tuple[str,
         return "comma before a bracket", (
             f"broken JSON: a comma before the closing bracket (column {error.colno}). Remove the comma."
         )
-    return "broken JSON", f"broken JSON ({error.msg}, column {error.colno}). {rule and rule + ' '}Mend or remove it."
+    return "broken JSON", f"broken JSON ({error.msg}, column {error.colno}). {rule and rule + ' '}Fix or remove it."
 
 
 def _quoted(path: Path) -> str:
