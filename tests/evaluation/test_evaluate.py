@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import pytest
 
+from antibody.data.encode import RowError
+from antibody.data.files import BadRow
 from antibody.data.records import Message, Record, Template
 from antibody.data.verdicts import Verdict
-from antibody.errors import ConfigError, EvaluationError
+from antibody.errors import ConfigError, DataError, EvaluationError
 from antibody.evaluation.completions import read_completions
 from antibody.evaluation.decoding import DecodingSettings
 from antibody.evaluation.evaluate import Evaluation, evaluate_model, prompt_text, rejudge
@@ -218,3 +222,15 @@ def test_a_row_that_does_not_fit_the_context_is_named_by_file_and_line(run):
 def test_the_prompt_of_a_conversation_is_its_last_user_message():
     messages = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
     assert prompt_text(Record(0, messages, Template.CHAT, "x", 1)) == "c"
+
+
+def test_all_rows_that_the_template_refuses_are_named_together(run):
+    class Refusing(WordRenderer):
+        def encode_prompt(self, record):
+            if record.row_id:
+                raise RowError(record, BadRow("refused by the template", "not this one."))
+            return super().encode_prompt(record)
+
+    rows = [replace(record(i, "w1 w2"), line=i + 1) for i in range(3)]
+    with pytest.raises(DataError, match=r"line 2: not this one. \(1 more like it: line 3\)"):
+        run(harmful=rows, renderer=Refusing())

@@ -235,14 +235,25 @@ class Renderer:
     def _ids(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         if GUARD not in text:
             if add_special_tokens:
-                return list(self.tokenizer(text).input_ids)
+                return self._tokenized(text, add_special_tokens=True)
             if self._last[0] != text:  # a prompt comes once by itself and once as its completion's context
-                self._last = text, list(self.tokenizer(text, add_special_tokens=False).input_ids)
+                self._last = text, self._tokenized(text, add_special_tokens=False)
             return list(self._last[1])
         if not self._checked:
             self.control.check(self.template.example if self.tokenizer.chat_template else "A question? An answer.")
             self._checked = True
         return self.control.encode(text, add_special_tokens=add_special_tokens)
+
+    def _tokenized(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            return list(self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # what the tokenizers library raises where it gives up
+                raise
+            raise ModelError(
+                f"the tokenizer of {self.tokenizer.name_or_path} breaks down on a row ({str(error)[:200]}). Its "
+                "tokenizer.json contradicts itself; use the original one."
+            ) from None
 
     def _after(self, context: str, text: str) -> list[int]:
         """Ids of ``text`` where it stands after ``context``, whose ids stay as they are."""

@@ -13,6 +13,8 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.encode import RowError
+from ..data.files import BadRow, report
 from ..data.records import Record
 from ..data.verdicts import Verdict
 from ..errors import ConfigError, EvaluationError
@@ -162,7 +164,7 @@ def evaluate_model(
         texts = generate(
             model,
             tokenizer,
-            [renderer.encode_prompt(served.prompt(record)) for _, record in pairs],
+            _prompts([served.prompt(record) for _, record in pairs], renderer),
             max_new_tokens=how.max_new_tokens,
             batch_size=how.batch_size,
             temperature=how.temperature,
@@ -185,6 +187,20 @@ def evaluate_model(
     if completions_path is not None:
         write_completions(completions_path, rows, settings)
     return _judge_and_measure(rows, judges, settings, completions_path)
+
+
+def _prompts(records: Sequence[Record], renderer: PromptRenderer) -> list[list[int]]:
+    """The prompts as tokens. Raises ``DataError`` for rows that the template refuses, all of a file's together."""
+    prompts: list[list[int]] = []
+    refused: dict[str, list[tuple[int, BadRow]]] = {}
+    for record in records:
+        try:
+            prompts.append(renderer.encode_prompt(record))
+        except RowError as error:
+            refused.setdefault(record.source, []).append((record.line, error.problem))
+    for source, problems in refused.items():
+        raise report(source, problems)
+    return prompts
 
 
 def rejudge(completions_path: Path, judges: Sequence[Judge]) -> Evaluation:
