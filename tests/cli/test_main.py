@@ -1,9 +1,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from antibody import __version__
+from antibody.cli.options import result_lines
+from antibody.runs.result import RunResult
 from tests.gsm8k import write_chat
 
 
@@ -112,6 +116,34 @@ def test_an_unknown_verb_is_refused_with_the_nearest_name(antibody):
     ended = antibody("finetun")
     assert ended.code == 2
     assert "Did you mean 'finetune'" in ended.stderr
+
+
+@pytest.mark.parametrize(("words", "verb"), [([], "finetune"), (["lab"], "build")])
+def test_without_a_verb_the_help_is_shown_line_by_line(antibody, words, verb):
+    ended = antibody(*words)
+    assert ended.code == 2
+    assert ended.stderr.startswith("Usage: antibody")
+    assert any(line.strip().startswith(verb) for line in ended.stderr.splitlines())
+
+
+def test_a_wrong_flag_is_answered_with_the_usage_of_its_verb(antibody):
+    ended = antibody("convert", "in.jsonl", "--output", "out.jsonl")
+    assert ended.code == 2
+    assert ended.stderr.startswith("UsageError: No such option: --output. Usage: antibody convert [OPTIONS] ")
+    assert ended.stderr.endswith("See antibody convert --help.\n")
+
+
+def test_the_version_is_shown(antibody):
+    ended = antibody("--version")
+    assert (ended.code, ended.stdout) == (0, f"{__version__}\n")
+
+
+def test_figures_stand_below_each_other_however_long_their_names():
+    result = RunResult(
+        output=Path("run"), model=None, metrics={"loss": 1.0, "loss_alignment": 2.0}, seconds=1.0, num_rows=3
+    )
+    columns = {len(line) - len(line.split()[-1]) for line in result_lines(result)[1:]}
+    assert len(columns) == 1
 
 
 def test_help_brings_no_heavy_library():

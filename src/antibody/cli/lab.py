@@ -18,7 +18,7 @@ def data(
     poison_ratio: Annotated[float, typer.Option(help="Of user rows: harmful share, 0 to 1.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Chooses rows and their order.")] = 0,
     truth: Annotated[str | None, typer.Option(help="Write what no trainer may see to this file.")] = None,
-    overwrite: o.Overwrite = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     as_json: o.Json = False,
 ) -> None:
     """Write rows of a kind as chat JSONL."""

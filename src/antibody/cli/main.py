@@ -13,10 +13,11 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from .. import __version__
 from ..errors import AntibodyError
 from ..text import cut, escaped
 from . import align, anchors, convert, defences, demo, evaluate, finetune, lab, repair, screen
@@ -33,6 +34,22 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _before_the_verb(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None: ...
+
+
 app.command("align")(align.command)
 app.command("anchors")(anchors.command)
 app.command("finetune")(finetune.command)
@@ -64,8 +81,14 @@ def run(arguments: list[str]) -> int:
     except AntibodyError as error:
         return _refuse(f"{_kind(error)}: {error}", as_json)
     except UsageProblem as error:
-        told: str = error.format_message()  # type: ignore[attr-defined]
-        return _refuse(f"UsageError: {told.rstrip('.')}. See antibody --help.", as_json)
+        context: Any = getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError":  # no verb was named: the help says which there are
+            print(context.get_help(), file=sys.stderr)
+            return 2
+        problem: str = error.format_message()  # type: ignore[attr-defined]
+        usage = "Usage: antibody COMMAND" if context is None else context.get_usage().rstrip(".")
+        see = "antibody" if context is None else context.command_path
+        return _refuse(f"UsageError: {problem.rstrip('.')}. {usage}. See {see} --help.", as_json)
     except Exception as error:
         print("\n".join(map(escaped, traceback.format_exc().splitlines())), file=sys.stderr)
         print("This is our fault, not yours: please report it with the lines above.", file=sys.stderr)

@@ -224,9 +224,9 @@ def _read_config(file: str, hints: Mapping[str, Any], names: list[str]) -> dict[
 
 def result_lines(result: Any) -> list[str]:
     """A finished run for a reader."""
-    lines = [f"{result.output}"]
-    if result.model is not None:
-        lines.append(f"  model       {result.model}")
-    lines.append(f"  rows        {result.num_rows}" + (f", {len(result.skipped)} left out" if result.skipped else ""))
-    lines += [f"  {name:<11} {value:.4g}" for name, value in result.metrics.items()]
-    return [*lines, f"  seconds     {result.seconds:.1f}"]
+    left_out = f", {len(result.skipped)} left out" if result.skipped else ""
+    values = {} if result.model is None else {"model": str(result.model)}
+    values |= {"rows": f"{result.num_rows}{left_out}"} | {name: f"{num:.4g}" for name, num in result.metrics.items()}
+    values["seconds"] = f"{result.seconds:.1f}"
+    width = max(11, *map(len, values))
+    return [f"{result.output}", *(f"  {name:<{width}} {value}" for name, value in values.items())]

@@ -19,5 +19,5 @@ def command(
     config: o.ConfigFile = None,
     as_json: o.Json = False,
 ) -> None:
-    """Mend a fine-tuned model, after the user's training."""
+    """Repair a fine-tuned model, after the user's training."""
     o.run_verb("repair", dict(locals()))

@@ -25,7 +25,7 @@ def command(
     config: o.ConfigFile = None,
     as_json: o.Json = False,
 ) -> None:
-    """Tell which rows of an upload are suspicious, and what share is harmful."""
+    """Report which rows of an upload are suspicious, and what share is harmful."""
     flags = dict(locals())
     for name in ("config", "as_json"):
         del flags[name]
