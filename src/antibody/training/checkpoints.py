@@ -58,9 +58,10 @@ def save_checkpoint(trainer: "DefendedTrainer", state: Mapping[str, Tensor], wri
             raise
         previous = newest_checkpoint(folder)
         kept = f"the previous checkpoint, {previous.name}, is whole" if previous else "there was none before"
+        how = "it goes on from there" if previous else "it starts from the beginning"
         raise OutputError(
             f"{folder / name}: the checkpoint could not be written ({reason(error)}); {kept}. "
-            "Make room and go on with --resume."
+            f"Make room and run the same command again: {how}."
         ) from error
     finally:
         if main:  # half a checkpoint would keep the disk full
