@@ -65,6 +65,13 @@ def test_an_output_where_nothing_can_be_made_is_refused(tmp_path, monkeypatch, t
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
+def test_an_output_that_is_a_link_to_nothing_is_refused_as_such(tmp_path):
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(OutputError, match="a link to a folder that is not there. Make that folder first"):
+        checked_output(tmp_path / "link")
+    assert checked_output(tmp_path / "link", folder=False) == tmp_path / "link"
+
+
 def test_an_output_below_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *args, **kwargs: False)
     with pytest.raises(OutputError, match="cannot be written to"):

@@ -65,5 +65,9 @@ def test_a_file_of_rows_is_not_written_over(tmp_path):
     with pytest.raises(OutputError, match="exists already"):
         lab_files.write_lab_data("benign", tmp_path / "rows.jsonl", num=4)
     assert lab_files.write_lab_data("benign", tmp_path / "rows.jsonl", num=4, overwrite=True) == 4
+    (tmp_path / "link.jsonl").symlink_to("rows.jsonl")
+    assert lab_files.write_lab_data("benign", tmp_path / "link.jsonl", num=5, overwrite=True) == 5
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 5
     with pytest.raises(OutputError, match="there is no folder"):
         lab_files.write_lab_data("benign", tmp_path / "no" / "rows.jsonl")

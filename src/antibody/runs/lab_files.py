@@ -77,7 +77,8 @@ def write_lab_data(
         kind, NUM_ROWS.get(kind, 1000) if num is None else num, seed=seed, task=task, poison_ratio=poison_ratio
     )
     for file, rows in zip(files, (made.rows, made.truth), strict=False):
-        write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+        # What a link leads to is written, and the link stays.
+        write_text(file.resolve(), "".join(json.dumps(row) + "\n" for row in rows))
     return len(made.rows)
 
 
