@@ -76,7 +76,9 @@ def checked_output(given: str | Path, flag: str = "--output", *, folder: bool = 
     if folder and whole.exists() and not whole.is_dir():
         raise OutputError(f"{flag} is {quoted(str(given))}: a file stands there. Name a folder.")
     if folder and whole.is_symlink() and not whole.exists():
-        raise OutputError(f"{flag} is {quoted(str(given))}: a link to a folder that is not there. Make that folder first.")
+        raise OutputError(
+            f"{flag} is {quoted(str(given))}: a link to a folder that is not there. Make that folder first."
+        )
     above = next(parent for parent in whole.parents if os.path.lexists(parent))
     if not above.is_dir():
         raise OutputError(f"{flag} is {quoted(str(given))}: {above} is not a folder, so nothing can lie below it.")

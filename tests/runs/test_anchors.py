@@ -8,10 +8,12 @@ import pytest
 from antibody.cli.main import run
 from antibody.data.records import Message, Record, Template
 from antibody.errors import ConfigError, DataError, ModelError, OutputError
+from antibody.files import held
 from antibody.lab.rows import build_rows
 from antibody.models.loading import resolve
 from antibody.runs import align, anchors
 from antibody.runs.anchors import score_anchors
+from antibody.runs.lock import FolderLock
 from antibody.screening.anchors import read_anchors
 from tests.gsm8k import write_jsonl
 
@@ -114,6 +116,33 @@ def test_anchors_that_do_not_fit_on_the_disk_leave_what_was_there(model, polite,
     assert (model / "anchors.safetensors").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
     assert not list(model.glob(".*"))
+
+
+def test_two_processes_do_not_give_one_model_anchors_at_once(model, polite, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load_model", None)  # refused before anything costs time
+    with FolderLock(model), pytest.raises(OutputError, match="another process is writing to it"):
+        anchors(model, anchor_benign_data=polite)
+
+
+def test_a_copy_that_another_process_is_making_is_left_alone_and_what_a_killed_one_left_is_not(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / ".copy.tmp").mkdir()
+    (tmp_path / ".copy.tmp" / "half").write_text("")
+    monkeypatch.setattr(module, "write_anchors", lambda folder, made: None)
+    with held(tmp_path / ".copy.tmp"), pytest.raises(OutputError, match="copy: another process is writing to it"):
+        module._write(None, tmp_path / "model", tmp_path / "copy")
+    assert (tmp_path / ".copy.tmp" / "half").is_file()
+    module._write(None, tmp_path / "model", tmp_path / "copy")
+    assert [p.name for p in (tmp_path / "copy").iterdir()] == ["config.json"]
+
+
+def test_a_copy_inside_the_model_itself_or_where_nothing_can_be_made_is_refused(model, polite, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load_model", None)
+    (tmp_path / "link").symlink_to("nowhere")
+    for output, why in ((model / "copy", "lies inside an input"), (model, "is an input"), ("link", "a link to")):
+        with pytest.raises(OutputError, match=why):
+            anchors(model, anchor_benign_data=polite, output=tmp_path / output)
 
 
 def test_what_cannot_become_anchors_is_refused_before_a_model_is_loaded(tmp_path, polite, monkeypatch):

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,8 +11,10 @@ from torch import nn
 
 from ..data.records import Message, Record, TokenizedRow
 from ..errors import ConfigError, DataError, ModelError, OutputError
+from ..files import TEMPORARY, disk_errors, held, is_held
 from ..models.layout import require_same_shape
 from ..models.loading import PACKAGED, LoadedModel, load_model, resolve
+from ..paths import checked_output
 from ..screening.anchors import (
     Anchors,
     auroc,
@@ -26,7 +29,9 @@ from ..screening.cache import row_digest
 from ..screening.evidence import Measure
 from ..training.step import Role, StepContext
 from .encoding import encode, make_renderer, render_refusals
+from .folder import refuse_inputs
 from .lab_defaults import lab_refusals
+from .lock import LOCK, FolderLock
 from .naming import from_lab, model_name
 from .sources import Rows, read_refusals, read_rows
 
@@ -94,46 +99,49 @@ def anchors(
         str(role): [] if rows is None else read_rows(rows, name=f"the {role} rows").records for role, rows in given
     }
     require_one_answer(_with_turns([record for of_role in records.values() for record in of_role]))
-    stored = read_anchors(place)
-    if stored is None:
-        require_enough(*map(len, records.values()))
-    texts = read_refusals(refusals, default=lab_refusals() if from_lab(name) else None)
-    loaded = load_model(name, adapter=adapter, base=base)
-    if loaded.base is None:
-        raise ModelError(
-            f"{loaded.name} does not say which model it was before its alignment, and anchors compare the two. Name it "
-            "with --base."
+    with FolderLock(place) if target == place else nullcontext():  # what another process adds meanwhile would be lost
+        stored = read_anchors(place)
+        if stored is None:
+            require_enough(*map(len, records.values()))
+        texts = read_refusals(refusals, default=lab_refusals() if from_lab(name) else None)
+        loaded = load_model(name, adapter=adapter, base=base)
+        if loaded.base is None:
+            raise ModelError(
+                f"{loaded.name} does not say which model it was before its alignment, and anchors compare the two. "
+                "Name it with --base."
+            )
+        before = None if loaded.adapter_off_is_base else load_model(loaded.base)
+        if before is not None:
+            models = (cast(nn.Module, of.model) for of in (loaded, before))
+            require_same_shape(*models, named=loaded.base, num_tokens=len(loaded.tokenizer))
+        renderer = make_renderer(loaded)
+        rows, _ = encode(records, renderer, skip=False)
+        harmful, benign, num_new = _merged(stored, rows[Role.ANCHOR_HARMFUL], rows[Role.ANCHOR_BENIGN])
+        example = (Message("user", "?"), Message("assistant", "."))
+        templates = dict.fromkeys(row.template for row in (*harmful, *benign))
+        context = StepContext(
+            cast(nn.Module, loaded.model),
+            pad_id=cast(int, loaded.tokenizer.pad_token_id),
+            refusals=render_refusals(texts, renderer, {"": [Record(0, example, t, "anchors", 0) for t in templates]}),
+            batch_size=batch_size,
+            base=None if before is None else cast(nn.Module, before.model),
         )
-    before = None if loaded.adapter_off_is_base else load_model(loaded.base)
-    if before is not None:
-        models = (cast(nn.Module, of.model) for of in (loaded, before))
-        require_same_shape(*models, named=loaded.base, num_tokens=len(loaded.tokenizer))
-    renderer = make_renderer(loaded)
-    rows, _ = encode(records, renderer, skip=False)
-    harmful, benign, num_new = _merged(stored, rows[Role.ANCHOR_HARMFUL], rows[Role.ANCHOR_BENIGN])
-    example = (Message("user", "?"), Message("assistant", "."))
-    templates = dict.fromkeys(row.template for row in (*harmful, *benign))
-    context = StepContext(
-        cast(nn.Module, loaded.model),
-        pad_id=cast(int, loaded.tokenizer.pad_token_id),
-        refusals=render_refusals(texts, renderer, {"": [Record(0, example, t, "anchors", 0) for t in templates]}),
-        batch_size=batch_size,
-        base=None if before is None else cast(nn.Module, before.model),
-    )
-    if stored is None:
-        made = make_anchors(context, harmful, benign)
-    else:
-        check_anchors(context, stored, Measure.SHIFT if stored.evidence.has(Measure.SHIFT) else Measure.FEATURE_SHIFT)
-        made = make_anchors(context, harmful, benign, num_refusals=stored.num_refusals)
-    made.log_ratio(Measure.FEATURE_SHIFT)  # refuses anchors that cannot be told apart
-    _write(made, place, target)
-    return AnchorsResult(
-        output=target,
-        num_harmful=len(harmful),
-        num_benign=len(benign),
-        num_new=num_new,
-        auroc=auroc(made.held_out[len(harmful) :], made.held_out[: len(harmful)]),
-    )
+        if stored is None:
+            made = make_anchors(context, harmful, benign)
+        else:
+            check_anchors(
+                context, stored, Measure.SHIFT if stored.evidence.has(Measure.SHIFT) else Measure.FEATURE_SHIFT
+            )
+            made = make_anchors(context, harmful, benign, num_refusals=stored.num_refusals)
+        made.log_ratio(Measure.FEATURE_SHIFT)  # refuses anchors that cannot be told apart
+        _write(made, place, target)
+        return AnchorsResult(
+            output=target,
+            num_harmful=len(harmful),
+            num_benign=len(benign),
+            num_new=num_new,
+            auroc=auroc(made.held_out[len(harmful) :], made.held_out[: len(harmful)]),
+        )
 
 
 def _target(name: str, place: Path, output: str | Path | None) -> Path:
@@ -151,8 +159,9 @@ def _target(name: str, place: Path, output: str | Path | None) -> Path:
                 f"{name}: comes with the package and is not changed. Name a folder for a copy: --output DIR."
             )
         return place
-    target = Path(output).expanduser().absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    target = checked_output(output).resolve()
+    refuse_inputs(target, [place])
+    if target.exists() and any(target.iterdir()):
         raise OutputError(f"{target}: exists already. Name a new folder.")
     return target
 
@@ -190,18 +199,22 @@ def _write(made: Anchors, place: Path, target: Path) -> None:
     if target == place:
         write_anchors(place, made)
         return
-    growing = target.with_name(f".{target.name}.tmp")
-    try:
-        shutil.rmtree(growing, ignore_errors=True)
-        shutil.copytree(place, growing)
-        write_anchors(growing, made)
-        growing.replace(target)
-    except OSError as error:
+    growing = target.with_name(f".{target.name}{TEMPORARY}")
+    if growing.is_dir() and is_held(growing):
         raise OutputError(
-            f"{target}: cannot be written ({error.strerror or error}). Free some space or choose another --output."
-        ) from error
-    finally:
-        shutil.rmtree(growing, ignore_errors=True)
+            f"{target}: another process is writing to it. Wait until it has ended, or name another folder."
+        )
+    with disk_errors(target):
+        shutil.rmtree(growing, ignore_errors=True)  # what a killed process left
+        growing.mkdir(parents=True)
+        with held(growing):
+            try:
+                unfinished = shutil.ignore_patterns(LOCK, f".*{TEMPORARY}")
+                shutil.copytree(place, growing, dirs_exist_ok=True, ignore=unfinished)
+                write_anchors(growing, made)
+                growing.replace(target)
+            finally:
+                shutil.rmtree(growing, ignore_errors=True)
 
 
 def score_anchors(
@@ -219,7 +232,7 @@ def score_anchors(
         aligned: As it will be used.
         before: The model before its alignment; None where that is the adapter switched off.
         anchor_harmful: Rows of the harmful kind, new to the model; one question and one answer each.
-        anchor_benign: Harmless ones, likewise.
+        anchor_benign: Harmless rows, as new to the model.
         refusals: One-line refusals.
         batch_size: Rows of one forward pass.
 

@@ -165,19 +165,13 @@ def open_run(
     config = yaml.safe_load(yaml.safe_dump(dict(config), sort_keys=False))  # as it will be read back
     lock = FolderLock(final)
     with disk_errors(final):
-        _refuse_inputs(final, inputs)
+        refuse_inputs(final, inputs)
         if _is_unfinished(final):
-            lock.acquire()
-            try:
+            with lock:
                 _put_in_place(final)
-            finally:
-                lock.release()
         if overwrite and _is_ready(final, config):
-            lock.acquire()
-            try:
+            with lock:
                 _replace(final)
-            finally:
-                lock.release()
             return RunFolder(final, final, config, State.COMPLETE, lock)
         path, state = _look(final, config, overwrite=overwrite)
         if state is State.NEW and resume:
@@ -239,8 +233,12 @@ def _stored_config(folder: Path) -> dict[str, Any] | None:
     return stored if isinstance(stored, dict) and "verb" in stored else None
 
 
-def _refuse_inputs(final: Path, inputs: Iterable[object]) -> None:
-    """An output that is an input, holds it or lies inside it would change what the run reads."""
+def refuse_inputs(final: Path, inputs: Iterable[object]) -> None:
+    """Refuse an output that is an input, holds it or lies inside it: that would change what the run reads.
+
+    Raises:
+        OutputError: it does.
+    """
     real = final.resolve()
     for given in inputs:
         if not isinstance(given, str | Path) or not str(given).strip() or given in PACKAGED:

@@ -24,7 +24,7 @@ PATIENCE = 0.5
 
 
 class FolderLock:
-    """The lock of a folder.
+    """The lock of a folder; ``with`` takes it for a block.
 
     Args:
         folder: The run's folder; ``acquire`` makes it.
@@ -50,6 +50,13 @@ class FolderLock:
             if time.monotonic() > deadline:
                 raise self._refusal()
             time.sleep(0.02)
+
+    def __enter__(self) -> "FolderLock":
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def refuse_if_held(self) -> None:
         """Look whether another process holds it; nothing is written.

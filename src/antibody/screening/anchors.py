@@ -117,7 +117,9 @@ def require_enough(num_harmful: int, num_benign: int) -> None:
     """
     for label, num in (("harmful", num_harmful), ("benign", num_benign)):
         if num < MIN_ROWS:
-            raise DataError(f"{num} {label} anchor rows where at least {MIN_ROWS} are needed. Give more.")
+            raise DataError(
+                f"{num} {label} anchor rows where at least {MIN_ROWS} are needed. Give more: --anchor-{label}-data."
+            )
 
 
 def require_one_answer(rows: Iterable[tuple[str, int]]) -> None:
