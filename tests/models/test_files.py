@@ -1,10 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from antibody.errors import ModelError
 from antibody.models import files
-from antibody.models.files import field, first_line, quoted, read_json, texts
+from antibody.models.files import field, first_line, read_json, texts
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000, '{"a": ' + "1" * 5000 + "}", "\udcff"])
@@ -43,7 +44,9 @@ def test_a_field_that_is_absent_or_null_is_none_and_a_whole_number_is_a_number(t
 
 def test_what_a_file_says_can_neither_steer_a_terminal_nor_fill_it():
     for text in ("\x1b[31mred", "a\nb", "\u202eright to left", "x" * 10**6):
-        assert quoted(text).isprintable()
         assert first_line(ValueError(text)).isprintable()
-        assert len(quoted(text)) < 100
+        with pytest.raises(ModelError) as caught:
+            field({"r": text}, Path("config.json"), "r", int)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 300
         assert len(first_line(ValueError(text))) <= 300

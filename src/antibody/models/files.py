@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
+from ..text import escaped, quoted
 
 MAX_BYTES = 64 * 2**20
 """Of one such file. The largest we know, the shard index of a model with 256 experts a layer, has 9 MiB."""
-_SHOWN = 80
+_MAX_LINE = 300
+"""Characters of a library's message."""
 _WORDS = {
     str: "a text",
     int: "a whole number",
@@ -22,16 +24,10 @@ _WORDS = {
 }
 
 
-def quoted(value: object) -> str:
-    """``value`` for a message: what would move a terminal's cursor is escaped, what is long is cut."""
-    text = repr(value[: _SHOWN + 1] if isinstance(value, str) else value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
 def first_line(error: BaseException) -> str:
     """A library's message, as far as it is one for readers: it may quote the file."""
     line = str(error).strip().split("\n")[0] or type(error).__name__
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line[:300])
+    return escaped(line[:_MAX_LINE])
 
 
 def read_json(path: Path) -> dict[str, Any]:

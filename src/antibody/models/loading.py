@@ -20,7 +20,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ModelError
-from .files import field, first_line, quoted, read_json
+from ..text import quoted
+from .files import field, first_line, read_json
 from .stored_adapter import attach_adapter, read_adapter_config
 
 PACKAGED = ("lab", "lab-aligned")

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ModelError
-from .files import field, first_line, quoted, read_json, texts
+from ..text import quoted
+from .files import field, first_line, read_json, texts
 
 CONFIG = "adapter_config.json"
 ALL_LINEAR = "all-linear"

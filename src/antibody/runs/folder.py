@@ -28,6 +28,7 @@ from ..errors import OutputError
 from ..files import TEMPORARY, disk_errors, reason, write_text
 from ..models.loading import PACKAGED, PROVENANCE
 from ..paths import checked_output
+from ..text import quoted
 from ..training.checkpoints import STAGING
 from .lock import LOCK, FolderLock
 from .result import RESULT, RunResult, stored_files
@@ -273,7 +274,8 @@ def _in_the_way(path: Path) -> OutputError:
 def _differences(stored: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     there, here = _flat(stored), _flat(config)
     keys = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-    shown = [f"{key} is {there.get(key)!r} there, {here.get(key)!r} here" for key in keys[:NUM_DIFFERENCES_SHOWN]]
+    some = keys[:NUM_DIFFERENCES_SHOWN]
+    shown = [f"{key} is {quoted(there.get(key))} there, {quoted(here.get(key))} here" for key in some]
     return "; ".join(shown) + (f"; {len(keys) - len(shown)} more" if len(keys) > len(shown) else "")
 
 
