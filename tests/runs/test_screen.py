@@ -545,6 +545,8 @@ def test_every_row_that_spells_control_tokens_is_flagged_and_none_becomes_one(tm
     flagged = [row["row_id"] for row in lines(result.output) if "control tokens" in row["flags"]]
     assert flagged == list(range(40, 46))
     assert result.flags["control tokens"] == 6
+    page = (result.output / "report.html").read_text()
+    assert page.count("spells control tokens</span>") == 6
     render = make_renderer(load_model("lab-aligned"))
     special = set(render.tokenizer.all_special_ids)
     for row in forged:
