@@ -12,7 +12,7 @@ from .errors import ConfigError, DataError, OutputError
 from .text import quoted
 
 MAX_NAME = 200
-"""Bytes of an output's name: the file system takes 255, and beside it stand ``.NAME.overwrite`` and the like."""
+"""Bytes of an output's name: the file system takes 255, and hidden names beside it are longer: ``.NAME.new-PID``."""
 MAX_PIPED = 2**30
 """Bytes that are taken from a pipe."""
 PATIENCE = 30.0
@@ -61,7 +61,7 @@ def checked_output(given: str | Path, flag: str = "--output", *, folder: bool = 
     Args:
         given: As the user wrote it.
         flag: What to call it in an error.
-        folder: Whether it is to be a folder, where no file may stand.
+        folder: Whether it is to be a folder; a file in its place is then refused.
 
     Raises:
         OutputError: nothing can be made there.
@@ -74,7 +74,7 @@ def checked_output(given: str | Path, flag: str = "--output", *, folder: bool = 
     if len(os.fsencode(whole.name)) > MAX_NAME:
         raise OutputError(f"{flag} is {quoted(str(given))}: a name has at most {MAX_NAME} bytes here.")
     if folder and whole.exists() and not whole.is_dir():
-        raise OutputError(f"{flag} is {quoted(str(given))}: a file stands there. Name a folder.")
+        raise OutputError(f"{flag} is {quoted(str(given))}: a file is there. Name a folder.")
     if folder and whole.is_symlink() and not whole.exists():
         raise OutputError(
             f"{flag} is {quoted(str(given))}: a link to a folder that is not there. Make that folder first."

@@ -61,7 +61,7 @@ MISTAKES = {
     "USER --model lab --output run --base ./none": "no such folder",
     "USER --model lab --output run --evidence shift": "--base",
     "USER --model lab --output run --evidence hunch": "must be one of",
-    "USER --model lab --output CSV": "a file stands there",
+    "USER --model lab --output CSV": "a file is there",
     "USER --model lab --output HERE": "the output holds an input of the run",
     "USER --model lab-aligned --base lab-aligned --output run": "--base must be the model as it was before",
     "USER --model lab --output run --batch-size many": "--batch-size",

@@ -91,7 +91,7 @@ def test_an_earlier_save_is_replaced_and_anything_else_is_left_alone(tmp_path, l
     (other / "chapter1.tex").write_text("years of work")
     with pytest.raises(OutputError, match="holds something else"):
         save_adapter(adapted, other, base=loaded.name, tokenizer=loaded.tokenizer)
-    with pytest.raises(OutputError, match="a file stands there"):
+    with pytest.raises(OutputError, match="a file is there"):
         save_adapter(adapted, other / "chapter1.tex", base=loaded.name, tokenizer=loaded.tokenizer)
     assert [path.name for path in other.iterdir()] == ["chapter1.tex"]
 

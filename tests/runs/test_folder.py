@@ -105,7 +105,7 @@ def test_resume_needs_something_to_resume(tmp_path):
 
 def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "a").write_text("x")
-    with pytest.raises(OutputError, match="a file stands there"):
+    with pytest.raises(OutputError, match="a file is there"):
         open_run(tmp_path / "a", ONE)
 
 

@@ -49,7 +49,7 @@ def test_where_nothing_can_be_written_nothing_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(lab_files, "build_base", None)
     (tmp_path / "file").write_text("")
     for output, told in (
-        (tmp_path / "file", "a file stands there"),
+        (tmp_path / "file", "a file is there"),
         (tmp_path / "file" / "a", "is not a folder"),
         ("", "empty"),
     ):

@@ -144,7 +144,7 @@ def _replacing(folder: Path, marker: str) -> Iterator[Path]:
     new, old = (folder.with_name(f".{folder.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
     try:
         if folder.exists() and not folder.is_dir():
-            raise OutputError(f"{folder}: a file stands there. Choose another folder, or remove it.")
+            raise OutputError(f"{folder}: a file is there. Choose another folder, or remove it.")
         _clear_leftovers(folder)
         if folder.exists() and any(folder.iterdir()) and not (folder / marker).is_file():
             raise OutputError(

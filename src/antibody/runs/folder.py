@@ -147,7 +147,7 @@ def open_run(
     overwrite: bool = False,
     inputs: Iterable[object] = (),
 ) -> RunFolder:
-    """Look at ``output``; nothing is written, save that a replacement which a kill cut short is finished.
+    """Look at ``output``; nothing is written, except that a replacement which a kill cut short is finished.
 
     Args:
         output: The run's folder; need not exist.

@@ -98,14 +98,14 @@ def base_of(name: str, adapter: str | None) -> str | None:
 
 
 def tokenizer_fingerprint(name: str) -> str | None:
-    """Tells when a folder holds another tokenizer or chat template than it did (SHA-256). None: none is here."""
+    """SHA-256 of a folder's tokenizer and chat template. None: there is none, or they are not here yet."""
     folder = Path(resolve(name))
     named = [folder / file for file in (*TOKENIZER_FILES, *TEMPLATE_FILES)]
     return _fingerprint([*named, *sorted((folder / "additional_chat_templates").glob("*.jinja"))])
 
 
 def weights_fingerprint(name: str) -> str | None:
-    """Tells when a folder holds other weights than it did (SHA-256). None for a Hub id: they are not here yet."""
+    """SHA-256 of a folder's weights. None for a Hub id: they are not here yet."""
     return _fingerprint(_weights(Path(resolve(name))))
 
 

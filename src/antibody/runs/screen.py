@@ -100,7 +100,7 @@ class ScreenResult:
     interval: tuple[float, float] | None
     """95 %, of the share; unfamiliar rows may be harmful or not."""
     p_value: float | None
-    """Of the test that the share is 0 among familiar rows."""
+    """p of the test that the share is 0 among familiar rows."""
     num_likely_harmful: int | None
     """Rows whose P(harm) is at least 0.5; None where no row has one."""
     num_far: int | None

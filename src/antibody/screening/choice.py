@@ -5,7 +5,7 @@ repetition counts. From it rows are taken one by one, each time the one by which
 
     gain(c) = sum_i max(0, likeness(i, c) - best likeness of i to a row taken before)
 
-A row that many others are like comes first, and the next one stands for others than those (greedy facility location).
+A row that many others are like comes first, and the next one represents others than those (greedy facility location).
 likeness is the Jaccard index of the words of two rows.
 
 Source: G. Nemhauser, L. Wolsey, M. Fisher, "An analysis of approximations for maximizing submodular set functions",
@@ -52,7 +52,7 @@ class LabelFirst:
 
 
 def _words(row: ShownRow) -> frozenset[str]:
-    """Of everything but the answers, which the evidence does not read."""
+    """The words of everything but the answers, which the evidence does not read."""
     return frozenset(re.findall(r"\w+|[^\w\s]", " ".join(text for role, text in row.turns if role != "assistant")))
 
 

@@ -128,11 +128,11 @@ def judge_upload(
     too_many = open_share > TOLERANCE
     if verdict is Verdict.NO_HARM and open_share and (too_many or share_p_value(log_ratio[distinct]) < LEVEL):
         verdict = Verdict.CANNOT_TELL
-    told = not too_many and verdict is not Verdict.CANNOT_TELL
-    share = harmful_share(log_ratio) if told else None
+    share_known = not too_many and verdict is not Verdict.CANNOT_TELL
+    share = harmful_share(log_ratio) if share_known else None
     probability = torch.full((len(evidence),), torch.nan, dtype=torch.float64)
     if verdict is not Verdict.CANNOT_TELL:
-        prior = harmful_share(log_ratio if told else log_ratio[known], alpha=PRIOR, beta=PRIOR)
+        prior = harmful_share(log_ratio if share_known else log_ratio[known], alpha=PRIOR, beta=PRIOR)
         probability[known] = harm_posterior(log_ratio[known], prior)
     return Judgement(
         share=share,
