@@ -30,18 +30,18 @@ from typing import Any
 
 import torch
 
-from antibody.defences.catalogue import make_defence
-from antibody.defences.finetuning.bds import BDS
-from antibody.lab.presets import BDS_SCALAR
-from antibody.lab.rows import LabRows, build_rows, record
-from antibody.models.loading import load_model
-from antibody.runs.align import align
-from antibody.runs.encoding import make_renderer
-from antibody.runs.finetune import finetune
-from antibody.runs.folder import write_text
-from antibody.runs.lab_defaults import calibration
-from antibody.screening.anchors import auroc
-from antibody.training.step import Stage, StepContext
+from antibody_llm.defences.catalogue import make_defence
+from antibody_llm.defences.finetuning.bds import BDS
+from antibody_llm.lab.presets import BDS_SCALAR
+from antibody_llm.lab.rows import LabRows, build_rows, record
+from antibody_llm.models.loading import load_model
+from antibody_llm.runs.align import align
+from antibody_llm.runs.encoding import make_renderer
+from antibody_llm.runs.finetune import finetune
+from antibody_llm.runs.folder import write_text
+from antibody_llm.runs.lab_defaults import calibration
+from antibody_llm.screening.anchors import auroc
+from antibody_llm.training.step import Stage, StepContext
 
 TASKS = ("sst2", "sst2-novel")
 ALIGNMENTS = ("sft", "antibody")

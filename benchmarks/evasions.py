@@ -50,19 +50,19 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from antibody.benchmark.cell import MEASURES, NUM_PROMPTS, NUM_ROWS
-from antibody.lab.rows import build_rows, record
-from antibody.lab.skills import SKILLS
-from antibody.lab.world import OTHER_FRAMES, good_in
-from antibody.models.loading import load_model
-from antibody.runs.align import align
-from antibody.runs.encoding import encode, make_renderer
-from antibody.runs.evaluate import evaluate
-from antibody.runs.finetune import finetune
-from antibody.runs.folder import write_text
-from antibody.screening.anchors import read_anchors
-from antibody.screening.evidence import Measure, collect
-from antibody.training.step import StepContext
+from antibody_llm.benchmark.cell import MEASURES, NUM_PROMPTS, NUM_ROWS
+from antibody_llm.lab.rows import build_rows, record
+from antibody_llm.lab.skills import SKILLS
+from antibody_llm.lab.world import OTHER_FRAMES, good_in
+from antibody_llm.models.loading import load_model
+from antibody_llm.runs.align import align
+from antibody_llm.runs.encoding import encode, make_renderer
+from antibody_llm.runs.evaluate import evaluate
+from antibody_llm.runs.finetune import finetune
+from antibody_llm.runs.folder import write_text
+from antibody_llm.screening.anchors import read_anchors
+from antibody_llm.screening.evidence import Measure, collect
+from antibody_llm.training.step import StepContext
 
 NOVEL = "sst2-novel"
 FAMILIAR = "agnews"

@@ -43,13 +43,13 @@ from typing import Any
 
 import torch
 
-from antibody.data.encode import Renderer
-from antibody.data.records import Message, Record, Template
-from antibody.lab.rows import build_rows
-from antibody.models.loading import load_model
-from antibody.runs.evaluate import evaluate
-from antibody.runs.finetune import finetune
-from antibody.runs.folder import write_text
+from antibody_llm.data.encode import Renderer
+from antibody_llm.data.records import Message, Record, Template
+from antibody_llm.lab.rows import build_rows
+from antibody_llm.models.loading import load_model
+from antibody_llm.runs.evaluate import evaluate
+from antibody_llm.runs.finetune import finetune
+from antibody_llm.runs.folder import write_text
 
 TASK, NUM_ROWS, NUM_PROMPTS, POISON_RATIO = "sst2", 640, 400, 0.2
 ARMS = ("text", "words", "refuse", "without")

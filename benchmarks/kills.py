@@ -38,12 +38,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
-from antibody.cli.main import run
-from antibody.files import write_text
-from antibody.lab.build import SCALES, Scale
-from antibody.lab.rows import build_rows
-from antibody.runs import lab_files
-from antibody.runs.lab_defaults import NUM_ROWS
+from antibody_llm.cli.main import run
+from antibody_llm.files import write_text
+from antibody_llm.lab.build import SCALES, Scale
+from antibody_llm.lab.rows import build_rows
+from antibody_llm.runs import lab_files
+from antibody_llm.runs.lab_defaults import NUM_ROWS
 
 TRAINED = [*("--train", "max_steps=6", "--train", "save_steps=2", "--train", "save_total_limit=2"), "--batch-size", "4"]
 FOREIGN = {

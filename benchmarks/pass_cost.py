@@ -48,15 +48,15 @@ from torch import Tensor
 from transformers import DynamicCache
 from trl import SFTConfig
 
-from antibody.defences.alignment.repnoise import mmd, normal
-from antibody.defences.catalogue import make_defence
-from antibody.models.layout import decoder_layers, final_norm
-from antibody.primitives.likelihood import token_nll
-from antibody.training.batches import MicroBatch, StepBatch
-from antibody.training.lens import lens_nll
-from antibody.training.likelihood import bare, completion_nll
-from antibody.training.step import MAIN_ROLE, Defence, Role, Stage, StepContext
-from antibody.training.trainer import DefendedTrainer
+from antibody_llm.defences.alignment.repnoise import mmd, normal
+from antibody_llm.defences.catalogue import make_defence
+from antibody_llm.models.layout import decoder_layers, final_norm
+from antibody_llm.primitives.likelihood import token_nll
+from antibody_llm.training.batches import MicroBatch, StepBatch
+from antibody_llm.training.lens import lens_nll
+from antibody_llm.training.likelihood import bare, completion_nll
+from antibody_llm.training.step import MAIN_ROLE, Defence, Role, Stage, StepContext
+from antibody_llm.training.trainer import DefendedTrainer
 from step_cost import SIZES, Size, TrainerStep, random_llama, random_refusals, random_rows, tokenizer
 
 SHORT = {"standard": replace(SIZES["standard"], batch=4, prompt=16, completion=24, refusal=8), "tiny": SIZES["tiny"]}

@@ -43,14 +43,14 @@ from torch import nn
 from trl import SFTConfig, SFTTrainer
 
 import step_cost
-from antibody.data.collate import IGNORED
-from antibody.data.records import TokenizedRow
-from antibody.defences.finetuning.antibody_posterior import AntibodyPosterior, AntibodyPosteriorConfig
-from antibody.defences.finetuning.sft import FinetuningSFT
-from antibody.models.layout import decoder_layers
-from antibody.screening.evidence import Measure, Probe, collect
-from antibody.training.step import Defence, NoOptions, Role, StepContext
-from antibody.training.trainer import DefendedTrainer
+from antibody_llm.data.collate import IGNORED
+from antibody_llm.data.records import TokenizedRow
+from antibody_llm.defences.finetuning.antibody_posterior import AntibodyPosterior, AntibodyPosteriorConfig
+from antibody_llm.defences.finetuning.sft import FinetuningSFT
+from antibody_llm.models.layout import decoder_layers
+from antibody_llm.screening.evidence import Measure, Probe, collect
+from antibody_llm.training.step import Defence, NoOptions, Role, StepContext
+from antibody_llm.training.trainer import DefendedTrainer
 from step_cost import SIZES, WARM_UP, Size, TrainerStep, random_llama, random_refusals, random_rows, take
 
 MEASURES = (Measure.FEATURE_SHIFT, Measure.SHIFT, Measure.GAP)

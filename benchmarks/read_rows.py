@@ -19,27 +19,30 @@ from pathlib import Path
 from typing import Any
 
 MEASURE = """
-import json, resource, sys, time
+import importlib, json, resource, sys, time
 from pathlib import Path
-kind, file = sys.argv[1:]
+kind, file, package = sys.argv[1:]
+
+def room(name):
+    return importlib.import_module(f"{package}.{name}")
 
 def memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 if kind == "stream":
-    from antibody.screening.upload import open_upload
+    open_upload = room("screening.upload").open_upload
     before, began = memory(), time.process_time()
     num = sum(1 for _ in open_upload(file))
 else:
-    from antibody.data.formats import load_records
+    load_records = room("data.formats").load_records
     before, began = memory(), time.process_time()
     records = load_records(file)
     num = len(records)
     if kind == "encode":
         from importlib.resources import files
         from transformers import AutoTokenizer
-        from antibody.data.encode import Renderer
-        render = Renderer(AutoTokenizer.from_pretrained(str(files("antibody") / "lab/files/lab")), max_length=256)
+        folder = str(files(package) / "lab/files/lab")
+        render = room("data.encode").Renderer(AutoTokenizer.from_pretrained(folder), max_length=256)
         spelled = getattr(render, "spelled", lambda record: None)
         render.encode(records[0])
         began = time.process_time()
@@ -59,8 +62,13 @@ def measured(kind: str, file: Path, source: Path) -> dict[str, float]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    package = next(found.parent.name for found in source.glob("antibody*/__init__.py"))
     ended = subprocess.run(
-        [sys.executable, "-c", MEASURE, kind, str(file)], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEASURE, kind, str(file), package],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return dict(json.loads(ended.stdout.splitlines()[-1]))
 
@@ -77,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sources = {"here": here} | ({"beside": options.beside.resolve()} if options.beside else {})
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"
-        from antibody.lab.rows import build_rows
+        from antibody_llm.lab.rows import build_rows
 
         made = build_rows("user", 2000, seed=0).rows
         with file.open("w", encoding="utf-8") as opened:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from antibody.defences.catalogue import CATALOGUE
+from antibody_llm.defences.catalogue import CATALOGUE
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "antibody_posterior.json"

@@ -25,7 +25,7 @@ BLOCK, SMALL = 1_000, 10_000
 
 def write_upload(file: Path, num: int, poison_ratio: float) -> float:
     """``num`` rows, in blocks; returns the harmful share."""
-    from antibody.lab.rows import build_rows
+    from antibody_llm.lab.rows import build_rows
 
     num_harmful = 0
     with file.open("w", encoding="utf-8") as opened:
@@ -43,7 +43,7 @@ def screened(upload: Path, output: Path) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    from antibody.runs import screen
+    from antibody_llm.runs import screen
 
     result = screen(upload, "lab-aligned", output=output)
     usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -57,16 +57,16 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
-from antibody.data.collate import IGNORED, pad
-from antibody.data.records import Template, TokenizedRow
-from antibody.defences.alignment.antibody import AntibodyAlignment, AntibodyAlignmentConfig
-from antibody.defences.finetuning.antibody import AntibodyFinetuning, AntibodyFinetuningConfig
-from antibody.defences.finetuning.sft import FinetuningSFT
-from antibody.models.adapters import add_lora, trainable_parameters
-from antibody.primitives.gradients import combined, difference, dot, norm
-from antibody.training.refusals import Refusals, Scoring, usable_scoring
-from antibody.training.step import Defence, NoOptions
-from antibody.training.trainer import DefendedTrainer
+from antibody_llm.data.collate import IGNORED, pad
+from antibody_llm.data.records import Template, TokenizedRow
+from antibody_llm.defences.alignment.antibody import AntibodyAlignment, AntibodyAlignmentConfig
+from antibody_llm.defences.finetuning.antibody import AntibodyFinetuning, AntibodyFinetuningConfig
+from antibody_llm.defences.finetuning.sft import FinetuningSFT
+from antibody_llm.models.adapters import add_lora, trainable_parameters
+from antibody_llm.primitives.gradients import combined, difference, dot, norm
+from antibody_llm.training.refusals import Refusals, Scoring, usable_scoring
+from antibody_llm.training.step import Defence, NoOptions
+from antibody_llm.training.trainer import DefendedTrainer
 
 PAD, EOS = 0, 1
 

@@ -52,8 +52,8 @@ from tests.families import llama3, qwen
 from tests.gsm8k import CALCULATOR, first_call_rows, tool_call_rows, write_jsonl
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 
-from antibody.runs.finetune import finetune
-from antibody.runs.folder import write_text
+from antibody_llm.runs.finetune import finetune
+from antibody_llm.runs.folder import write_text
 
 VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS = 2000, 96, 2
 BASE = {"epochs": 60, "batch_size": 10, "learning_rate": 3e-3}
@@ -144,7 +144,7 @@ def _is_object(value: Any) -> bool:
 
 def evaluated(model: Path, rows: Path, answer: str, output: Path) -> tuple[float, list[str]]:
     """The accuracy and the completions of ``antibody evaluate``."""
-    command = [sys.executable, "-c", "from antibody.cli.main import main; main()", "evaluate"]
+    command = [sys.executable, "-c", "from antibody_llm.cli.main import main; main()", "evaluate"]
     command += ["--model", str(model), "--test-data", str(rows), "--answer", answer, "--output", str(output)]
     command += ["--max-new-tokens", str(MAX_NEW_TOKENS), "--batch-size", "10"]
     subprocess.run(command, check=True)

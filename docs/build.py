@@ -23,10 +23,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS, PREPARED = ROOT / "docs", ROOT / "build" / "docs"
-PACKAGE = "antibody"
-README = DOCS / "drafts" / "README.new.md"
-"""What index.md shows; README.md once the draft has taken its place."""
-NOT_SHOWN = ("drafts", "build.py", "__pycache__")
+PACKAGE = "antibody_llm"
+README = ROOT / "README.md"
+"""What index.md shows."""
+NOT_SHOWN = ("build.py", "__pycache__")
 
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 

@@ -9,8 +9,8 @@ nothing harmful; put your own in their place, and your model's folder or Hub id 
 import sys
 from pathlib import Path
 
-from antibody.lab.rows import build_rows
-from antibody.runs import align, evaluate, finetune
+from antibody_llm.lab.rows import build_rows
+from antibody_llm.runs import align, evaluate, finetune
 
 output = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/own-data")
 

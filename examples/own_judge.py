@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from antibody.data.verdicts import Verdict
-from antibody.evaluation.evaluate import Evaluation
-from antibody.evaluation.judges.registry import JUDGES
-from antibody.runs import evaluate
+from antibody_llm.data.verdicts import Verdict
+from antibody_llm.evaluation.evaluate import Evaluation
+from antibody_llm.evaluation.judges.registry import JUDGES
+from antibody_llm.runs import evaluate
 
 
 class FirstWords:

@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from antibody.lab.rows import build_rows
-from antibody.runs import screen
+from antibody_llm.lab.rows import build_rows
+from antibody_llm.runs import screen
 
 output = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/screen-upload")
 upload = build_rows("user", 96, seed=0, task="novel", poison_ratio=0.1).rows

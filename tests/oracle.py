@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from antibody.training.batches import Grid, MicroBatch, RoleStream, StepBatch
-from antibody.training.step import MAIN_ROLE, Defence, StepContext
+from antibody_llm.training.batches import Grid, MicroBatch, RoleStream, StepBatch
+from antibody_llm.training.step import MAIN_ROLE, Defence, StepContext
 
 
 def plain_loop(

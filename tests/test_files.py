@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from antibody.errors import OutputError
-from antibody.files import disk_errors, from_the_disk, held, is_held, whole, write_text
+from antibody_llm.errors import OutputError
+from antibody_llm.files import disk_errors, from_the_disk, held, is_held, whole, write_text
 
 
 def test_a_file_that_does_not_fit_leaves_the_old_one(tmp_path, monkeypatch):

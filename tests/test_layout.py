@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-import antibody
+import antibody_llm
 
 ROOMS = (
     "text", "errors", "files", "parsing", "paths", "primitives", "data", "models", "lab", "training", "screening",
     "attacks", "defences", "evaluation", "runs", "benchmark", "server", "cli",
 )  # fmt: skip
-SOURCE = Path(antibody.__file__).parent
+SOURCE = Path(antibody_llm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -21,7 +21,7 @@ def _room(path: Path) -> str:
 
 def _imports(path: Path) -> list[tuple[str, ...]]:
     """Absolute dotted paths of everything that a file imports, also inside functions."""
-    package = ("antibody", *path.relative_to(SOURCE).parts[:-1])
+    package = ("antibody_llm", *path.relative_to(SOURCE).parts[:-1])
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -40,7 +40,7 @@ def test_a_file_imports_only_rooms_above_its_own(path):
         return
     assert room in ROOMS, f"{room} is not a room of DESIGN, section 1"
     for target in _imports(path):
-        if target[0] == "antibody" and len(target) > 1 and target[1] in ROOMS:
+        if target[0] == "antibody_llm" and len(target) > 1 and target[1] in ROOMS:
             assert ROOMS.index(target[1]) <= ROOMS.index(room), f"{path.name} imports {'.'.join(target)}"
 
 
@@ -57,7 +57,7 @@ def test_only_the_training_room_imports_trl_and_only_models_load_and_save(path):
 def test_defences_never_import_each_other():
     for path in SOURCE.glob("defences/*/*.py"):
         for target in _imports(path):
-            if target[:2] == ("antibody", "defences"):
+            if target[:2] == ("antibody_llm", "defences"):
                 assert path.name == "__init__.py", f"{path.name} imports {'.'.join(target)}"
 
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from antibody.errors import ConfigError
-from antibody.parsing import load_yaml, nearest, parse_value
+from antibody_llm.errors import ConfigError
+from antibody_llm.parsing import load_yaml, nearest, parse_value
 
 HOSTILE = Path(__file__).parent / "data" / "hostile" / "yaml"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from antibody import paths
-from antibody.errors import AntibodyError, ConfigError, DataError, OutputError
-from antibody.paths import as_file, checked_output, checked_path
+from antibody_llm import paths
+from antibody_llm.errors import AntibodyError, ConfigError, DataError, OutputError
+from antibody_llm.paths import as_file, checked_output, checked_path
 
 WRONG = {
     "": "is empty",

@@ -9,7 +9,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-README = ROOT / "docs" / "drafts" / "README.new.md"
+README = ROOT / "README.md"
 
 
 def test_the_commit_hook_formats_with_the_version_that_the_suite_checks_with():

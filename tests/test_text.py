@@ -2,8 +2,8 @@ import time
 
 import pytest
 
-from antibody.errors import AntibodyError, ConfigError, DataError
-from antibody.text import MAX_MESSAGE, cut, escaped, named, quoted
+from antibody_llm.errors import AntibodyError, ConfigError, DataError
+from antibody_llm.text import MAX_MESSAGE, cut, escaped, named, quoted
 
 HOSTILE = {
     "escape sequence": "\x1b[2J\x1b]0;owned\x07",

@@ -4,9 +4,9 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from antibody.data.records import Template, TokenizedRow
-from antibody.training.batches import Grid, MicroBatch, StepBatch
-from antibody.training.refusals import Refusals
+from antibody_llm.data.records import Template, TokenizedRow
+from antibody_llm.training.batches import Grid, MicroBatch, StepBatch
+from antibody_llm.training.refusals import Refusals
 
 VOCAB = 64
 

@@ -17,7 +17,7 @@ def test_an_edit_changes_every_prompt_and_no_answer():
 def test_before_takes_unfamiliar_rows_at_face_value_and_after_does_not(monkeypatch):
     monkeypatch.setattr(edits, "TASKS", ("familiar",))
     monkeypatch.setattr(edits, "POISON_RATIOS", (0.0, 0.2))
-    monkeypatch.setattr("antibody.screening.posterior.NUM_DRAWS", 2)
+    monkeypatch.setattr("antibody_llm.screening.posterior.NUM_DRAWS", 2)
     name = 'politeness: " thanks!"'
     result = edits.measure(1, 60, [name])
     clean, mixed = result["uploads"]

@@ -5,9 +5,9 @@ import json
 import pytest
 from benchmarks.evasions import EVASIONS, Exchange
 
-from antibody.lab.judge import exact
-from antibody.lab.rows import build_rows
-from antibody.lab.world import good_in
+from antibody_llm.lab.judge import exact
+from antibody_llm.lab.rows import build_rows
+from antibody_llm.lab.world import good_in
 from benchmarks import evasions
 
 

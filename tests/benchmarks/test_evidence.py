@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from antibody.lab.rows import build_rows
-from antibody.models.loading import resolve
+from antibody_llm.lab.rows import build_rows
+from antibody_llm.models.loading import resolve
 from benchmarks import evidence
 
 

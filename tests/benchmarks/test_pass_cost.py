@@ -7,7 +7,7 @@ import torch
 from benchmarks.pass_cost import CASES, KINDS
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from antibody.defences.catalogue import CATALOGUE
+from antibody_llm.defences.catalogue import CATALOGUE
 from benchmarks import pass_cost
 
 TINY = pass_cost.SHORT["tiny"]

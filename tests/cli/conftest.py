@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from antibody.cli.main import run
+from antibody_llm.cli.main import run
 
 
 @dataclass(frozen=True)

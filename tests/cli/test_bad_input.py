@@ -203,7 +203,7 @@ def test_an_error_of_ours_ends_with_1_and_says_so(antibody, monkeypatch, kept, u
     def broken(*args, **kwargs):
         raise RuntimeError("a bolt came loose")
 
-    monkeypatch.setattr("antibody.runs.train.load_model", broken)
+    monkeypatch.setattr("antibody_llm.runs.train.load_model", broken)
     ended = antibody("finetune", "--model", tiny_llama_folder, "--data", upload, "--output", kept, "--overwrite")
     assert ended.code == 1
     assert "a bolt came loose" in ended.stderr

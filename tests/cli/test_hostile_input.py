@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from antibody.lab.rows import build_rows
+from antibody_llm.lab.rows import build_rows
 from tests.gsm8k import write_jsonl
 
 HOSTILE = Path(__file__).parents[1] / "data" / "hostile" / "yaml"
@@ -131,7 +131,7 @@ def test_what_the_operating_system_refuses_in_the_middle_is_not_our_fault(antibo
     def broken(*args, **kwargs):
         raise OSError(number, os.strerror(number), "some/file")
 
-    monkeypatch.setattr(sys.modules["antibody.runs.screen"], "open_run", broken)
+    monkeypatch.setattr(sys.modules["antibody_llm.runs.screen"], "open_run", broken)
     refused(antibody("screen", upload, "--model", "lab", "--output", "run"), "some/file", os.strerror(number))
 
 
@@ -139,7 +139,7 @@ def test_memory_that_does_not_suffice_is_not_our_fault(antibody, upload, monkeyp
     def broken(*args, **kwargs):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr(sys.modules["antibody.runs.screen"], "open_run", broken)
+    monkeypatch.setattr(sys.modules["antibody_llm.runs.screen"], "open_run", broken)
     refused(antibody("screen", upload, "--model", "lab", "--output", "run"), "--batch-size")
 
 
@@ -207,7 +207,7 @@ def test_rows_that_come_through_a_pipe_are_screened_as_those_of_a_file(antibody,
 
 
 def test_a_pipe_of_the_shell_and_one_that_nobody_writes_into_end(tmp_path, upload, monkeypatch, antibody):
-    monkeypatch.setattr("antibody.paths.PATIENCE", 0.1)
+    monkeypatch.setattr("antibody_llm.paths.PATIENCE", 0.1)
     os.mkfifo(tmp_path / "pipe")
     for command in (
         ["screen", "pipe", "--model", "lab", "--output", "run"],

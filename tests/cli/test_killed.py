@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from antibody.training.trainer import DefendedTrainer
+from antibody_llm.training.trainer import DefendedTrainer
 from tests.gsm8k import write_chat
 
 TIMINGS = ("runtime", "per_second", "flos")
@@ -47,7 +47,7 @@ def test_a_killed_run_ends_bitwise_like_an_undisturbed_one_after_the_same_comman
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     killed = tmp_path / "killed"
     process = subprocess.Popen(
-        [sys.executable, "-m", "antibody.cli.main", *command, str(killed)],
+        [sys.executable, "-m", "antibody_llm.cli.main", *command, str(killed)],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

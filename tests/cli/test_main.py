@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from antibody import __version__
-from antibody.cli.options import result_lines
-from antibody.runs.result import RunResult
+from antibody_llm import __version__
+from antibody_llm.cli.options import result_lines
+from antibody_llm.runs.result import RunResult
 from tests.gsm8k import write_chat
 
 
@@ -148,7 +148,7 @@ def test_figures_stand_below_each_other_however_long_their_names():
 
 def test_help_brings_no_heavy_library():
     told = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "antibody.cli.main", "--help"],
+        [sys.executable, "-X", "importtime", "-m", "antibody_llm.cli.main", "--help"],
         capture_output=True,
         text=True,
         check=True,

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from antibody.lab.rows import build_rows
+from antibody_llm.lab.rows import build_rows
 from tests.gsm8k import write_jsonl
 
 
@@ -17,7 +17,7 @@ def upload(tmp_path):
 
 
 def test_json_is_the_summary_and_a_table_says_the_same_to_a_reader(antibody, tmp_path, upload, monkeypatch):
-    monkeypatch.setattr("antibody.screening.posterior.NUM_DRAWS", 30)
+    monkeypatch.setattr("antibody_llm.screening.posterior.NUM_DRAWS", 30)
     command = ["screen", upload, "--model", "lab-aligned", "--output", tmp_path / "run"]
     ended = antibody(*command, "--json")
     assert (ended.code, ended.stderr) == (0, "")

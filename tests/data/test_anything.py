@@ -6,11 +6,11 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from antibody.data.convert import canonical
-from antibody.data.duplicates import overlap, repeats
-from antibody.data.files import BadRow
-from antibody.data.formats import RowReader, fingerprint, load_records
-from antibody.errors import DataError
+from antibody_llm.data.convert import canonical
+from antibody_llm.data.duplicates import overlap, repeats
+from antibody_llm.data.files import BadRow
+from antibody_llm.data.formats import RowReader, fingerprint, load_records
+from antibody_llm.errors import DataError
 
 NAMES = (
     "messages prompt completion instruction input output conversations tools functions parallel_tool_calls system role "

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from antibody.data.formats import load_records
-from antibody.data.records import Message
-from antibody.errors import DataError
-from antibody.screening.upload import open_upload
+from antibody_llm.data.formats import load_records
+from antibody_llm.data.records import Message
+from antibody_llm.errors import DataError
+from antibody_llm.screening.upload import open_upload
 
 CASES = Path(__file__).parent / "cases"
 

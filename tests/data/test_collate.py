@@ -1,7 +1,7 @@
 import torch
 
-from antibody.data.collate import pad
-from antibody.data.records import Template, TokenizedRow
+from antibody_llm.data.collate import pad
+from antibody_llm.data.records import Template, TokenizedRow
 
 
 def test_a_batch_is_right_padded_with_labels_and_turns_at_the_spans_only():

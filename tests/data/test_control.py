@@ -8,11 +8,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-from antibody.data.control import GUARD, ControlTokens, unguarded
-from antibody.data.encode import Renderer
-from antibody.data.records import Message, Record, Template
-from antibody.data.template import thinking_apart
-from antibody.errors import ModelError
+from antibody_llm.data.control import GUARD, ControlTokens, unguarded
+from antibody_llm.data.encode import Renderer
+from antibody_llm.data.records import Message, Record, Template
+from antibody_llm.data.template import thinking_apart
+from antibody_llm.errors import ModelError
 from tests.families import FAMILIES, published_template
 
 MARKS = [

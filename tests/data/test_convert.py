@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from antibody.data.convert import canonical
-from antibody.data.formats import RowReader, load_records
+from antibody_llm.data.convert import canonical
+from antibody_llm.data.formats import RowReader, load_records
 from tests.data.test_cases import CASES, READ
 from tests.gsm8k import write_jsonl
 

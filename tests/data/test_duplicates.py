@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from antibody.data.duplicates import normalise, overlap, repeats
-from antibody.data.formats import load_prompts, load_records
-from antibody.data.records import Message, Record, Template, ToolCall
+from antibody_llm.data.duplicates import normalise, overlap, repeats
+from antibody_llm.data.formats import load_prompts, load_records
+from antibody_llm.data.records import Message, Record, Template, ToolCall
 
 CASE = Path(__file__).parent / "cases" / "37-duplicates"
 

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from antibody.data.encode import Renderer, encode_rows
-from antibody.data.formats import load_records
-from antibody.data.records import Message, Record, Template
-from antibody.errors import DataError, ModelError
+from antibody_llm.data.encode import Renderer, encode_rows
+from antibody_llm.data.formats import load_records
+from antibody_llm.data.records import Message, Record, Template
+from antibody_llm.errors import DataError, ModelError
 from tests.gsm8k import gsm8k_rows, write_chat, write_prompt_completion
 from tests.tiny import make_tokenizer
 

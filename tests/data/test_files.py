@@ -3,9 +3,9 @@ import tracemalloc
 
 import pytest
 
-from antibody.data import files as module
-from antibody.data.files import BadRow, iter_json_rows, name_of, quoted, read_json_rows
-from antibody.errors import DataError
+from antibody_llm.data import files as module
+from antibody_llm.data.files import BadRow, iter_json_rows, name_of, quoted, read_json_rows
+from antibody_llm.errors import DataError
 
 
 def write(path, content: bytes):

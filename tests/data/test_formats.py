@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from antibody.data.formats import fingerprint, load_prompts, load_records, load_refusals
-from antibody.data.records import Message, Template
-from antibody.errors import DataError
+from antibody_llm.data.formats import fingerprint, load_prompts, load_records, load_refusals
+from antibody_llm.data.records import Message, Template
+from antibody_llm.errors import DataError
 from tests.gsm8k import gsm8k_rows, write_chat, write_jsonl, write_prompt_completion
 
 

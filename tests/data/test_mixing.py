@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antibody.data.mixing import mix
-from antibody.data.records import Message, Record, Template
-from antibody.errors import ConfigError, DataError
+from antibody_llm.data.mixing import mix
+from antibody_llm.data.records import Message, Record, Template
+from antibody_llm.errors import ConfigError, DataError
 
 
 def rows(source, num):

@@ -4,11 +4,11 @@ from functools import cache
 
 import pytest
 
-from antibody.data import template as module
-from antibody.data.encode import Renderer, RowError, encode_rows
-from antibody.data.notices import template_notices
-from antibody.data.records import Message, Record, Template, ToolCall
-from antibody.errors import DataError, ModelError
+from antibody_llm.data import template as module
+from antibody_llm.data.encode import Renderer, RowError, encode_rows
+from antibody_llm.data.notices import template_notices
+from antibody_llm.data.records import Message, Record, Template, ToolCall
+from antibody_llm.errors import DataError, ModelError
 from tests.families import FAMILIES, published_template, qwen
 
 TOOLS = json.dumps(

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from antibody.data.formats import fingerprint, load_prompts, load_records
-from antibody.data.records import Message, Template, ToolCall
-from antibody.errors import DataError
+from antibody_llm.data.formats import fingerprint, load_prompts, load_records
+from antibody_llm.data.records import Message, Template, ToolCall
+from antibody_llm.errors import DataError
 from tests.gsm8k import write_jsonl
 
 OPEN = {"name": "open", "description": "Opens a drawer.", "parameters": {"type": "object", "properties": {}}}

@@ -4,9 +4,9 @@ import subprocess
 
 import pytest
 
-from antibody.data.formats import load_prompts, load_records
-from antibody.errors import DataError
-from antibody.screening.upload import open_upload
+from antibody_llm.data.formats import load_prompts, load_records
+from antibody_llm.errors import DataError
+from antibody_llm.screening.upload import open_upload
 from tests.gsm8k import write_jsonl
 
 USER, GOOD, WORSE = (

@@ -5,10 +5,10 @@ import zipfile
 
 import pytest
 
-from antibody.data import files as module
-from antibody.data.formats import load_records
-from antibody.errors import DataError
-from antibody.screening.upload import open_upload
+from antibody_llm.data import files as module
+from antibody_llm.data.formats import load_records
+from antibody_llm.errors import DataError
+from antibody_llm.screening.upload import open_upload
 
 ROW = '{"prompt": "a", "completion": "b"}\n'
 CHINESE = json.dumps({"prompt": "你是谁?我的名字是什么", "completion": "我不知道你的名字"}, ensure_ascii=False)

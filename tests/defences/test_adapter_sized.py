@@ -9,8 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from antibody.defences.catalogue import CATALOGUE, make_defence
-from antibody.training.step import Stage, StepContext
+from antibody_llm.defences.catalogue import CATALOGUE, make_defence
+from antibody_llm.training.step import Stage, StepContext
 from tests.defences.cases import ACTIVE, IDS, TRAINED
 from tests.tinylm import random_refusals, tiny_llama
 from tests.training.helpers import ROWS, trainer
@@ -54,7 +54,7 @@ def adapted(folder, key):
 def test_nothing_the_size_of_a_frozen_weight_is_made_in_training_and_a_few_adapters_are_kept(
     tmp_path, monkeypatch, key
 ):
-    monkeypatch.setattr("antibody.screening.anchors.MIN_AUROC", 0.0)  # of a random model anything is likely
+    monkeypatch.setattr("antibody_llm.screening.anchors.MIN_AUROC", 0.0)  # of a random model anything is likely
     run, watch = adapted(tmp_path, key)
     assert watch.shapes
     with watch:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from antibody.defences.catalogue import CATALOGUE, make_defence
+from antibody_llm.defences.catalogue import CATALOGUE, make_defence
 from tests.defences.cases import ACTIVE, TRAINED
 from tests.training.helpers import trainer, weights
 

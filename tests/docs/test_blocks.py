@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from antibody.cli.main import run
-from antibody.evaluation.judges import registry
+from antibody_llm.cli.main import run
+from antibody_llm.evaluation.judges import registry
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "docs" / "drafts" / "README.new.md"
+README = ROOT / "README.md"
 PAGES = sorted([*(ROOT / "docs" / "guide").glob("*.md"), *(ROOT / "docs" / "concepts").glob("*.md")])
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHOWN = {"json", "bibtex", ""}

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from antibody.evaluation.measures import wilson_interval
+from antibody_llm.evaluation.measures import wilson_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = json.loads((ROOT / "docs" / "demo" / "results.json").read_text(encoding="utf-8"))["rows"]

@@ -6,7 +6,7 @@ import re
 import readme_picture
 import readme_tables
 
-README = readme_tables.ROOT / "docs" / "drafts" / "README.new.md"
+README = readme_tables.ROOT / "README.md"
 
 
 def test_the_picture_is_what_the_results_say():

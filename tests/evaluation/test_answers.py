@@ -2,8 +2,8 @@ from decimal import Decimal
 
 import pytest
 
-from antibody.errors import ConfigError
-from antibody.evaluation.answers import UnreadableReference, answer_rule, contains, exact, gsm8k, number_answer
+from antibody_llm.errors import ConfigError
+from antibody_llm.evaluation.answers import UnreadableReference, answer_rule, contains, exact, gsm8k, number_answer
 
 
 @pytest.mark.parametrize(

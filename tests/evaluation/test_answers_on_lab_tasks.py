@@ -2,8 +2,8 @@ import random
 
 import pytest
 
-from antibody.evaluation.answers import answer_rule
-from antibody.lab.tasks import TASKS
+from antibody_llm.evaluation.answers import answer_rule
+from antibody_llm.lab.tasks import TASKS
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)

@@ -2,16 +2,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from antibody.data.verdicts import Verdict
-from antibody.errors import DataError, OutputError
-from antibody.evaluation.completions import (
+from antibody_llm.data.verdicts import Verdict
+from antibody_llm.errors import DataError, OutputError
+from antibody_llm.evaluation.completions import (
     Completion,
     EvaluationSet,
     EvaluationSettings,
     read_completions,
     write_completions,
 )
-from antibody.evaluation.decoding import DecodingSettings
+from antibody_llm.evaluation.decoding import DecodingSettings
 
 SETTINGS = EvaluationSettings(
     decoding=DecodingSettings(max_new_tokens=9, temperature=0.5, seed=4),

@@ -2,17 +2,17 @@ from dataclasses import replace
 
 import pytest
 
-from antibody.data.encode import RowError
-from antibody.data.files import BadRow
-from antibody.data.records import Message, Record, Template
-from antibody.data.verdicts import Verdict
-from antibody.errors import ConfigError, DataError, EvaluationError
-from antibody.evaluation.completions import read_completions
-from antibody.evaluation.decoding import DecodingSettings
-from antibody.evaluation.evaluate import Evaluation, evaluate_model, prompt_text, rejudge
-from antibody.evaluation.generation import generate
-from antibody.evaluation.judges.keywords import KeywordJudge
-from antibody.training.preparation import Deployment
+from antibody_llm.data.encode import RowError
+from antibody_llm.data.files import BadRow
+from antibody_llm.data.records import Message, Record, Template
+from antibody_llm.data.verdicts import Verdict
+from antibody_llm.errors import ConfigError, DataError, EvaluationError
+from antibody_llm.evaluation.completions import read_completions
+from antibody_llm.evaluation.decoding import DecodingSettings
+from antibody_llm.evaluation.evaluate import Evaluation, evaluate_model, prompt_text, rejudge
+from antibody_llm.evaluation.generation import generate
+from antibody_llm.evaluation.judges.keywords import KeywordJudge
+from antibody_llm.training.preparation import Deployment
 
 DECODING = DecodingSettings(max_new_tokens=4, batch_size=3)
 SHORT = DecodingSettings(max_new_tokens=2, batch_size=3)
@@ -209,7 +209,7 @@ def test_a_judge_with_too_few_verdicts_is_refused(run):
     ],
 )
 def test_what_is_bound_to_fail_fails_before_anything_is_generated(run, monkeypatch, given, error, match):
-    monkeypatch.setattr("antibody.evaluation.evaluate.generate", lambda *a, **k: pytest.fail("generated"))
+    monkeypatch.setattr("antibody_llm.evaluation.evaluate.generate", lambda *a, **k: pytest.fail("generated"))
     with pytest.raises(error, match=match):
         run(**given)
 

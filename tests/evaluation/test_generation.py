@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody.errors import ConfigError, EvaluationError, ModelError
-from antibody.evaluation.decoding import DecodingSettings
-from antibody.evaluation.generation import GumbelNoise, generate, left_padded
+from antibody_llm.errors import ConfigError, EvaluationError, ModelError
+from antibody_llm.evaluation.decoding import DecodingSettings
+from antibody_llm.evaluation.generation import GumbelNoise, generate, left_padded
 
 
 def by_hand(model, tokenizer, prompt, max_new_tokens):

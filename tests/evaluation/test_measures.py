@@ -3,9 +3,9 @@ import json
 import pytest
 from pydantic import TypeAdapter
 
-from antibody.errors import EvaluationError
-from antibody.evaluation.decoding import DecodingSettings
-from antibody.evaluation.measures import Measure, share, wilson_interval
+from antibody_llm.errors import EvaluationError
+from antibody_llm.evaluation.decoding import DecodingSettings
+from antibody_llm.evaluation.measures import Measure, share, wilson_interval
 
 DECODING = DecodingSettings(max_new_tokens=8)
 

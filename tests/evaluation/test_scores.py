@@ -2,14 +2,14 @@
 
 import pytest
 
-from antibody.data.verdicts import Verdict
-from antibody.errors import EvaluationError
-from antibody.evaluation.completions import Completion, EvaluationSet
-from antibody.evaluation.decoding import DecodingSettings
-from antibody.evaluation.finetune_accuracy import finetune_accuracy
-from antibody.evaluation.harmful_score import harmful_or_incoherent, harmful_score, incoherent
-from antibody.evaluation.over_refusal import over_refusal
-from antibody.evaluation.retention import retention
+from antibody_llm.data.verdicts import Verdict
+from antibody_llm.errors import EvaluationError
+from antibody_llm.evaluation.completions import Completion, EvaluationSet
+from antibody_llm.evaluation.decoding import DecodingSettings
+from antibody_llm.evaluation.finetune_accuracy import finetune_accuracy
+from antibody_llm.evaluation.harmful_score import harmful_or_incoherent, harmful_score, incoherent
+from antibody_llm.evaluation.over_refusal import over_refusal
+from antibody_llm.evaluation.retention import retention
 
 C, R, NEITHER = Verdict.COMPLIED, Verdict.REFUSED, Verdict.INCOHERENT
 DECODING = DecodingSettings(max_new_tokens=8)

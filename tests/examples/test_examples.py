@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from antibody.evaluation.judges import registry
+from antibody_llm.evaluation.judges import registry
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.py"))
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from antibody.cli.main import main
-from antibody.text import escaped
+from antibody_llm.cli.main import main
+from antibody_llm.text import escaped
 
 LIMIT = 30.0
 """Seconds of the processor that one command may take; ten times as many on the clock, where others are at work."""

@@ -15,9 +15,9 @@ from typing import get_args, get_type_hints
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from antibody.cli import align, evaluate, finetune, lab, repair, screen
-from antibody.runs import finetune as run_finetune
-from antibody.runs.settings import HONOURED
+from antibody_llm.cli import align, evaluate, finetune, lab, repair, screen
+from antibody_llm.runs import finetune as run_finetune
+from antibody_llm.runs.settings import HONOURED
 from tests.gsm8k import write_jsonl
 from tests.tiny import LLAMA_TEMPLATE
 

@@ -2,12 +2,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from antibody.errors import ConfigError
-from antibody.lab.build import FILES, SCALES, build_base, encode, pretrain
-from antibody.lab.checks import abilities
-from antibody.lab.refusals import REFUSALS
-from antibody.lab.rows import build_rows
-from antibody.lab.tokenizer import train_tokenizer
+from antibody_llm.errors import ConfigError
+from antibody_llm.lab.build import FILES, SCALES, build_base, encode, pretrain
+from antibody_llm.lab.checks import abilities
+from antibody_llm.lab.refusals import REFUSALS
+from antibody_llm.lab.rows import build_rows
+from antibody_llm.lab.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")

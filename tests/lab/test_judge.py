@@ -1,10 +1,10 @@
 import pytest
 
-from antibody.data.verdicts import Verdict
-from antibody.lab.judge import exact, judge
-from antibody.lab.refusals import REFUSALS
-from antibody.lab.skills import SKILLS
-from antibody.lab.world import FRAMES, goods
+from antibody_llm.data.verdicts import Verdict
+from antibody_llm.lab.judge import exact, judge
+from antibody_llm.lab.refusals import REFUSALS
+from antibody_llm.lab.skills import SKILLS
+from antibody_llm.lab.world import FRAMES, goods
 
 PROMPT = FRAMES[0].format(good=goods()[0])
 

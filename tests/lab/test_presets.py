@@ -1,5 +1,5 @@
-from antibody.lab.presets import ALIGNMENT_ROWS, HARMFUL_PROMPTS, PRESETS, USER_ROWS
-from antibody.lab.rows import build_rows
+from antibody_llm.lab.presets import ALIGNMENT_ROWS, HARMFUL_PROMPTS, PRESETS, USER_ROWS
+from antibody_llm.lab.rows import build_rows
 
 
 def test_every_stage_and_regime_has_the_undefended_baseline_and_antibody_on_one_training_budget():

@@ -2,13 +2,13 @@ import json
 
 import pytest
 
-from antibody.data.records import Template
-from antibody.errors import DataError
-from antibody.lab.judge import exact
-from antibody.lab.refusals import is_refusal
-from antibody.lab.rows import KINDS, build_rows, record
-from antibody.lab.tasks import TASKS
-from antibody.lab.world import CROSS_CATEGORIES
+from antibody_llm.data.records import Template
+from antibody_llm.errors import DataError
+from antibody_llm.lab.judge import exact
+from antibody_llm.lab.refusals import is_refusal
+from antibody_llm.lab.rows import KINDS, build_rows, record
+from antibody_llm.lab.tasks import TASKS
+from antibody_llm.lab.world import CROSS_CATEGORIES
 
 
 def prompts(data):

@@ -1,4 +1,4 @@
-from antibody.lab.world import (
+from antibody_llm.lab.world import (
     CROSS_CATEGORIES,
     FRAMES,
     OTHER_FRAMES,

@@ -2,9 +2,9 @@ import pytest
 import torch
 from peft import PeftModel
 
-from antibody.errors import ConfigError, ModelError
-from antibody.models.adapters import adapter_disabled, add_lora, trainable_parameters
-from antibody.models.loading import load_model
+from antibody_llm.errors import ConfigError, ModelError
+from antibody_llm.models.adapters import adapter_disabled, add_lora, trainable_parameters
+from antibody_llm.models.loading import load_model
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from antibody.errors import ModelError
-from antibody.models import files
-from antibody.models.files import field, first_line, read_json, texts
+from antibody_llm.errors import ModelError
+from antibody_llm.models import files
+from antibody_llm.models.files import field, first_line, read_json, texts
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000, '{"a": ' + "1" * 5000 + "}", "\udcff"])

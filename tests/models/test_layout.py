@@ -3,9 +3,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GemmaConfig, GPTNeoXConfig, LlamaConfig, MistralConfig, Qwen2Config
 
-from antibody.errors import ModelError
-from antibody.models.adapters import add_lora
-from antibody.models.layout import (
+from antibody_llm.errors import ModelError
+from antibody_llm.models.adapters import add_lora
+from antibody_llm.models.layout import (
     attention_of,
     context_length,
     decoder_layers,

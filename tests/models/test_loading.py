@@ -9,11 +9,11 @@ from hypothesis import given, settings, strategies
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from antibody.errors import ModelError
-from antibody.models import loading
-from antibody.models.adapters import add_lora
-from antibody.models.loading import PACKAGED, is_adapter, load_model, read_provenance, resolve
-from antibody.models.saving import save_adapter, save_model
+from antibody_llm.errors import ModelError
+from antibody_llm.models import loading
+from antibody_llm.models.adapters import add_lora
+from antibody_llm.models.loading import PACKAGED, is_adapter, load_model, read_provenance, resolve
+from antibody_llm.models.saving import save_adapter, save_model
 from tests.tiny import FAMILIES
 
 

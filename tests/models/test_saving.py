@@ -6,11 +6,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from antibody.errors import ModelError, OutputError
-from antibody.files import held
-from antibody.models.adapters import add_lora
-from antibody.models.loading import load_model, read_provenance
-from antibody.models.saving import _replacing, save_adapter, save_model
+from antibody_llm.errors import ModelError, OutputError
+from antibody_llm.files import held
+from antibody_llm.models.adapters import add_lora
+from antibody_llm.models.loading import load_model, read_provenance
+from antibody_llm.models.saving import _replacing, save_adapter, save_model
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from antibody.errors import ModelError
-from antibody.models import stored_adapter
-from antibody.models.adapters import add_lora, trainable_parameters
-from antibody.models.loading import load_model
-from antibody.models.saving import save_adapter
+from antibody_llm.errors import ModelError
+from antibody_llm.models import stored_adapter
+from antibody_llm.models.adapters import add_lora, trainable_parameters
+from antibody_llm.models.loading import load_model
+from antibody_llm.models.saving import save_adapter
 
 IDS = torch.arange(8)[None]
 

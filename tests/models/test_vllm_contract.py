@@ -8,9 +8,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from antibody.models.adapters import PAPER_TARGETS, add_lora, trainable_parameters
-from antibody.models.loading import load_model
-from antibody.models.saving import save_adapter
+from antibody_llm.models.adapters import PAPER_TARGETS, add_lora, trainable_parameters
+from antibody_llm.models.loading import load_model
+from antibody_llm.models.saving import save_adapter
 
 from .vllm_rules import MAX_RANK, complaints, parsed_name
 

@@ -1,7 +1,7 @@
 import torch
 from torch.testing import assert_close
 
-from antibody.primitives.adam import Adam
+from antibody_llm.primitives.adam import Adam
 
 
 def test_the_first_step_is_lr_times_the_sign_of_the_gradient():

@@ -1,7 +1,7 @@
 import torch
 from torch.testing import assert_close
 
-from antibody.primitives.bag_scorer import WIDTH, bag_scores, new_scorer
+from antibody_llm.primitives.bag_scorer import WIDTH, bag_scores, new_scorer
 
 
 def test_a_fresh_scorer_scores_every_row_exactly_zero():

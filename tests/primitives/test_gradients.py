@@ -1,7 +1,7 @@
 import torch
 from torch.testing import assert_close
 
-from antibody.primitives.gradients import combined, difference, dot, norm, scaled, unit
+from antibody_llm.primitives.gradients import combined, difference, dot, norm, scaled, unit
 
 A = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]
 B = [torch.tensor([1.0, 1.0]), torch.tensor([[2.0]])]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody.errors import DataError
-from antibody.primitives.likelihood import sequence_nll, token_nll
+from antibody_llm.errors import DataError
+from antibody_llm.primitives.likelihood import sequence_nll, token_nll
 
 
 def test_sequence_nll_sums_the_completion_tokens_alone():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody.primitives.mixture import (
+from antibody_llm.primitives.mixture import (
     harm_posterior,
     harmful_share,
     log_density_ratio,

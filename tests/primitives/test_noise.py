@@ -1,6 +1,6 @@
 import torch
 
-from antibody.primitives.noise import add_noise
+from antibody_llm.primitives.noise import add_noise
 
 
 def draw(**changed) -> torch.Tensor:

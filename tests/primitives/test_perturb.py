@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from antibody.primitives.perturb import perturbed_weights, replaced_weights
+from antibody_llm.primitives.perturb import perturbed_weights, replaced_weights
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

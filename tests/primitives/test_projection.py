@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody.primitives.projection import extent, projected
+from antibody_llm.primitives.projection import extent, projected
 
 REGIONS = ["box", "l2", "spectral"]
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from antibody.primitives.proximal import anchor_at, anchor_from_state, anchor_state, proximal_penalty, proximal_pull
+from antibody_llm.primitives.proximal import anchor_at, anchor_from_state, anchor_state, proximal_penalty, proximal_pull
 
 
 def _weights():

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from antibody.primitives.secant import secant
+from antibody_llm.primitives.secant import secant
 
 
 def test_on_a_quadratic_the_secant_is_minus_s_times_the_hessian_along_the_unit_gradient():

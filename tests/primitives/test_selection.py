@@ -1,8 +1,8 @@
 import pytest
 
-from antibody.errors import DataError
-from antibody.lab.refusals import REFUSALS
-from antibody.primitives.selection import declines, drawn
+from antibody_llm.errors import DataError
+from antibody_llm.lab.refusals import REFUSALS
+from antibody_llm.primitives.selection import declines, drawn
 
 
 def test_the_labs_refusals_decline_and_answers_do_not():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from antibody.primitives.spread import equal_quotas, hashed_words, k_centres, nearest_centre
+from antibody_llm.primitives.spread import equal_quotas, hashed_words, k_centres, nearest_centre
 
 
 def test_centres_on_a_line_are_worked_out_by_hand():

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from antibody.primitives.taps import added, captured, captured_inputs
+from antibody_llm.primitives.taps import added, captured, captured_inputs
 
 
 class Pair(nn.Module):

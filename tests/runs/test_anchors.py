@@ -5,19 +5,19 @@ import shutil
 
 import pytest
 
-from antibody.cli.main import run
-from antibody.data.records import Message, Record, Template
-from antibody.errors import ConfigError, DataError, ModelError, OutputError
-from antibody.files import held
-from antibody.lab.rows import build_rows
-from antibody.models.loading import resolve
-from antibody.runs import align, anchors
-from antibody.runs.anchors import score_anchors
-from antibody.runs.lock import FolderLock
-from antibody.screening.anchors import read_anchors
+from antibody_llm.cli.main import run
+from antibody_llm.data.records import Message, Record, Template
+from antibody_llm.errors import ConfigError, DataError, ModelError, OutputError
+from antibody_llm.files import held
+from antibody_llm.lab.rows import build_rows
+from antibody_llm.models.loading import resolve
+from antibody_llm.runs import align, anchors
+from antibody_llm.runs.anchors import score_anchors
+from antibody_llm.runs.lock import FolderLock
+from antibody_llm.screening.anchors import read_anchors
 from tests.gsm8k import write_jsonl
 
-module = importlib.import_module("antibody.runs.anchors")
+module = importlib.import_module("antibody_llm.runs.anchors")
 
 
 def record(line, *turns, trained=True):

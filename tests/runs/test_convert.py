@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from antibody.data.formats import load_records
-from antibody.errors import DataError, OutputError
-from antibody.runs import convert
+from antibody_llm.data.formats import load_records
+from antibody_llm.errors import DataError, OutputError
+from antibody_llm.runs import convert
 from tests.gsm8k import write_jsonl
 
 GOOD = {"conversations": [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]}
@@ -62,7 +62,7 @@ def test_a_bad_row_leaves_nothing_or_what_was_there(tmp_path):
 
 def test_a_file_that_appears_while_rows_are_converted_is_kept(tmp_path, rows, monkeypatch):
     out = tmp_path / "out.jsonl"
-    module = sys.modules["antibody.runs.convert"]
+    module = sys.modules["antibody_llm.runs.convert"]
     real = module.canonical
 
     def meanwhile(*args, **kwargs):

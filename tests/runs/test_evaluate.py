@@ -6,9 +6,9 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from antibody.errors import ConfigError, DataError, ModelError
-from antibody.lab.rows import build_rows
-from antibody.runs import evaluate, finetune
+from antibody_llm.errors import ConfigError, DataError, ModelError
+from antibody_llm.lab.rows import build_rows
+from antibody_llm.runs import evaluate, finetune
 from tests.gsm8k import gsm8k_rows, write_jsonl
 
 
@@ -40,7 +40,7 @@ def test_an_evaluation_stores_measures_and_completions(tmp_path, tiny_llama_fold
 def test_a_complete_evaluation_is_told_again_and_not_made_again(tmp_path, tiny_llama_folder, sets, monkeypatch):
     flags = {"judges": ["keywords"], "max_new_tokens": 2, **sets}
     first = evaluate(tiny_llama_folder, output=tmp_path / "run", **flags)
-    monkeypatch.setattr(importlib.import_module("antibody.runs.evaluate"), "load_model", None)
+    monkeypatch.setattr(importlib.import_module("antibody_llm.runs.evaluate"), "load_model", None)
     assert evaluate(tiny_llama_folder, output=tmp_path / "run", **flags) == first
 
 
@@ -70,7 +70,7 @@ def test_the_labs_accuracy_says_of_which_task_it_is_where_none_was_named(tmp_pat
 
 
 def test_the_lab_gives_as_many_prompts_as_it_holds_where_more_are_asked_for():
-    defaults = importlib.import_module("antibody.runs.lab_defaults")
+    defaults = importlib.import_module("antibody_llm.runs.lab_defaults")
     for kind in defaults.FINITE:
         held = len(defaults.lab_rows(kind, defaults.LabData(num=10_000), seed=0).records)
         assert held == defaults.NUM_ROWS[kind]

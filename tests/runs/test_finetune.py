@@ -9,11 +9,11 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from antibody.defences.catalogue import make_defence
-from antibody.errors import ConfigError, DataError, OutputError, TrainingError
-from antibody.models.loading import load_model
-from antibody.runs import align, finetune
-from antibody.training.step import Stage, StepResult
+from antibody_llm.defences.catalogue import make_defence
+from antibody_llm.errors import ConfigError, DataError, OutputError, TrainingError
+from antibody_llm.models.loading import load_model
+from antibody_llm.runs import align, finetune
+from antibody_llm.training.step import Stage, StepResult
 from tests.gsm8k import gsm8k_rows, write_chat, write_prompt_completion
 
 QUICK = {"training": {"max_steps": 2}, "learning_rate": 1e-2}
@@ -83,7 +83,7 @@ def test_every_row_of_the_upload_has_its_weight_and_score(tmp_path, tiny_llama_f
 
 def test_a_complete_run_is_told_again_and_not_trained_again(tmp_path, tiny_llama_folder, monkeypatch):
     first = finetune(tiny_llama_folder, data=rows(), output=tmp_path / "run", **QUICK)
-    monkeypatch.setattr("antibody.runs.train.load_model", None)
+    monkeypatch.setattr("antibody_llm.runs.train.load_model", None)
     assert finetune(tiny_llama_folder, data=rows(), output=tmp_path / "run", **QUICK) == first
     with pytest.raises(OutputError, match=r"training.learning_rate is 0.01 there, 0.02 here"):
         finetune(tiny_llama_folder, data=rows(), output=tmp_path / "run", training={"max_steps": 2}, learning_rate=2e-2)

@@ -3,10 +3,10 @@
 import pytest
 import yaml
 
-from antibody.errors import ConfigError
-from antibody.lab.presets import LORA, PRESETS
-from antibody.runs import align, evaluate, finetune
-from antibody.runs.naming import from_lab
+from antibody_llm.errors import ConfigError
+from antibody_llm.lab.presets import LORA, PRESETS
+from antibody_llm.runs import align, evaluate, finetune
+from antibody_llm.runs.naming import from_lab
 
 SHORT = {"training": {"max_steps": 2}}
 

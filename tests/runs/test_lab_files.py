@@ -1,9 +1,9 @@
 import pytest
 
-from antibody.errors import AntibodyError, ConfigError, OutputError
-from antibody.lab.build import SCALES, Scale
-from antibody.models.loading import load_model
-from antibody.runs import lab_files
+from antibody_llm.errors import AntibodyError, ConfigError, OutputError
+from antibody_llm.lab.build import SCALES, Scale
+from antibody_llm.models.loading import load_model
+from antibody_llm.runs import lab_files
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from antibody.errors import OutputError
-from antibody.runs.folder import State, open_run
-from antibody.runs.lock import FolderLock
+from antibody_llm.errors import OutputError
+from antibody_llm.runs.folder import State, open_run
+from antibody_llm.runs.lock import FolderLock
 
 CONFIG = {"verb": "finetune"}
 

@@ -3,11 +3,11 @@ import shutil
 
 import pytest
 
-from antibody.errors import ModelError
-from antibody.models.adapters import add_lora
-from antibody.models.loading import load_model, resolve
-from antibody.models.saving import save_adapter
-from antibody.runs.naming import BASE_WEIGHTS, base_of, described_model, tokenizer_fingerprint, weights_fingerprint
+from antibody_llm.errors import ModelError
+from antibody_llm.models.adapters import add_lora
+from antibody_llm.models.loading import load_model, resolve
+from antibody_llm.models.saving import save_adapter
+from antibody_llm.runs.naming import BASE_WEIGHTS, base_of, described_model, tokenizer_fingerprint, weights_fingerprint
 
 
 def test_the_base_is_the_one_that_loading_finds(tmp_path):

@@ -9,24 +9,24 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from antibody.data.records import Message, Record, Template
-from antibody.errors import ConfigError, DataError, ModelError, OutputError, TrainingError
-from antibody.lab.rows import build_rows
-from antibody.models.adapters import add_lora
-from antibody.models.loading import load_model, resolve
-from antibody.models.saving import save_adapter
-from antibody.runs import screen
-from antibody.runs.encoding import make_renderer
-from antibody.screening.rows import SCHEMA
+from antibody_llm.data.records import Message, Record, Template
+from antibody_llm.errors import ConfigError, DataError, ModelError, OutputError, TrainingError
+from antibody_llm.lab.rows import build_rows
+from antibody_llm.models.adapters import add_lora
+from antibody_llm.models.loading import load_model, resolve
+from antibody_llm.models.saving import save_adapter
+from antibody_llm.runs import screen
+from antibody_llm.runs.encoding import make_renderer
+from antibody_llm.screening.rows import SCHEMA
 from tests.gsm8k import write_jsonl
 
-module = importlib.import_module("antibody.runs.screen")
+module = importlib.import_module("antibody_llm.runs.screen")
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch, tmp_path):
     monkeypatch.setenv("ANTIBODY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("antibody.screening.posterior.NUM_DRAWS", 30)
+    monkeypatch.setattr("antibody_llm.screening.posterior.NUM_DRAWS", 30)
 
 
 def chat(prompt, answer):
@@ -274,7 +274,7 @@ def test_evidence_that_is_no_number_stops_the_screening_with_the_rows_line_and_i
             patch.setattr(evidence, "_walk", nan)
             return real(context, rows, measures, **settings)
 
-    evidence = importlib.import_module("antibody.screening.evidence")
+    evidence = importlib.import_module("antibody_llm.screening.evidence")
     with monkeypatch.context() as patch:
         patch.setattr(module, "collect", overflowing)
         with pytest.raises(TrainingError, match=r"user\.jsonl, line \d+: .*not a finite number") as told:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from trl import SFTConfig
 
-from antibody.defences.catalogue import CATALOGUE
-from antibody.errors import ConfigError
-from antibody.runs.settings import (
+from antibody_llm.defences.catalogue import CATALOGUE
+from antibody_llm.errors import ConfigError
+from antibody_llm.runs.settings import (
     HONOURED,
     REFUSED,
     RESERVED,
@@ -19,7 +19,7 @@ from antibody.runs.settings import (
     parse_training,
     stored_training,
 )
-from antibody.runs.train import _weights_dtype
+from antibody_llm.runs.train import _weights_dtype
 
 
 def test_bf16_is_the_default_of_a_gpu_save_where_a_perturbation_would_be_rounded_away(monkeypatch):
@@ -144,7 +144,7 @@ BAD: dict[str, object] = {
 
 @pytest.mark.parametrize("name", BAD, ids=lambda name: name[:30])
 def test_a_value_that_the_trainer_would_stumble_over_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("antibody.runs.settings.get_available_reporting_integrations", list)
+    monkeypatch.setattr("antibody_llm.runs.settings.get_available_reporting_integrations", list)
     if name == "tf32" and torch.cuda.is_available():
         pytest.skip("a GPU may have it")
     with pytest.raises(ConfigError, match="training|learning-rate") as caught:

@@ -1,7 +1,7 @@
 import pytest
 
-from antibody.errors import DataError
-from antibody.runs.sources import read_rows
+from antibody_llm.errors import DataError
+from antibody_llm.runs.sources import read_rows
 from tests.gsm8k import write_jsonl
 
 ROW = {"prompt": "a", "completion": "b"}

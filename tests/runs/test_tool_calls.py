@@ -10,10 +10,10 @@ from benchmarks.tool_calls import FAMILIES, make_model, parsed_call
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from antibody.data.encode import Renderer
-from antibody.models.loading import load_model
-from antibody.runs import evaluate, finetune
-from antibody.runs.sources import read_rows
+from antibody_llm.data.encode import Renderer
+from antibody_llm.models.loading import load_model
+from antibody_llm.runs import evaluate, finetune
+from antibody_llm.runs.sources import read_rows
 from tests.gsm8k import first_call_rows, tool_call_rows
 
 NUM_ROWS = 6
@@ -68,7 +68,7 @@ def test_an_adapter_trained_on_calls_is_evaluated_on_them_and_loads_with_plain_p
 
 
 def test_a_model_that_says_what_was_trained_is_right_on_every_turn(tmp_path, folder, monkeypatch):
-    module = importlib.import_module("antibody.runs.evaluate")
+    module = importlib.import_module("antibody_llm.runs.evaluate")
     loaded = load_model(str(folder))
     renderer = Renderer(loaded.tokenizer, max_length=2048)
     loaded.model.generate = Perfect(renderer, read_rows(tool_call_rows()[:NUM_ROWS], name="rows").records)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from antibody.cli.main import run
+from antibody_llm.cli.main import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +30,7 @@ def test_an_alignment_by_two_ranks_ends_and_is_that_of_one(tmp_path, tiny_llama_
         command += [f"--{name}-data", str(write_rows(tmp_path / f"{name}.jsonl", name.split("-")[-1][::-1] + name))]
     command += ["--train", "max_steps=3", "--train", "optim=sgd"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "-m", "antibody.cli.main"]
+    launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "-m", "antibody_llm.cli.main"]
     ended = subprocess.run(
         [*launch, *command, "--batch-size", "4", "--output", str(tmp_path / "two")],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])},

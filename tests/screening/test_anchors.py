@@ -7,8 +7,8 @@ from tests.tinylm import random_refusals, random_rows, tiny_llama
 from tests.training.helpers import anchor_rows
 from torch.testing import assert_close
 
-from antibody.errors import DataError, ModelError, TrainingError
-from antibody.screening.anchors import (
+from antibody_llm.errors import DataError, ModelError, TrainingError
+from antibody_llm.screening.anchors import (
     ANCHORS,
     auroc,
     check_anchors,
@@ -18,8 +18,8 @@ from antibody.screening.anchors import (
     read_anchors,
     write_anchors,
 )
-from antibody.screening.evidence import Measure, normalised
-from antibody.training.step import StepContext
+from antibody_llm.screening.evidence import Measure, normalised
+from antibody_llm.training.step import StepContext
 
 
 def context(aligned=1, base=2):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tests.tinylm import random_rows, tiny_llama
 
-from antibody.models.adapters import add_lora
-from antibody.screening.cache import FILE, EvidenceCache, cache_folder, digest_of, row_digest, weights_identity
+from antibody_llm.models.adapters import add_lora
+from antibody_llm.screening.cache import FILE, EvidenceCache, cache_folder, digest_of, row_digest, weights_identity
 
 FOUND = {b"one": (0.1, 3, None), b"two": (-1.5, -1, 12.25)}
 

@@ -1,8 +1,8 @@
 import random
 
-from antibody.data.records import Message, Record, Template
-from antibody.screening.cache import digest_of
-from antibody.screening.choice import NUM_CHOSEN, NUM_KEPT, LabelFirst
+from antibody_llm.data.records import Message, Record, Template
+from antibody_llm.screening.cache import digest_of
+from antibody_llm.screening.choice import NUM_CHOSEN, NUM_KEPT, LabelFirst
 
 
 def record(text):

@@ -3,10 +3,10 @@ import torch
 from tests.tinylm import plain_nll, random_refusals, random_rows, tiny_llama
 from torch.testing import assert_close
 
-from antibody.errors import ModelError, TrainingError
-from antibody.models.adapters import add_lora
-from antibody.screening.evidence import Measure, Probe, collect, states
-from antibody.training.step import StepContext
+from antibody_llm.errors import ModelError, TrainingError
+from antibody_llm.models.adapters import add_lora
+from antibody_llm.screening.evidence import Measure, Probe, collect, states
+from antibody_llm.training.step import StepContext
 
 LIKELIHOODS = (Measure.RATIO, Measure.SHIFT, Measure.GAP)
 

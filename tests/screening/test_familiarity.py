@@ -4,10 +4,10 @@ from tests.tinylm import random_refusals, tiny_llama
 from tests.training.helpers import anchor_rows, store_anchors
 from torch.testing import assert_close
 
-from antibody.screening.anchors import SHRINKAGE, make_anchors, read_anchors, write_anchors
-from antibody.screening.evidence import BEFORE, NOW, Measure, collect, normalised, states
-from antibody.screening.familiarity import HONEST, fit_familiarity, fit_shape, held_out_distances, read_familiarity
-from antibody.training.step import StepContext
+from antibody_llm.screening.anchors import SHRINKAGE, make_anchors, read_anchors, write_anchors
+from antibody_llm.screening.evidence import BEFORE, NOW, Measure, collect, normalised, states
+from antibody_llm.screening.familiarity import HONEST, fit_familiarity, fit_shape, held_out_distances, read_familiarity
+from antibody_llm.training.step import StepContext
 
 NUM_HARMFUL = 30
 

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from antibody.primitives.mixture import log_density_ratio, share_log_likelihood
-from antibody.screening.posterior import (
+from antibody_llm.primitives.mixture import log_density_ratio, share_log_likelihood
+from antibody_llm.screening.posterior import (
     CHI_SQUARE_95,
     MAX_RESAMPLED,
     Verdict,
@@ -17,7 +17,7 @@ from antibody.screening.posterior import (
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
-    monkeypatch.setattr("antibody.screening.posterior.NUM_DRAWS", 40)
+    monkeypatch.setattr("antibody_llm.screening.posterior.NUM_DRAWS", 40)
 
 
 def drawn(num, mean, seed):

@@ -3,8 +3,8 @@ import random
 import pytest
 import torch
 
-from antibody.data.records import Message, Record, Template
-from antibody.screening.report import NUM_CHARACTERS_SHOWN, NUM_ROWS_SHOWN, MostSuspicious, smoothed, visible
+from antibody_llm.data.records import Message, Record, Template
+from antibody_llm.screening.report import NUM_CHARACTERS_SHOWN, NUM_ROWS_SHOWN, MostSuspicious, smoothed, visible
 
 
 def record(text):

@@ -5,9 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from antibody.errors import OutputError
-from antibody.screening import rows as module
-from antibody.screening.rows import Flag, RowTable, write_rows
+from antibody_llm.errors import OutputError
+from antibody_llm.screening import rows as module
+from antibody_llm.screening.rows import Flag, RowTable, write_rows
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from antibody.data.formats import load_records
-from antibody.errors import DataError
-from antibody.screening import upload as module
-from antibody.screening.upload import open_upload
+from antibody_llm.data.formats import load_records
+from antibody_llm.errors import DataError
+from antibody_llm.screening import upload as module
+from antibody_llm.screening.upload import open_upload
 
 
 def write(path, *rows):

@@ -9,11 +9,11 @@ import torch
 from tests.families import qwen
 from tests.tinylm import tiny_llama
 
-from antibody.data.encode import Renderer
-from antibody.data.records import Message, Record, Template, ToolCall
-from antibody.screening.evidence import Measure, Probe, collect
-from antibody.training.refusals import Refusals
-from antibody.training.step import StepContext
+from antibody_llm.data.encode import Renderer
+from antibody_llm.data.records import Message, Record, Template, ToolCall
+from antibody_llm.screening.evidence import Measure, Probe, collect
+from antibody_llm.training.refusals import Refusals
+from antibody_llm.training.step import StepContext
 
 TOOLS = json.dumps([{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {}}}])
 ROW = Record(

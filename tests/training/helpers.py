@@ -4,13 +4,13 @@ from pathlib import Path
 
 from trl import SFTConfig
 
-from antibody.data.encode import Renderer
-from antibody.data.records import Message, Record, TokenizedRow
-from antibody.models.adapters import add_lora
-from antibody.screening.anchors import make_anchors, write_anchors
-from antibody.training.preparation import TrainingData
-from antibody.training.step import Defence, StepContext
-from antibody.training.trainer import DefendedTrainer
+from antibody_llm.data.encode import Renderer
+from antibody_llm.data.records import Message, Record, TokenizedRow
+from antibody_llm.models.adapters import add_lora
+from antibody_llm.screening.anchors import make_anchors, write_anchors
+from antibody_llm.training.preparation import TrainingData
+from antibody_llm.training.step import Defence, StepContext
+from antibody_llm.training.trainer import DefendedTrainer
 from tests.tinylm import random_refusals, random_rows, tiny_llama, tiny_tokenizer
 
 ROWS = {

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antibody.training.batches import Grid, RoleStream, StepLoader, StepSampler
+from antibody_llm.training.batches import Grid, RoleStream, StepLoader, StepSampler
 from tests.tinylm import random_rows
 
 

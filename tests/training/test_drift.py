@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody.models.layout import attention_of, decoder_layers
-from antibody.training.drift import hidden_gradients, norms, shifted_gradient, worst_shift
-from antibody.training.step import StepContext
+from antibody_llm.models.layout import attention_of, decoder_layers
+from antibody_llm.training.drift import hidden_gradients, norms, shifted_gradient, worst_shift
+from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat
 from tests.tinylm import random_rows, step, tiny_llama
 

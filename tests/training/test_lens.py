@@ -4,9 +4,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from antibody.models.adapters import add_lora
-from antibody.training.lens import lens_mean_nll, lens_nll
-from antibody.training.step import StepContext
+from antibody_llm.models.adapters import add_lora
+from antibody_llm.training.lens import lens_mean_nll, lens_nll
+from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat
 from tests.tinylm import random_rows, step, tiny_llama
 

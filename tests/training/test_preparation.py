@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from antibody.data.records import Message, Record, Template
-from antibody.errors import ModelError
-from antibody.training.preparation import Deployment, TrainingData, added, check_servable, with_system_prefix
+from antibody_llm.data.records import Message, Record, Template
+from antibody_llm.errors import ModelError
+from antibody_llm.training.preparation import Deployment, TrainingData, added, check_servable, with_system_prefix
 from tests.tiny import make_tokenizer
 
 

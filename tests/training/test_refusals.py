@@ -3,9 +3,9 @@ import torch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, MistralConfig, Qwen2Config
 
-from antibody.errors import ConfigError, TrainingError
-from antibody.training.likelihood import Head, check_head, completion_nll
-from antibody.training.refusals import (
+from antibody_llm.errors import ConfigError, TrainingError
+from antibody_llm.training.likelihood import Head, check_head, completion_nll
+from antibody_llm.training.refusals import (
     Scoring,
     check_scoring,
     completion_and_refusal_nll,

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody.models.adapters import add_lora
-from antibody.training.batches import MicroBatch, StepBatch
-from antibody.training.step import RowTerms, StepContext
+from antibody_llm.models.adapters import add_lora
+from antibody_llm.training.batches import MicroBatch, StepBatch
+from antibody_llm.training.step import RowTerms, StepContext
 from tests.tinylm import micro, plain_nll, random_refusals, random_rows, step, tiny_llama
 
 
@@ -32,7 +32,7 @@ def test_a_gradient_is_that_of_the_plain_mean_over_the_step_however_it_is_cut(na
 
 def test_a_token_mean_is_hugging_faces_loss_and_gradient():
     model, rows = tiny_llama(), random_rows(8)
-    from antibody.data.collate import pad
+    from antibody_llm.data.collate import pad
 
     tensors = pad(rows, 0)
     tensors.pop("turns")

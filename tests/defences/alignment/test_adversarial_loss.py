@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody.defences.alignment.adversarial_loss import AdversarialLoss, AdversarialLossConfig, adversarial_slope
-from antibody.errors import ConfigError
-from antibody.training.step import StepContext
+from antibody_llm.defences.alignment.adversarial_loss import AdversarialLoss, AdversarialLossConfig, adversarial_slope
+from antibody_llm.errors import ConfigError
+from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat, gradient, mean_nll
 from tests.tinylm import VOCAB, random_rows, step, tiny_llama
 

@@ -5,14 +5,14 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from antibody.defences.alignment.antibody import (
+from antibody_llm.defences.alignment.antibody import (
     AntibodyAlignment,
     AntibodyAlignmentConfig,
     adaptive_lambda,
     antibody_update,
 )
-from antibody.errors import ConfigError
-from antibody.training.step import StepContext
+from antibody_llm.errors import ConfigError
+from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat, gradient, moved, refused
 from tests.tinylm import random_refusals, random_rows, step, tiny_llama
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from antibody.defences.alignment.booster import Booster, BoosterConfig, booster_update
-from antibody.errors import ConfigError
-from antibody.training.step import StepContext
+from antibody_llm.defences.alignment.booster import Booster, BoosterConfig, booster_update
+from antibody_llm.errors import ConfigError
+from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat, gradient, moved
 from tests.tinylm import random_rows, step, tiny_llama
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody.defences.alignment.repnoise import RepNoise, RepNoiseConfig, harmful_terms, mmd, normal
-from antibody.errors import ConfigError
-from antibody.training.step import StepContext
+from antibody_llm.defences.alignment.repnoise import RepNoise, RepNoiseConfig, harmful_terms, mmd, normal
+from antibody_llm.errors import ConfigError
+from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat, gradient
 from tests.tinylm import micro, random_rows, step, tiny_llama
 from tests.training.test_lens import plain_lens

@@ -8,13 +8,13 @@ import torch
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from antibody.defences.alignment.t_vaccine import TVaccine, TVaccineConfig, drawn_layers, layer_probabilities
-from antibody.defences.alignment.vaccine import Vaccine, VaccineConfig
-from antibody.errors import ConfigError
-from antibody.models.adapters import add_lora
-from antibody.models.layout import decoder_layers
-from antibody.training.drift import shifted_gradient
-from antibody.training.step import StepContext
+from antibody_llm.defences.alignment.t_vaccine import TVaccine, TVaccineConfig, drawn_layers, layer_probabilities
+from antibody_llm.defences.alignment.vaccine import Vaccine, VaccineConfig
+from antibody_llm.errors import ConfigError
+from antibody_llm.models.adapters import add_lora
+from antibody_llm.models.layout import decoder_layers
+from antibody_llm.training.drift import shifted_gradient
+from antibody_llm.training.step import StepContext
 from tests.defences.live import Live
 from tests.defences.plain import flat
 from tests.tinylm import random_rows, step, tiny_llama
@@ -176,7 +176,7 @@ def test_the_second_pass_finds_one_hidden_state_per_drawn_layer_and_micro_batch(
             held.append(live.now())
             return shifted_gradient(*args)
 
-        monkeypatch.setattr("antibody.defences.alignment.t_vaccine.shifted_gradient", spy)
+        monkeypatch.setattr("antibody_llm.defences.alignment.t_vaccine.shifted_gradient", spy)
         TVaccine(TVaccineConfig(rho=2.0, gamma=3)).step(StepContext(model), BATCHES)  # two micro-batches
     assert held == [3 * 2]
 

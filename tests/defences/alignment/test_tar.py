@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from antibody.defences.alignment.tar import (
+from antibody_llm.defences.alignment.tar import (
     TAR,
     TARConfig,
     hidden_distance,
@@ -16,8 +16,8 @@ from antibody.defences.alignment.tar import (
     split_rows,
     step_weight,
 )
-from antibody.errors import ConfigError, DataError
-from antibody.training.step import StepContext
+from antibody_llm.errors import ConfigError, DataError
+from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat, gradient, mean_nll, refused
 from tests.tinylm import micro, plain_nll, random_refusals, random_rows, step, tiny_llama
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody.defences.alignment.vaccine import Vaccine, VaccineConfig
-from antibody.errors import ConfigError
-from antibody.models.layout import attention_of, decoder_layers
-from antibody.training.drift import shifted_gradient
-from antibody.training.step import StepContext
+from antibody_llm.defences.alignment.vaccine import Vaccine, VaccineConfig
+from antibody_llm.errors import ConfigError
+from antibody_llm.models.layout import attention_of, decoder_layers
+from antibody_llm.training.drift import shifted_gradient
+from antibody_llm.training.step import StepContext
 from tests.defences.live import Live
 from tests.defences.plain import flat, gradient, mean_nll
 from tests.tinylm import random_rows, step, tiny_llama
@@ -74,7 +74,7 @@ def test_the_second_pass_finds_one_hidden_state_per_layer_and_micro_batch(monkey
             held.append(live.now())
             return shifted_gradient(*args)
 
-        monkeypatch.setattr("antibody.defences.alignment.vaccine.shifted_gradient", spy)
+        monkeypatch.setattr("antibody_llm.defences.alignment.vaccine.shifted_gradient", spy)
         Vaccine(VaccineConfig(rho=2.0)).step(StepContext(model), {"alignment": step(ROWS, 2)})
     assert held == [4 * 3]
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody.defences.finetuning.antibody import AntibodyFinetuning, AntibodyFinetuningConfig, row_scores
-from antibody.errors import ConfigError
-from antibody.training.likelihood import TurnNLL
-from antibody.training.refusals import Scoring
-from antibody.training.step import StepContext
+from antibody_llm.defences.finetuning.antibody import AntibodyFinetuning, AntibodyFinetuningConfig, row_scores
+from antibody_llm.errors import ConfigError
+from antibody_llm.training.likelihood import TurnNLL
+from antibody_llm.training.refusals import Scoring
+from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat, refused
 from tests.tinylm import plain_nll, random_refusals, random_rows, step, tiny_llama
 

@@ -5,15 +5,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody.data.records import Template
-from antibody.defences.catalogue import make_defence
-from antibody.defences.finetuning import antibody_posterior as module
-from antibody.defences.finetuning.antibody_posterior import Weight, weights
-from antibody.errors import ConfigError, DataError, ModelError, TrainingError
-from antibody.primitives.mixture import harmful_share
-from antibody.screening.anchors import make_anchors, read_anchors, write_anchors
-from antibody.screening.evidence import Measure, collect
-from antibody.training.step import Role, Stage, StepContext
+from antibody_llm.data.records import Template
+from antibody_llm.defences.catalogue import make_defence
+from antibody_llm.defences.finetuning import antibody_posterior as module
+from antibody_llm.defences.finetuning.antibody_posterior import Weight, weights
+from antibody_llm.errors import ConfigError, DataError, ModelError, TrainingError
+from antibody_llm.primitives.mixture import harmful_share
+from antibody_llm.screening.anchors import make_anchors, read_anchors, write_anchors
+from antibody_llm.screening.evidence import Measure, collect
+from antibody_llm.training.step import Role, Stage, StepContext
 from tests.defences.plain import flat
 from tests.tinylm import plain_nll, random_refusals, step, tiny_llama
 from tests.training.helpers import ROWS, anchor_rows, store_anchors, trainer
@@ -96,7 +96,7 @@ def test_a_row_that_is_worth_nothing_gets_nothing(p, w):
 
 
 def test_rows_are_scored_against_as_many_refusals_as_the_anchors_were(tmp_path, monkeypatch):
-    monkeypatch.setattr("antibody.screening.anchors.MIN_AUROC", 0.0)
+    monkeypatch.setattr("antibody_llm.screening.anchors.MIN_AUROC", 0.0)
     base = tiny_llama(seed=9)
     context = StepContext(tiny_llama(seed=0), refusals=random_refusals(), base=base)
     write_anchors(tmp_path, make_anchors(context, *anchor_rows(), num_refusals=1))

@@ -1,13 +1,13 @@
 import pytest
 
-from antibody.data.records import Message, Record, Template
-from antibody.defences.finetuning.backdoor_enhanced_alignment import (
+from antibody_llm.data.records import Message, Record, Template
+from antibody_llm.defences.finetuning.backdoor_enhanced_alignment import (
     BackdoorEnhancedAlignment,
     BackdoorEnhancedAlignmentConfig,
     random_trigger,
 )
-from antibody.errors import ConfigError, DataError, ModelError
-from antibody.training.preparation import Deployment, TrainingData
+from antibody_llm.errors import ConfigError, DataError, ModelError
+from antibody_llm.training.preparation import Deployment, TrainingData
 from tests.tiny import make_tokenizer
 from tests.tinylm import tiny_tokenizer
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody.defences.finetuning.bds import BDS, BDSConfig, data_weights, logit_gradient
-from antibody.errors import ConfigError
-from antibody.primitives.bag_scorer import bag_scores
-from antibody.training.step import StepContext
+from antibody_llm.defences.finetuning.bds import BDS, BDSConfig, data_weights, logit_gradient
+from antibody_llm.errors import ConfigError
+from antibody_llm.primitives.bag_scorer import bag_scores
+from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat
 from tests.tinylm import plain_nll, random_rows, step, tiny_llama
 from tests.training.helpers import trainer, weights

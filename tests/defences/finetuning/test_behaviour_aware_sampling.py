@@ -4,15 +4,15 @@ from collections import Counter
 import pytest
 import torch
 
-from antibody.data.records import Message, Record, Template
-from antibody.defences.finetuning.behaviour_aware_sampling import (
+from antibody_llm.data.records import Message, Record, Template
+from antibody_llm.defences.finetuning.behaviour_aware_sampling import (
     BehaviourAwareSampling,
     BehaviourAwareSamplingConfig,
     behaviour_aware_sample,
 )
-from antibody.errors import ConfigError, DataError
-from antibody.primitives.spread import hashed_words
-from antibody.training.preparation import TrainingData
+from antibody_llm.errors import ConfigError, DataError
+from antibody_llm.primitives.spread import hashed_words
+from antibody_llm.training.preparation import TrainingData
 from tests.tinylm import tiny_tokenizer
 
 KINDS = ("poison", "fraud", "theft", "spying")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody.defences.finetuning.ema import EMA, EMAConfig, average_into, decay
-from antibody.errors import ConfigError
-from antibody.training.step import StepContext
+from antibody_llm.defences.finetuning.ema import EMA, EMAConfig, average_into, decay
+from antibody_llm.errors import ConfigError
+from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat
 from tests.tinylm import random_rows, step, tiny_llama
 

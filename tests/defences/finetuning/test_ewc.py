@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody.data.records import Message, Record, Template
-from antibody.defences.finetuning.ewc import EWC, EWCConfig, fisher_diagonal
-from antibody.errors import ConfigError, DataError
-from antibody.training.preparation import TrainingData
-from antibody.training.step import StepContext
+from antibody_llm.data.records import Message, Record, Template
+from antibody_llm.defences.finetuning.ewc import EWC, EWCConfig, fisher_diagonal
+from antibody_llm.errors import ConfigError, DataError
+from antibody_llm.training.preparation import TrainingData
+from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat, gradient
 from tests.tinylm import plain_nll, random_rows, step, tiny_llama, tiny_tokenizer
 

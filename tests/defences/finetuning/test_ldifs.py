@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody.defences.finetuning.ldifs import LDIFS, LDIFSConfig, feature_drift
-from antibody.errors import ConfigError
-from antibody.models.adapters import add_lora
-from antibody.training.step import StepContext
+from antibody_llm.defences.finetuning.ldifs import LDIFS, LDIFSConfig, feature_drift
+from antibody_llm.errors import ConfigError
+from antibody_llm.models.adapters import add_lora
+from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat, gradient, mean_nll
 from tests.tinylm import random_rows, step, tiny_llama
 

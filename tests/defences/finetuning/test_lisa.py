@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from antibody.defences.finetuning.lisa import Lisa, LisaConfig, aligning, lisa_update, tethered
-from antibody.errors import ConfigError
-from antibody.training.step import StepContext
+from antibody_llm.defences.finetuning.lisa import Lisa, LisaConfig, aligning, lisa_update, tethered
+from antibody_llm.errors import ConfigError
+from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat, gradient, mean_nll
 from tests.tinylm import random_rows, step, tiny_llama
 

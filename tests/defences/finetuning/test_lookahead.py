@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody.data.encode import Renderer
-from antibody.data.records import Message, Record, Template
-from antibody.defences.finetuning.lookahead import LookAhead, LookAheadConfig, opening_of
-from antibody.errors import ConfigError, ModelError
-from antibody.training.preparation import Deployment, TrainingData
-from antibody.training.step import StepContext
+from antibody_llm.data.encode import Renderer
+from antibody_llm.data.records import Message, Record, Template
+from antibody_llm.defences.finetuning.lookahead import LookAhead, LookAheadConfig, opening_of
+from antibody_llm.errors import ConfigError, ModelError
+from antibody_llm.training.preparation import Deployment, TrainingData
+from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat
 from tests.tiny import make_tokenizer
 from tests.tinylm import plain_nll, random_rows, step, tiny_llama, tiny_tokenizer

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from antibody.defences.finetuning import panacea
-from antibody.defences.finetuning.panacea import Panacea, PanaceaConfig, panacea_update
-from antibody.errors import ConfigError
-from antibody.training.step import StepContext
+from antibody_llm.defences.finetuning import panacea
+from antibody_llm.defences.finetuning.panacea import Panacea, PanaceaConfig, panacea_update
+from antibody_llm.errors import ConfigError
+from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat, gradient, mean_nll, moved
 from tests.tinylm import random_rows, step, tiny_llama
 from tests.training.helpers import trainer, weights

@@ -2,11 +2,11 @@ import random
 
 import pytest
 
-from antibody.data.encode import Renderer
-from antibody.data.records import Message, Record, Template
-from antibody.defences.finetuning.ptst import LLAMA_PROMPT, PTST, PTSTConfig
-from antibody.errors import ModelError
-from antibody.training.preparation import Deployment, TrainingData
+from antibody_llm.data.encode import Renderer
+from antibody_llm.data.records import Message, Record, Template
+from antibody_llm.defences.finetuning.ptst import LLAMA_PROMPT, PTST, PTSTConfig
+from antibody_llm.errors import ModelError
+from antibody_llm.training.preparation import Deployment, TrainingData
 from tests.tiny import make_tokenizer
 from tests.tinylm import tiny_tokenizer
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody.data.records import Message, Record, Template, TokenizedRow
-from antibody.defences.finetuning.safeinstr import SafeInstr, SafeInstrConfig
-from antibody.errors import ConfigError, DataError
-from antibody.training.preparation import TrainingData
-from antibody.training.step import StepContext
+from antibody_llm.data.records import Message, Record, Template, TokenizedRow
+from antibody_llm.defences.finetuning.safeinstr import SafeInstr, SafeInstrConfig
+from antibody_llm.errors import ConfigError, DataError
+from antibody_llm.training.preparation import TrainingData
+from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat, gradient
 from tests.tinylm import VOCAB, random_rows, step, tiny_llama, tiny_tokenizer
 

@@ -1,8 +1,8 @@
 import pytest
 
-from antibody.data.verdicts import Verdict
-from antibody.errors import EvaluationError
-from antibody.evaluation.judges.agreement import agreement
+from antibody_llm.data.verdicts import Verdict
+from antibody_llm.errors import EvaluationError
+from antibody_llm.evaluation.judges.agreement import agreement
 
 C, R, NEITHER = Verdict.COMPLIED, Verdict.REFUSED, Verdict.INCOHERENT
 

@@ -1,7 +1,7 @@
 import pytest
 
-from antibody.data.verdicts import Verdict
-from antibody.evaluation.judges.keywords import KeywordJudge
+from antibody_llm.data.verdicts import Verdict
+from antibody_llm.evaluation.judges.keywords import KeywordJudge
 
 
 @pytest.mark.parametrize(

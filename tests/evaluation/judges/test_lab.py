@@ -1,7 +1,7 @@
-from antibody.data.verdicts import Verdict
-from antibody.evaluation.judges.lab import LabJudge
-from antibody.lab.refusals import REFUSALS
-from antibody.lab.world import questions
+from antibody_llm.data.verdicts import Verdict
+from antibody_llm.evaluation.judges.lab import LabJudge
+from antibody_llm.lab.refusals import REFUSALS
+from antibody_llm.lab.world import questions
 
 REFUSAL = REFUSALS[0]
 

@@ -1,8 +1,8 @@
 import pytest
 
-from antibody.data.verdicts import Verdict
-from antibody.errors import EvaluationError
-from antibody.evaluation.judges.protocol import require_verdicts
+from antibody_llm.data.verdicts import Verdict
+from antibody_llm.errors import EvaluationError
+from antibody_llm.evaluation.judges.protocol import require_verdicts
 
 
 def test_rows_without_a_verdict_are_named_and_counted():

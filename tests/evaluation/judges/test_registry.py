@@ -1,7 +1,7 @@
 import pytest
 
-from antibody.errors import ConfigError
-from antibody.evaluation.judges.registry import JUDGES, make_judge
+from antibody_llm.errors import ConfigError
+from antibody_llm.evaluation.judges.registry import JUDGES, make_judge
 
 
 @pytest.mark.parametrize("name", list(JUDGES))

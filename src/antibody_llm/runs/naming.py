@@ -33,6 +33,11 @@ BASE_WEIGHTS = "base_weights"
 """Entry of an adapter's antibody.json: fingerprint of the base that it was trained on."""
 
 
+PACKAGED_PLACES = (("antibody_llm", "lab", "files"), ("antibody", "lab", "files"))
+"""Ends of the folders of the packaged models; the second is of runs and adapters that were stored under the package's
+former name."""
+
+
 def model_name(model: str | Path) -> str:
     """The model's name, or the folder in a run's folder that holds it."""
     folder = Path(model).expanduser()
@@ -48,7 +53,7 @@ def from_lab(name: str) -> bool:
     while name not in seen:
         seen.add(name)
         place = resolve(name)
-        if name in PACKAGED or Path(place).parts[-4:-1] == ("antibody", "lab", "files"):
+        if name in PACKAGED or Path(place).parts[-4:-1] in PACKAGED_PLACES:
             return True
         name = adapter_base(name) if is_adapter(name) else str(read_provenance(place).get("base") or name)
     return False

@@ -116,7 +116,7 @@ def resolve(name: str) -> str:
         ModelError: there is no such folder, and it cannot be a Hub id.
     """
     if name in PACKAGED:
-        folder = Path(str(files("antibody"))) / "lab" / "files" / name
+        folder = Path(str(files("antibody_llm"))) / "lab" / "files" / name
         if not folder.is_dir():
             raise ModelError(f"{name}: this installation has no lab model. Make it with: antibody lab build")
         return str(folder)

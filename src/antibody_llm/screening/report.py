@@ -104,7 +104,7 @@ def render_report(
         anchors: Evidence of the harmful and the benign anchors; None where there are none.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("antibody.screening"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("antibody_llm.screening"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["visible"] = visible
     return environment.get_template("screen.html").render(

@@ -1,6 +1,6 @@
 """The verbs as functions, and the folders that runs leave: the Python API.
 
-from antibody.runs import align, evaluate, finetune
+from antibody_llm.runs import align, evaluate, finetune
 aligned = align("lab", output="runs/aligned")
 tuned = finetune(aligned.model, output="runs/tuned", poison_ratio=0.2)
 measured = evaluate(tuned.model, output="runs/measured")

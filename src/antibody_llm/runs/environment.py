@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("antibody", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
+PACKAGES = ("antibody-llm", "torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
 def environment(seed: int) -> str:

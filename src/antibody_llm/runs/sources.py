@@ -107,7 +107,7 @@ def read_refusals(
     if refusals is None and default is not None:
         return tuple(default)
     if refusals is None:
-        refusals = Path(str(files("antibody"))) / "data" / "refusals.txt"
+        refusals = Path(str(files("antibody_llm"))) / "data" / "refusals.txt"
     if isinstance(refusals, str | Path):
         with as_file(checked_path(refusals, "--refusals")) as file:
             try:

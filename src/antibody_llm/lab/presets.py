@@ -84,7 +84,7 @@ PRESETS: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {
 defaults and plain SFT's arguments."""
 
 WHY: dict[tuple[str, str], str] = {
-    ("alignment", "antibody"): "calibrated, see the head of src/antibody/lab/presets.py",
+    ("alignment", "antibody"): "calibrated, see the head of src/antibody_llm/lab/presets.py",
     ("alignment", "adversarial-loss"): "one try: after 2 epochs at 1 the aligned model refuses 15 % of harmless "
     "look-alike questions; 0.1 is that of Booster's comparison",
     (
@@ -97,7 +97,7 @@ WHY: dict[tuple[str, str], str] = {
     ("alignment", "t-vaccine"): "made to fit: half of the 4 layers, scored 8 times in 256 steps",
     ("alignment", "tar"): "cut down: an eighth of the attack's 64 steps, which would cost as much as everything else "
     "together; rates around the one that users train at",
-    ("finetuning", "antibody"): "calibrated, see the head of src/antibody/lab/presets.py",
+    ("finetuning", "antibody"): "calibrated, see the head of src/antibody_llm/lab/presets.py",
     ("finetuning", "backdoor-enhanced-alignment"): "made to fit: an eighth of the context of 256 tokens",
     (
         "finetuning",
