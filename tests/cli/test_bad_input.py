@@ -25,7 +25,7 @@ BAD_FILES = {
     "empty": (b"", ["the file is empty"]),
     "not_utf8": (lines().replace(b'"2"', b'"\xe9"', 1), ["line 1", "not UTF-8", "iconv"]),
     "bom": (b"\xef\xbb\xbf" + lines(), ["line 1", "byte order mark", "sed"]),
-    "broken_json": (lines('{"messages": ['), ["line 17", "broken JSON", "Mend or remove"]),
+    "broken_json": (lines('{"messages": ['), ["line 17", "broken JSON", "Fix or remove"]),
     "unknown_role": (lines(chat(("robot", "a"), ("assistant", "b"))), ["line 17", "messages[0].role", "robot", "user"]),
     "no_assistant": (lines(chat(("user", "a"))), ["line 17", "no assistant message", "Append"]),
     "ends_with_user": (lines(chat(("user", "a"), ("assistant", "b"), ("user", "c"))), ["line 17", "from 'user'"]),

@@ -105,8 +105,8 @@ def test_the_packaged_names_resolve_into_the_package_or_say_how_to_make_them(nam
     monkeypatch.setattr(loading, "files", lambda package: tmp_path / package)
     with pytest.raises(ModelError, match="antibody lab build"):
         resolve(name)
-    (tmp_path / "antibody" / "lab" / "files" / name).mkdir(parents=True)
-    assert resolve(name) == str(tmp_path / "antibody" / "lab" / "files" / name)
+    (tmp_path / "antibody_llm" / "lab" / "files" / name).mkdir(parents=True)
+    assert resolve(name) == str(tmp_path / "antibody_llm" / "lab" / "files" / name)
 
 
 @pytest.mark.parametrize(

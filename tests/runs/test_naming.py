@@ -7,7 +7,14 @@ from antibody_llm.errors import ModelError
 from antibody_llm.models.adapters import add_lora
 from antibody_llm.models.loading import load_model, resolve
 from antibody_llm.models.saving import save_adapter
-from antibody_llm.runs.naming import BASE_WEIGHTS, base_of, described_model, tokenizer_fingerprint, weights_fingerprint
+from antibody_llm.runs.naming import (
+    BASE_WEIGHTS,
+    base_of,
+    described_model,
+    from_lab,
+    tokenizer_fingerprint,
+    weights_fingerprint,
+)
 
 
 def test_the_base_is_the_one_that_loading_finds(tmp_path):
@@ -76,3 +83,14 @@ def test_an_adapter_is_refused_on_other_weights_than_it_was_trained_on(tmp_path)
         with pytest.raises(ModelError, match=r"trained on .*base as it was then, and other weights are there now"):
             described_model(adapter, on=on)
     assert described_model(adapter, on="lab")  # the very weights, in another place
+
+
+def test_an_adapter_that_was_stored_under_the_packages_former_name_still_loads_and_is_the_labs(tmp_path):
+    aligned = load_model("lab-aligned")
+    model = add_lora(aligned.model, r=2, targets=["q_proj"], seed=0)
+    save_adapter(model, tmp_path / "a", base="lab-aligned", tokenizer=aligned.tokenizer)
+    config = tmp_path / "a" / "adapter_config.json"
+    former = "/gone/site-packages/antibody/lab/files/lab-aligned"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": former}))
+    assert load_model(str(tmp_path / "a")).name == "lab-aligned"
+    assert from_lab(str(tmp_path / "a"))
