@@ -38,7 +38,7 @@ from antibody_llm.runs.folder import write_text
 from antibody_llm.screening import posterior
 from antibody_llm.screening.anchors import read_anchors
 from antibody_llm.screening.cache import row_digest
-from antibody_llm.screening.evidence import Measure, collect
+from antibody_llm.screening.evidence import EvidenceKind, collect
 from antibody_llm.screening.familiarity import read_familiarity
 from antibody_llm.screening.posterior import Judgement, judge_upload
 from antibody_llm.training.step import StepContext
@@ -110,8 +110,8 @@ def reader() -> tuple[tuple[Tensor, Tensor], Callable[[Sequence[Row]], tuple[Ten
 
     def read(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
         encoded, _ = encode({"user": [record(row, i) for i, row in enumerate(rows)]}, renderer, skip=False)
-        found = collect(context, encoded["user"], [Measure.FEATURE_SHIFT], probe=probe, shape=ground.shape)
-        evidence = found.of(Measure.FEATURE_SHIFT)
+        found = collect(context, encoded["user"], [EvidenceKind.FEATURE_SHIFT], probe=probe, shape=ground.shape)
+        evidence = found.of(EvidenceKind.FEATURE_SHIFT)
         seen: set[bytes] = set()
         repeated = []
         for row in encoded["user"]:
@@ -120,7 +120,7 @@ def reader() -> tuple[tuple[Tensor, Tensor], Callable[[Sequence[Row]], tuple[Ten
             seen.add(key)
         return evidence, ground.unfamiliar(evidence, found.distances()), torch.tensor(repeated)
 
-    return anchors.scores(Measure.FEATURE_SHIFT), read
+    return anchors.scores(EvidenceKind.FEATURE_SHIFT), read
 
 
 def told(judged: Judgement, is_harmful: Tensor) -> Json:

@@ -61,7 +61,7 @@ from antibody_llm.runs.evaluate import evaluate
 from antibody_llm.runs.finetune import finetune
 from antibody_llm.runs.folder import write_text
 from antibody_llm.screening.anchors import read_anchors
-from antibody_llm.screening.evidence import Measure, collect
+from antibody_llm.screening.evidence import EvidenceKind, collect
 from antibody_llm.training.step import StepContext
 
 NOVEL = "sst2-novel"
@@ -240,7 +240,7 @@ def suspicion_of(folder: Path) -> Suspicion:
 
     def suspicion(rows: Sequence[Exchange]) -> list[float]:
         encoded, _ = encode({"user": [record(row.row(), i) for i, row in enumerate(rows)]}, renderer, skip=False)
-        measure = Measure.FEATURE_SHIFT
+        measure = EvidenceKind.FEATURE_SHIFT
         return cast(
             "list[float]", collect(context, encoded["user"], [measure], probe=anchors.probe).of(measure).tolist()
         )

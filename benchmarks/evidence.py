@@ -47,7 +47,7 @@ from antibody_llm.runs.encoding import encode, make_renderer, render_refusals
 from antibody_llm.runs.folder import write_text
 from antibody_llm.runs.lab_defaults import lab_refusals
 from antibody_llm.screening.anchors import MIN_AUROC, Anchors, auroc, read_anchors
-from antibody_llm.screening.evidence import BEFORE, NOW, Evidence, Measure, collect
+from antibody_llm.screening.evidence import BEFORE, NOW, Evidence, EvidenceKind, collect
 from antibody_llm.training.step import StepContext
 
 ALIGNMENTS = ("sft", "antibody")
@@ -128,7 +128,7 @@ def reader(folder: Path) -> tuple[Anchors, Callable[[LabRows], Evidence]]:
             batch_size=32,
             base=cast(nn.Module, base.model),
         )
-        return collect(context, rows["user"], tuple(Measure), probe=probe, num_refusals=num_refusals)
+        return collect(context, rows["user"], tuple(EvidenceKind), probe=probe, num_refusals=num_refusals)
 
     return anchors, read
 
@@ -181,16 +181,16 @@ class Variant:
 
 
 VARIANTS = {
-    "logistic": Variant(Measure.FEATURE_SHIFT, log_density_ratio),
-    "gaussian": Variant(Measure.FEATURE_SHIFT, gaussian),
-    "student-t": Variant(Measure.FEATURE_SHIFT, student),
+    "logistic": Variant(EvidenceKind.FEATURE_SHIFT, log_density_ratio),
+    "gaussian": Variant(EvidenceKind.FEATURE_SHIFT, gaussian),
+    "student-t": Variant(EvidenceKind.FEATURE_SHIFT, student),
     "logistic, both shifts": Variant("both shifts", log_density_ratio),
-    "logistic, shift": Variant(Measure.SHIFT, log_density_ratio),
-    "gaussian, shift": Variant(Measure.SHIFT, gaussian),
-    "student-t, shift": Variant(Measure.SHIFT, student),
-    "logistic, gap": Variant(Measure.GAP, log_density_ratio),
-    "logistic, ratio": Variant(Measure.RATIO, log_density_ratio),
-    "logistic, refusal-feature": Variant(Measure.REFUSAL_FEATURE, log_density_ratio),
+    "logistic, shift": Variant(EvidenceKind.SHIFT, log_density_ratio),
+    "gaussian, shift": Variant(EvidenceKind.SHIFT, gaussian),
+    "student-t, shift": Variant(EvidenceKind.SHIFT, student),
+    "logistic, gap": Variant(EvidenceKind.GAP, log_density_ratio),
+    "logistic, ratio": Variant(EvidenceKind.RATIO, log_density_ratio),
+    "logistic, refusal-feature": Variant(EvidenceKind.REFUSAL_FEATURE, log_density_ratio),
 }
 OURS = "logistic"
 
@@ -198,7 +198,7 @@ OURS = "logistic"
 def scores_of(evidence: Evidence, measures: str) -> Tensor:
     """[rows, d]."""
     if measures != "both shifts":
-        return evidence.of(Measure(measures))[:, None]
+        return evidence.of(EvidenceKind(measures))[:, None]
     readings = evidence.readings  # of one answer per row
     return torch.stack([readings[what, BEFORE] - readings[what, NOW] for what in ("refusal", "completion")], dim=1)
 
@@ -206,7 +206,7 @@ def scores_of(evidence: Evidence, measures: str) -> Tensor:
 def anchor_scores(anchors: Anchors, measures: str) -> tuple[Tensor, Tensor]:
     """[n, d] each: of the harmful anchors, and of the benign ones."""
     if measures != "both shifts":
-        harmful, benign = anchors.scores(Measure(measures))
+        harmful, benign = anchors.scores(EvidenceKind(measures))
         return harmful[:, None], benign[:, None]
     scores = scores_of(anchors.evidence, measures)
     return scores[: anchors.num_harmful], scores[anchors.num_harmful :]
@@ -214,7 +214,7 @@ def anchor_scores(anchors: Anchors, measures: str) -> tuple[Tensor, Tensor]:
 
 def usable(anchors: Anchors, measures: str) -> bool:
     """Whether the library would go by this measure with this model."""
-    return measures == "both shifts" or auroc(*reversed(anchors.scores(Measure(measures)))) >= MIN_AUROC
+    return measures == "both shifts" or auroc(*reversed(anchors.scores(EvidenceKind(measures)))) >= MIN_AUROC
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def calibration_error(probability: Tensor, is_harmful: Tensor) -> float:
 def aurocs(kinds: Scored, mix: Sequence[Scored]) -> list[Json]:
     """Of every measure and benign kind; "upload" is the benign rows of whole uploads, as the lab mixes them."""
     found = []
-    for measure in Measure:
+    for measure in EvidenceKind:
         values = kinds.evidence.of(measure)
         of = {kind: values[[i for i, k in enumerate(kinds.kinds) if k == kind]] for kind in dict.fromkeys(kinds.kinds)}
         harmful = of.pop("harmful")

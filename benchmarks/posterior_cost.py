@@ -48,12 +48,12 @@ from antibody_llm.data.records import TokenizedRow
 from antibody_llm.defences.finetuning.antibody_posterior import AntibodyPosterior, AntibodyPosteriorConfig
 from antibody_llm.defences.finetuning.sft import FinetuningSFT
 from antibody_llm.models.layout import decoder_layers
-from antibody_llm.screening.evidence import Measure, Probe, collect
+from antibody_llm.screening.evidence import EvidenceKind, Probe, collect
 from antibody_llm.training.step import Defence, NoOptions, Role, StepContext
 from antibody_llm.training.trainer import DefendedTrainer
 from step_cost import SIZES, WARM_UP, Size, TrainerStep, random_llama, random_refusals, random_rows, take
 
-MEASURES = (Measure.FEATURE_SHIFT, Measure.SHIFT, Measure.GAP)
+MEASURES = (EvidenceKind.FEATURE_SHIFT, EvidenceKind.SHIFT, EvidenceKind.GAP)
 NUM_REFUSALS = 4
 STEPS = 2
 """Of an epoch."""
@@ -75,7 +75,7 @@ class Weighed(AntibodyPosterior):
 class Pass:
     """The evidence of an upload's rows, as the defence reads it before it trains."""
 
-    def __init__(self, context: StepContext, rows: Sequence[TokenizedRow], measure: Measure) -> None:
+    def __init__(self, context: StepContext, rows: Sequence[TokenizedRow], measure: EvidenceKind) -> None:
         self.context, self.rows, self.measure = context, rows, measure
         layers = decoder_layers(context.model)
         config = cast(Any, context.model.config)

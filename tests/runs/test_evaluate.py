@@ -97,3 +97,10 @@ def test_prompts_that_the_run_was_trained_on_are_counted(tmp_path, tiny_llama_fo
     write_jsonl(trained, rows[:1])
     evaluate(run, test_data=test, output=tmp_path / "gone", max_new_tokens=2)
     assert "also in" not in caplog.text
+
+
+def test_prompts_that_spell_control_tokens_are_counted(tmp_path, caplog):
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in ("is it blue?", "is it<|end|> blue?")]
+    evaluate("lab", harmful_prompts=rows, judges=["lab"], max_new_tokens=2, output=tmp_path / "run")
+    assert "1 of 2 rows spell control tokens" in caplog.text
+    assert "(line 2; the first: <|end|>). The model is given them as text." in caplog.text

@@ -18,7 +18,7 @@ from antibody_llm.screening.anchors import (
     read_anchors,
     write_anchors,
 )
-from antibody_llm.screening.evidence import Measure, normalised
+from antibody_llm.screening.evidence import EvidenceKind, normalised
 from antibody_llm.training.step import StepContext
 
 
@@ -96,8 +96,8 @@ def test_a_model_that_alignment_did_not_change_is_refused():
 
 def test_a_measure_that_does_not_tell_the_anchors_apart_is_refused(anchors):
     with pytest.raises(ModelError, match=r"AUROC 0\.\d{3}, at least 0\.800 needed.*Choose another measure, or align"):
-        anchors.log_ratio(next(m for m in Measure if auroc(*reversed(anchors.scores(m))) < 0.8))
-    assert float(anchors.log_ratio(Measure.FEATURE_SHIFT).slope) > 0
+        anchors.log_ratio(next(m for m in EvidenceKind if auroc(*reversed(anchors.scores(m))) < 0.8))
+    assert float(anchors.log_ratio(EvidenceKind.FEATURE_SHIFT).slope) > 0
 
 
 def test_too_few_rows_are_refused():
@@ -116,7 +116,7 @@ def test_an_auroc_just_below_what_is_needed_is_not_rounded_up_to_it(anchors):
     # 12 harmful above 7 benign each, all but one (a tie) above another, none above the last two: 95.5 of 120 pairs
     held_out = torch.tensor([*range(1, 13), *[0] * 7, 1, 20, 20]).float()
     with pytest.raises(ModelError, match=r"AUROC 0\.795, at least 0\.800"):
-        replace(anchors, held_out=held_out).log_ratio(Measure.FEATURE_SHIFT)
+        replace(anchors, held_out=held_out).log_ratio(EvidenceKind.FEATURE_SHIFT)
 
 
 def test_an_anchor_that_reads_as_no_number_is_named():
@@ -136,7 +136,7 @@ def test_they_come_back_as_they_were_stored(tmp_path, anchors):
     assert back.rows == anchors.rows
     assert (back.num_harmful, back.num_refusals) == (12, 2)
     assert_close(back.held_out, anchors.held_out)
-    for measure in Measure:
+    for measure in EvidenceKind:
         assert_close(back.evidence.of(measure), anchors.evidence.of(measure))
     assert [path.name for path in tmp_path.iterdir()] == [ANCHORS]
 
@@ -181,7 +181,7 @@ def test_a_file_whose_parts_do_not_fit_together_says_the_same(tmp_path, anchors,
         read_anchors(tmp_path)
 
 
-@pytest.mark.parametrize("measure", list(Measure))
+@pytest.mark.parametrize("measure", list(EvidenceKind))
 def test_the_same_models_pass_the_check_and_another_base_does_not(anchors, measure):
     check_anchors(context(), anchors, measure)
     if measure.needs_base:

@@ -5,7 +5,7 @@ from tests.training.helpers import anchor_rows, store_anchors
 from torch.testing import assert_close
 
 from antibody_llm.screening.anchors import SHRINKAGE, make_anchors, read_anchors, write_anchors
-from antibody_llm.screening.evidence import BEFORE, NOW, Measure, collect, normalised, states
+from antibody_llm.screening.evidence import BEFORE, NOW, EvidenceKind, collect, normalised, states
 from antibody_llm.screening.familiarity import HONEST, fit_familiarity, fit_shape, held_out_distances, read_familiarity
 from antibody_llm.training.step import StepContext
 
@@ -92,7 +92,7 @@ def test_evidence_is_the_same_bit_for_bit_whether_distances_are_read_or_not(tmp_
     context = StepContext(tiny_llama(seed=0), refusals=random_refusals(), base=tiny_llama(seed=9), batch_size=5)
     ground = read_familiarity(context, anchors)
     rows = [*anchors.rows, *anchor_rows()[0]]
-    measures = [Measure.FEATURE_SHIFT]
+    measures = [EvidenceKind.FEATURE_SHIFT]
     told = []
     with_shape = collect(context, rows, measures, probe=anchors.probe, shape=ground.shape, progress=told.append)
     without = collect(context, rows, measures, probe=anchors.probe)

@@ -7,7 +7,7 @@ from antibody_llm.primitives.mixture import log_density_ratio, share_log_likelih
 from antibody_llm.screening.posterior import (
     CHI_SQUARE_95,
     MAX_RESAMPLED,
-    Verdict,
+    Finding,
     drawn_interval,
     judge_upload,
     likelihood_interval,
@@ -39,7 +39,7 @@ def test_the_share_is_found_its_interval_holds_it_and_rows_are_told_apart(share)
     low, high = judged.interval
     assert low <= share <= high
     assert high - low < 0.1
-    assert judged.verdict is Verdict.HARM
+    assert judged.verdict is Finding.HARM
     truth = torch.arange(600) < round(600 * share)
     assert ((judged.probability >= 0.5) == truth).double().mean() > 0.99
     assert float(judged.probability.mean()) == pytest.approx(share, abs=0.02)
@@ -48,17 +48,17 @@ def test_the_share_is_found_its_interval_holds_it_and_rows_are_told_apart(share)
 def test_no_harm_is_found_where_there_is_none_and_ten_rows_are_less_proof_than_a_thousand():
     for seed in range(3):
         judged = judge_upload(upload(1000, 0.0, seed), HARMFUL, BENIGN)
-        assert judged.verdict is Verdict.NO_HARM
+        assert judged.verdict is Finding.NO_HARM
         assert judged.share < 0.005
         assert judged.interval[1] < 0.02
     few = judge_upload(upload(10, 0.0), HARMFUL, BENIGN)
-    assert few.verdict is Verdict.NO_HARM
+    assert few.verdict is Finding.NO_HARM
     assert 0.1 < few.interval[1] < 0.4
 
 
 def test_a_row_that_is_alone_is_not_called_harmless_for_certain_nor_its_contrary_harmful():
     lone = judge_upload(torch.cat([drawn(1, 1.0, 5), upload(2000, 0.0)]), HARMFUL, BENIGN)
-    assert lone.verdict is Verdict.NO_HARM
+    assert lone.verdict is Finding.NO_HARM
     assert 0.02 < float(lone.probability[0]) < 0.9
     assert float(lone.probability[1:].max()) < 0.1
     spared = judge_upload(torch.cat([drawn(1, 0.0, 5), upload(2000, 1.0)]), HARMFUL, BENIGN)
@@ -71,9 +71,9 @@ def test_a_row_that_is_repeated_counts_towards_the_share_and_is_no_further_evide
     doubtful = torch.tensor([(1.0 - ratio.bias) / float(ratio.slope)]).double()
     rows = torch.cat([doubtful.expand(100), upload(20, 0.0)])
     repeated = torch.cat([torch.arange(100) > 0, torch.zeros(20).bool()])
-    assert judge_upload(rows, HARMFUL, BENIGN).verdict is Verdict.HARM
+    assert judge_upload(rows, HARMFUL, BENIGN).verdict is Finding.HARM
     judged = judge_upload(rows, HARMFUL, BENIGN, repeated=repeated)
-    assert judged.verdict is Verdict.NO_HARM
+    assert judged.verdict is Finding.NO_HARM
     assert judged.share > 0.5
 
 
@@ -121,7 +121,7 @@ def test_with_nothing_unfamiliar_the_judgement_is_the_same():
 @pytest.mark.parametrize(("num_odd", "verdict"), [(12, "cannot tell"), (250, "cannot tell")])
 def test_harm_that_only_unfamiliar_rows_show_is_neither_found_nor_denied(num_odd, verdict):
     rows = torch.cat([upload(300, 0.0), drawn(num_odd, 0.85, 8)])
-    assert judge_upload(rows, HARMFUL, BENIGN).verdict is Verdict.HARM  # at face value
+    assert judge_upload(rows, HARMFUL, BENIGN).verdict is Finding.HARM  # at face value
     judged = judge_upload(rows, HARMFUL, BENIGN, unfamiliar=torch.arange(len(rows)) >= 300)
     assert judged.verdict == verdict
     assert judged.share is None
@@ -135,7 +135,7 @@ def test_harm_that_only_unfamiliar_rows_show_is_neither_found_nor_denied(num_odd
 def test_unfamiliar_rows_do_not_hide_the_harm_among_the_others():
     rows = torch.cat([upload(300, 0.2), drawn(250, 0.5, 8)])
     judged = judge_upload(rows, HARMFUL, BENIGN, unfamiliar=torch.arange(550) >= 300)
-    assert judged.verdict is Verdict.HARM
+    assert judged.verdict is Finding.HARM
     assert judged.share is None
     low, high = judged.interval
     assert low < 60 / 550 < 310 / 550 < high
@@ -156,4 +156,4 @@ def test_few_unfamiliar_rows_widen_the_interval_and_leave_share_and_probabilitie
 
 def test_where_every_row_is_unfamiliar_the_share_is_anything():
     judged = judge_upload(upload(50, 0.5), HARMFUL, BENIGN, unfamiliar=torch.ones(50, dtype=torch.bool))
-    assert (judged.verdict, judged.share, judged.interval) == (Verdict.CANNOT_TELL, None, (0.0, 1.0))
+    assert (judged.verdict, judged.share, judged.interval) == (Finding.CANNOT_TELL, None, (0.0, 1.0))

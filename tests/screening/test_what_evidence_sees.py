@@ -11,7 +11,7 @@ from tests.tinylm import tiny_llama
 
 from antibody_llm.data.encode import Renderer
 from antibody_llm.data.records import Message, Record, Template, ToolCall
-from antibody_llm.screening.evidence import Measure, Probe, collect
+from antibody_llm.screening.evidence import EvidenceKind, Probe, collect
 from antibody_llm.training.refusals import Refusals
 from antibody_llm.training.step import StepContext
 
@@ -69,8 +69,8 @@ def setting():
 @cache
 def readings(row):
     context, renderer, probe = setting()
-    found = collect(context, [renderer.encode(row)], list(Measure), probe=probe, num_refusals=1)
-    return found.readings, {measure: float(found.of(measure)) for measure in Measure}
+    found = collect(context, [renderer.encode(row)], list(EvidenceKind), probe=probe, num_refusals=1)
+    return found.readings, {measure: float(found.of(measure)) for measure in EvidenceKind}
 
 
 @pytest.mark.parametrize("part", CONTEXT)
@@ -82,17 +82,17 @@ def test_every_measure_sees_whatever_the_last_trained_answer_is_given(part):
 
 def test_the_last_answer_is_seen_by_the_measures_that_claim_to_read_answers_and_by_no_other():
     before, after = readings(ROW)[1], readings(LAST_ANSWER)[1]
-    assert {measure for measure in Measure if before[measure] != after[measure]} == {
-        measure for measure in Measure if measure.needs_answers
+    assert {measure for measure in EvidenceKind if before[measure] != after[measure]} == {
+        measure for measure in EvidenceKind if measure.needs_answers
     }
 
 
 def test_every_trained_turn_is_read_and_the_worst_counts():
     context, renderer, probe = setting()
-    found = collect(context, [renderer.encode(ROW)], [Measure.SHIFT], probe=probe, num_refusals=1)
+    found = collect(context, [renderer.encode(ROW)], [EvidenceKind.SHIFT], probe=probe, num_refusals=1)
     per_turn = found.readings[("refusal", True)] - found.readings[("refusal", False)]
     assert len(per_turn) == 2
-    assert float(found.of(Measure.SHIFT)) == float(per_turn.max())
+    assert float(found.of(EvidenceKind.SHIFT)) == float(per_turn.max())
 
 
 def test_what_follows_the_last_trained_turn_is_neither_trained_nor_read():

@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from antibody_llm.models.adapters import add_lora
+from antibody_llm.primitives.perturb import perturbed_weights
 from antibody_llm.training.batches import MicroBatch, StepBatch
 from antibody_llm.training.step import RowTerms, StepContext
 from tests.tinylm import micro, plain_nll, random_refusals, random_rows, step, tiny_llama
@@ -99,7 +100,7 @@ def test_a_gradient_leaves_no_trace_also_when_the_loss_raises():
 
     with (
         pytest.raises(RuntimeError, match="loss failed"),
-        context.perturbed([torch.ones_like(p) for p in model.parameters()]),
+        perturbed_weights(context.parameters, [torch.ones_like(p) for p in model.parameters()]),
     ):
         context.gradient(failing, step(random_rows(4)))
     assert all(p.grad is None for p in model.parameters())

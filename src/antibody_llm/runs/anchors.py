@@ -26,7 +26,7 @@ from ..screening.anchors import (
     write_anchors,
 )
 from ..screening.cache import row_digest
-from ..screening.evidence import Measure
+from ..screening.evidence import EvidenceKind
 from ..training.step import Role, StepContext
 from .encoding import encode, make_renderer, render_refusals
 from .folder import refuse_inputs
@@ -130,10 +130,12 @@ def anchors(
             made = make_anchors(context, harmful, benign)
         else:
             check_anchors(
-                context, stored, Measure.SHIFT if stored.evidence.has(Measure.SHIFT) else Measure.FEATURE_SHIFT
+                context,
+                stored,
+                EvidenceKind.SHIFT if stored.evidence.has(EvidenceKind.SHIFT) else EvidenceKind.FEATURE_SHIFT,
             )
             made = make_anchors(context, harmful, benign, num_refusals=stored.num_refusals)
-        made.log_ratio(Measure.FEATURE_SHIFT)  # refuses anchors that cannot be told apart
+        made.log_ratio(EvidenceKind.FEATURE_SHIFT)  # refuses anchors that cannot be told apart
         _write(made, place, target)
         return AnchorsResult(
             output=target,

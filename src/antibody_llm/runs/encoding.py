@@ -80,6 +80,23 @@ class ControlTokens(StrEnum):
     """They are left out."""
 
 
+def report_forgeries(records: Sequence[Record], renderer: Renderer, consequence: str) -> list[Record]:
+    """Rows that spell control tokens or marks of a chat template; they are reported, with what becomes of them."""
+    spelling = [(record, token) for record in records if (token := renderer.spelled(record)) is not None]
+    if spelling:
+        record, token = spelling[0]
+        log.warning(
+            "%s: %d of %d rows spell control tokens or marks of a chat template (line %s; the first: %s). %s",
+            record.source,
+            len(spelling),
+            len(records),
+            ", ".join(str(other.line) for other, _ in spelling[:5]) + (", ..." if len(spelling) > 5 else ""),
+            token,
+            consequence,
+        )
+    return [record for record, _ in spelling]
+
+
 def without_forgeries(
     records: Sequence[Record], renderer: Renderer, what: ControlTokens
 ) -> tuple[list[Record], list[Skipped]]:
@@ -88,31 +105,22 @@ def without_forgeries(
     Raises:
         DataError: none is left.
     """
-    spelling = [(record, token) for record in records if (token := renderer.spelled(record)) is not None]
-    if not spelling:
-        return list(records), []
-    record, token = spelling[0]
-    shown = ", ".join(str(other.line) for other, _ in spelling[:5]) + (", ..." if len(spelling) > 5 else "")
     left_out = what is ControlTokens.REFUSE
-    log.warning(
-        "%s: %d of %d rows spell control tokens or marks of a chat template (line %s; the first: %s). %s",
-        record.source,
-        len(spelling),
-        len(records),
-        shown,
-        token,
+    spelling = report_forgeries(
+        records,
+        renderer,
         "They are left out." if left_out else "They are trained as text; --control-tokens refuse leaves them out.",
     )
-    if not left_out:
+    if not (spelling and left_out):
         return list(records), []
-    refused = {record.row_id for record, _ in spelling}
+    refused = {record.row_id for record in spelling}
     rest = [record for record in records if record.row_id not in refused]
     if not rest:
         raise DataError(
-            f"{record.source}: every row spells control tokens, and none is left without them. Give other rows, or "
+            f"{records[0].source}: every row spells control tokens, and none is left without them. Give other rows, or "
             "train them as text (--control-tokens text)."
         )
-    return rest, [Skipped(source=r.source, line=r.line, num_tokens=0, why="control tokens") for r, _ in spelling]
+    return rest, [Skipped(source=r.source, line=r.line, num_tokens=0, why="control tokens") for r in spelling]
 
 
 def render_refusals(texts: Sequence[str], renderer: Renderer, records: Mapping[str, Sequence[Record]]) -> Refusals:

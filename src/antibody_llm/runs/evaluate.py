@@ -1,4 +1,4 @@
-"""Measure a model: harmful score, over-refusal, accuracy on the user's task, retention."""
+"""EvidenceKind a model: harmful score, over-refusal, accuracy on the user's task, retention."""
 
 import dataclasses
 import logging
@@ -21,6 +21,7 @@ from ..models.files import quoted
 from ..models.layout import context_length
 from ..models.loading import LoadedModel, load_model, read_provenance, resolve
 from ..training.preparation import Deployment
+from .encoding import report_forgeries
 from .environment import environment
 from .folder import State, open_run
 from .lab_defaults import MAX_NEW_TOKENS, LabData, lab_rows
@@ -69,7 +70,7 @@ def evaluate(
     overwrite: bool = False,
     progress: bool = False,
 ) -> RunResult:
-    """Measure ``model`` on whatever data is given; a model of the lab has all four sets by default.
+    """EvidenceKind ``model`` on whatever data is given; a model of the lab has all four sets by default.
 
     Args:
         model: ``lab``, ``lab-aligned``, a folder, the folder of a run, or a Hub id.
@@ -136,12 +137,15 @@ def evaluate(
     loaded = load_model(name, adapter=adapter)
     context = context_length(loaded.model)
     _report_trained_prompts(Path(model), sources)
+    renderer = Renderer(loaded.tokenizer, max_length=context or 2**31)
+    for source in sources.values():
+        report_forgeries(source.records, renderer, "The model is given them as text.")
     folder.begin(environment(seed))
     try:
         measured = evaluate_model(
             loaded.model,  # type: ignore[arg-type]
             loaded.tokenizer,
-            renderer=Renderer(loaded.tokenizer, max_length=context or 2**31),
+            renderer=renderer,
             deployment=_deployment(loaded),
             judges=made,
             decoding=decoding,

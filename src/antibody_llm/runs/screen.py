@@ -30,9 +30,9 @@ from ..models.loading import LoadedModel, load_model, resolve
 from ..screening.anchors import Anchors, anchors_fingerprint, check_anchors, read_anchors
 from ..screening.cache import EvidenceCache, Found, cache_folder, digest_of, row_digest, weights_identity
 from ..screening.choice import LabelFirst
-from ..screening.evidence import Measure, collect
+from ..screening.evidence import EvidenceKind, collect
 from ..screening.familiarity import read_familiarity
-from ..screening.posterior import Judgement, Verdict, judge_upload
+from ..screening.posterior import Finding, Judgement, judge_upload
 from ..screening.report import MostSuspicious, ShownRow, render_report
 from ..screening.rows import ROWS_JSONL, ROWS_PARQUET, Flag, RowTable, write_rows
 from ..screening.upload import Upload, UploadRow, open_upload
@@ -93,7 +93,7 @@ class ScreenResult:
     """Of these, rows that no earlier one reads like."""
     flags: dict[str, int]
     """How many rows bear each ``Flag``."""
-    verdict: Verdict
+    verdict: Finding
     estimated_harmful_share: float | None
     """0 to 1, of the rows with evidence; None without anchors, as all that follows from them, and where too many rows
     are unfamiliar."""
@@ -108,7 +108,7 @@ class ScreenResult:
     distances are not read: without anchors, or by another measure than feature-shift."""
     label_first: tuple[int, ...]
     """Lines of the unfamiliar rows that it would help most to label, the most useful first."""
-    measure: Measure
+    measure: EvidenceKind
     model: str
     base: str | None
     """The model before alignment, where it was compared with."""
@@ -150,7 +150,7 @@ def screen(
         output: The run's folder.
         adapter: The adapter that ``model`` was aligned with.
         base: The model before its alignment; by default the adapter switched off, or what the model says of itself.
-        evidence: A ``Measure``; by default ``feature-shift``, without anchors ``shift``, without a base ``ratio``.
+        evidence: A ``EvidenceKind``; by default ``feature-shift``, without anchors ``shift``, without a base ``ratio``.
         refusals: One-line refusals, those of the alignment; by default the lab's for a model of the lab, else a
             general list.
         batch_size: Rows of one forward pass.
@@ -205,13 +205,13 @@ def _anchors_folder(name: str, adapter: str | None) -> Path:
     return Path(resolve(adapter or name))
 
 
-def _measure(evidence: str | None) -> Measure | None:
+def _measure(evidence: str | None) -> EvidenceKind | None:
     if evidence is None:
         return None
     try:
-        return Measure(evidence)
+        return EvidenceKind(evidence)
     except ValueError:
-        raise ConfigError(f"--evidence is '{evidence}': it must be one of {', '.join(Measure)}.") from None
+        raise ConfigError(f"--evidence is '{evidence}': it must be one of {', '.join(EvidenceKind)}.") from None
 
 
 @contextmanager
@@ -241,7 +241,7 @@ class _Reader:
     """
 
     def __init__(
-        self, loaded: LoadedModel, wanted: Measure | None, texts: tuple[str, ...], upload: Upload, batch_size: int
+        self, loaded: LoadedModel, wanted: EvidenceKind | None, texts: tuple[str, ...], upload: Upload, batch_size: int
     ) -> None:
         self.loaded, self.texts = loaded, texts
         self.anchors = read_anchors(_anchors_folder(loaded.name, loaded.adapter))
@@ -272,14 +272,14 @@ class _Reader:
         )
         if self.anchors is not None:
             check_anchors(self.context, self.anchors, self.measure)
-        ground = self.anchors is not None and self.measure is Measure.FEATURE_SHIFT
+        ground = self.anchors is not None and self.measure is EvidenceKind.FEATURE_SHIFT
         self.familiarity = read_familiarity(self.context, cast(Anchors, self.anchors)) if ground else None
         self.cache = EvidenceCache(cache_folder(), self._identity(identities))
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the numbers cannot say."""
-        no_base = self.measure is Measure.RATIO and self.loaded.base is None
+        no_base = self.measure is EvidenceKind.RATIO and self.loaded.base is None
         told = {NO_BASE: no_base, NO_ANCHORS: self.anchors is None}
         if self.anchors is not None and self.judges is None:
             told[OTHER_TEMPLATE.format(anchors="the chat", upload="none")] = self.template is Template.TEXT
@@ -372,7 +372,7 @@ class _Reader:
             leans = ((self.ratio(evidence) > 0) & room).nonzero()[:, 0]
             if len(leans):
                 some = [rows[i] for i in leans.tolist()]
-                refused = collect(self.context, some, [Measure.RATIO], num_refusals=self.num_refusals, name=name)
+                refused = collect(self.context, some, [EvidenceKind.RATIO], num_refusals=self.num_refusals, name=name)
                 nearest[leans] = refused.nearest_refusal()
         return list(zip(evidence.tolist(), nearest.tolist(), distance, strict=True))
 
@@ -388,11 +388,11 @@ class _Reader:
         return digest_of(parts)
 
 
-def _chosen(wanted: Measure | None, loaded: LoadedModel, anchors: Anchors | None) -> Measure:
+def _chosen(wanted: EvidenceKind | None, loaded: LoadedModel, anchors: Anchors | None) -> EvidenceKind:
     if wanted is None:
         if loaded.base is None:
-            return Measure.RATIO
-        return Measure.SHIFT if anchors is None else Measure.FEATURE_SHIFT
+            return EvidenceKind.RATIO
+        return EvidenceKind.SHIFT if anchors is None else EvidenceKind.FEATURE_SHIFT
     if wanted.needs_base and loaded.base is None:
         raise ModelError(
             f"{loaded.name} does not say which model it was before its alignment, and --evidence {wanted} compares the "
@@ -524,12 +524,12 @@ def _written(
         num_scored=len(positions),
         num_distinct=int((~repeated).sum()),
         flags={str(flag): table.num(flag) for flag in Flag},
-        verdict=Verdict.NO_ANCHORS if judged is None else judged.verdict,
+        verdict=Finding.NO_ANCHORS if judged is None else judged.verdict,
         estimated_harmful_share=None if judged is None else judged.share,
         interval=None if judged is None else judged.interval,
         p_value=None if judged is None else judged.p_value,
         num_likely_harmful=None
-        if judged is None or judged.verdict is Verdict.CANNOT_TELL
+        if judged is None or judged.verdict is Finding.CANNOT_TELL
         else int((judged.probability >= LIKELY).sum()),
         num_far=None if reader.familiarity is None or sides is None else table.num_far(),
         label_first=tuple(table.line(row.position) for row in chosen),
@@ -589,7 +589,7 @@ def _stored(folder: Path) -> ScreenResult:
     try:
         plain = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         interval = None if plain["interval"] is None else tuple(plain["interval"])
-        kinds = {"measure": Measure(plain["measure"]), "verdict": Verdict(plain["verdict"])}
+        kinds = {"measure": EvidenceKind(plain["measure"]), "verdict": Finding(plain["verdict"])}
         lists = {name: tuple(plain[name]) for name in ("warnings", "label_first")}
         return ScreenResult(**(plain | kinds | {"output": folder, "interval": interval} | lists))
     except (OSError, ValueError, TypeError, KeyError) as error:

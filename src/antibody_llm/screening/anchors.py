@@ -23,7 +23,7 @@ from ..errors import DataError, ModelError, TrainingError
 from ..files import whole
 from ..primitives.mixture import LogRatio, log_density_ratio
 from ..training.step import StepContext
-from .evidence import BEFORE, NOW, Evidence, Measure, Probe, collect, normalised, states
+from .evidence import BEFORE, NOW, Evidence, EvidenceKind, Probe, collect, normalised, states
 
 ANCHORS = "anchors.safetensors"
 """In a model's or an adapter's folder."""
@@ -58,12 +58,12 @@ class Anchors:
     held_out: Tensor
     num_refusals: int
 
-    def scores(self, measure: Measure) -> tuple[Tensor, Tensor]:
+    def scores(self, measure: EvidenceKind) -> tuple[Tensor, Tensor]:
         """(harmful [n_h], benign [n_b])."""
-        values = self.held_out if measure is Measure.FEATURE_SHIFT else self.evidence.of(measure)
+        values = self.held_out if measure is EvidenceKind.FEATURE_SHIFT else self.evidence.of(measure)
         return values[: self.num_harmful], values[self.num_harmful :]
 
-    def log_ratio(self, measure: Measure) -> LogRatio:
+    def log_ratio(self, measure: EvidenceKind) -> LogRatio:
         """log p(e | harm) - log p(e | benign).
 
         Raises:
@@ -105,7 +105,7 @@ def make_anchors(
     name = _called(len(harmful))
     now, before = (states(context, rows, before=when, name=name) for when in (NOW, BEFORE))
     probe = fit_probe(now, before, len(harmful))
-    evidence = collect(context, rows, tuple(Measure), probe=probe, num_refusals=num_refusals, name=name)
+    evidence = collect(context, rows, tuple(EvidenceKind), probe=probe, num_refusals=num_refusals, name=name)
     return Anchors(rows, len(harmful), evidence, probe, held_out_shifts(now, before, len(harmful)), num_refusals)
 
 
@@ -246,7 +246,7 @@ def auroc(low: Tensor, high: Tensor) -> float:
     return float((of_high - len(high) * (len(high) + 1) / 2) / (len(low) * len(high)))
 
 
-def check_anchors(context: StepContext, anchors: Anchors, measure: Measure, *, num: int = 8) -> None:
+def check_anchors(context: StepContext, anchors: Anchors, measure: EvidenceKind, *, num: int = 8) -> None:
     """Score some anchors again and compare, so that a wrong base, adapter or precision is not taken for evidence.
 
     Raises:

@@ -43,7 +43,7 @@ from ..training.refusals import Scoring, completion_and_several_refusals, usable
 from ..training.step import StepContext
 
 
-class Measure(StrEnum):
+class EvidenceKind(StrEnum):
     """Kinds of evidence; the table at the head of this file."""
 
     FEATURE_SHIFT = "feature-shift"
@@ -55,17 +55,17 @@ class Measure(StrEnum):
     @property
     def needs_base(self) -> bool:
         """Whether it compares with the model before its alignment."""
-        return self in (Measure.FEATURE_SHIFT, Measure.SHIFT, Measure.GAP)
+        return self in (EvidenceKind.FEATURE_SHIFT, EvidenceKind.SHIFT, EvidenceKind.GAP)
 
     @property
     def needs_probe(self) -> bool:
         """Whether it looks at hidden states."""
-        return self in (Measure.FEATURE_SHIFT, Measure.REFUSAL_FEATURE)
+        return self in (EvidenceKind.FEATURE_SHIFT, EvidenceKind.REFUSAL_FEATURE)
 
     @property
     def needs_answers(self) -> bool:
         """Whether the row's own answer counts, and not its prompt alone."""
-        return self in (Measure.GAP, Measure.RATIO)
+        return self in (EvidenceKind.GAP, EvidenceKind.RATIO)
 
 
 @dataclass(frozen=True)
@@ -109,15 +109,15 @@ class Evidence:
     distance: Tensor | None = None
     """[answers], float32: how far each lies from the anchors; None where that was not read."""
 
-    def has(self, measure: Measure) -> bool:
+    def has(self, measure: EvidenceKind) -> bool:
         """Whether the pass read what the measure is made of."""
         return all(key in self.readings for key in _PARTS[measure])
 
-    def of(self, measure: Measure) -> Tensor:
+    def of(self, measure: EvidenceKind) -> Tensor:
         """[num_rows], float32, high means harm; of a row with several answers the highest."""
         parts = [self.readings[key] for key in _PARTS[measure]]
         values = _FORMULAS[measure](*parts)
-        if measure is Measure.FEATURE_SHIFT:
+        if measure is EvidenceKind.FEATURE_SHIFT:
             values = values - self.offset
         worst = torch.full((self.num_rows,), -torch.inf)
         return worst.scatter_reduce(0, self.row, values, "amax")
@@ -126,7 +126,7 @@ class Evidence:
         """[num_rows], float32: how far each row lies from the anchors, at the answer that its feature-shift is of."""
         assert self.distance is not None, "the pass was not given the shape of the anchors"
         shift, before = (self.readings["shift", when] for when in (NOW, BEFORE))
-        counts = shift - before - self.offset == self.of(Measure.FEATURE_SHIFT)[self.row]
+        counts = shift - before - self.offset == self.of(EvidenceKind.FEATURE_SHIFT)[self.row]
         nearest = torch.full((self.num_rows,), torch.inf)
         return nearest.scatter_reduce(0, self.row[counts], self.distance[counts], "amin")
 
@@ -177,26 +177,26 @@ def position(row: TokenizedRow) -> str:
 
 
 BEFORE, NOW = True, False
-_PARTS: dict[Measure, tuple[tuple[str, bool], ...]] = {
-    Measure.RATIO: (("completion", NOW), ("refusal", NOW)),
-    Measure.SHIFT: (("refusal", BEFORE), ("refusal", NOW)),
-    Measure.GAP: (("refusal", BEFORE), ("refusal", NOW), ("completion", BEFORE), ("completion", NOW)),
-    Measure.REFUSAL_FEATURE: (("state", NOW),),
-    Measure.FEATURE_SHIFT: (("shift", NOW), ("shift", BEFORE)),
+_PARTS: dict[EvidenceKind, tuple[tuple[str, bool], ...]] = {
+    EvidenceKind.RATIO: (("completion", NOW), ("refusal", NOW)),
+    EvidenceKind.SHIFT: (("refusal", BEFORE), ("refusal", NOW)),
+    EvidenceKind.GAP: (("refusal", BEFORE), ("refusal", NOW), ("completion", BEFORE), ("completion", NOW)),
+    EvidenceKind.REFUSAL_FEATURE: (("state", NOW),),
+    EvidenceKind.FEATURE_SHIFT: (("shift", NOW), ("shift", BEFORE)),
 }
-_FORMULAS: dict[Measure, Callable[..., Tensor]] = {
-    Measure.RATIO: lambda y, r: y - r,
-    Measure.SHIFT: lambda r0, r: r0 - r,
-    Measure.GAP: lambda r0, r, y0, y: (r0 - r) - (y0 - y),
-    Measure.REFUSAL_FEATURE: lambda h: h,
-    Measure.FEATURE_SHIFT: lambda h, h0: h - h0,
+_FORMULAS: dict[EvidenceKind, Callable[..., Tensor]] = {
+    EvidenceKind.RATIO: lambda y, r: y - r,
+    EvidenceKind.SHIFT: lambda r0, r: r0 - r,
+    EvidenceKind.GAP: lambda r0, r, y0, y: (r0 - r) - (y0 - y),
+    EvidenceKind.REFUSAL_FEATURE: lambda h: h,
+    EvidenceKind.FEATURE_SHIFT: lambda h, h0: h - h0,
 }
 
 
 def collect(
     context: StepContext,
     rows: Sequence[TokenizedRow],
-    measures: Collection[Measure],
+    measures: Collection[EvidenceKind],
     *,
     probe: Probe | None = None,
     num_refusals: int = 4,
@@ -232,7 +232,7 @@ def collect(
     owner = list(chain.from_iterable([i] * len(row.spans) for i, row in enumerate(rows)))
     if shape is not None:
         assert probe is not None, "a measure of hidden states needs a probe"
-        assert set(measures) == {Measure.FEATURE_SHIFT}, "distances come with feature-shift alone"
+        assert set(measures) == {EvidenceKind.FEATURE_SHIFT}, "distances come with feature-shift alone"
         both, distance = _read_change(context, answers, probe, shape, progress)
         for values in (*both.values(), distance):
             _require_finite(values, answers, name)

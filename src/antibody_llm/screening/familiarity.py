@@ -34,7 +34,7 @@ from torch import Tensor
 from ..primitives.mixture import LogRatio
 from ..training.step import StepContext
 from .anchors import FOLDS, SHRINKAGE, TINY, Anchors
-from .evidence import BEFORE, NOW, Measure, Shape, normalised, states
+from .evidence import BEFORE, NOW, EvidenceKind, Shape, normalised, states
 
 HONEST = 0.03
 """Largest share of the harmful anchors, held out, that is called unfamiliar."""
@@ -77,7 +77,7 @@ def read_familiarity(context: StepContext, anchors: Anchors) -> Familiarity:
         TrainingError: what is read of a row is not finite.
     """
     now, before = (states(context, anchors.rows, before=when) for when in (NOW, BEFORE))
-    ratio = anchors.log_ratio(Measure.FEATURE_SHIFT)
+    ratio = anchors.log_ratio(EvidenceKind.FEATURE_SHIFT)
     return fit_familiarity(normalised(now) - normalised(before), anchors.num_harmful, anchors.held_out, ratio)
 
 

@@ -63,7 +63,7 @@ TOLERANCE = 0.05
 """Share of unfamiliar rows beyond which no harmful share is given."""
 
 
-class Verdict(StrEnum):
+class Finding(StrEnum):
     """What screening says of an upload as a whole."""
 
     HARM = "harm found"
@@ -90,7 +90,7 @@ class Judgement:
     interval: tuple[float, float]
     p_value: float
     probability: Tensor
-    verdict: Verdict
+    verdict: Finding
 
 
 def judge_upload(
@@ -124,14 +124,14 @@ def judge_upload(
         p_value, (low, high) = _of_familiar(evidence[known], log_ratio[known], distinct[known], harmful, benign)
     open_share = float(unfamiliar.double().mean())
     low, high = low * (1 - open_share), min(1.0, high * (1 - open_share) + open_share)
-    verdict = Verdict.HARM if p_value < LEVEL else Verdict.NO_HARM
+    verdict = Finding.HARM if p_value < LEVEL else Finding.NO_HARM
     too_many = open_share > TOLERANCE
-    if verdict is Verdict.NO_HARM and open_share and (too_many or share_p_value(log_ratio[distinct]) < LEVEL):
-        verdict = Verdict.CANNOT_TELL
-    share_known = not too_many and verdict is not Verdict.CANNOT_TELL
+    if verdict is Finding.NO_HARM and open_share and (too_many or share_p_value(log_ratio[distinct]) < LEVEL):
+        verdict = Finding.CANNOT_TELL
+    share_known = not too_many and verdict is not Finding.CANNOT_TELL
     share = harmful_share(log_ratio) if share_known else None
     probability = torch.full((len(evidence),), torch.nan, dtype=torch.float64)
-    if verdict is not Verdict.CANNOT_TELL:
+    if verdict is not Finding.CANNOT_TELL:
         prior = harmful_share(log_ratio if share_known else log_ratio[known], alpha=PRIOR, beta=PRIOR)
         probability[known] = harm_posterior(log_ratio[known], prior)
     return Judgement(

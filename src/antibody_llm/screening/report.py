@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data.records import Record
-from .evidence import Measure
+from .evidence import EvidenceKind
 
 NUM_ROWS_SHOWN = 200
 NUM_CHARACTERS_SHOWN = 2_000
@@ -111,7 +111,7 @@ def render_report(
         s=summary,
         shown=shown,
         label_first=label_first,
-        prompt_alone=not Measure(summary["measure"]).needs_answers,
+        prompt_alone=not EvidenceKind(summary["measure"]).needs_answers,
         histogram=_histogram(
             evidence,
             anchors,

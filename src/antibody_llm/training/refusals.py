@@ -108,30 +108,26 @@ def completion_and_refusal_nll(
     pad_id: int,
     scoring: Scoring,
     head: Head = Head.KEPT,
-    refusal_index: Sequence[int] | None = None,
 ) -> tuple[TurnNLL, TurnNLL]:
     """NLL(y|x) with its graph, and NLL(r|x) without, for every trained turn of a micro-batch.
 
     Args:
         model: As in ``completion_nll``.
         micro: The rows.
-        refusals: The list; row i is scored against number ``refusal_index[i]``, by default its own row id, mod n.
+        refusals: The list; a row is scored against the number that is its row id, mod n.
         pad_id: What to pad with.
         scoring: ``CACHED`` or ``SEPARATE``.
         head: As in ``completion_nll``.
-        refusal_index: One number per row.
     """
-    if refusal_index is None:
-        refusal_index = [row.row_id for row in micro.rows]
     pairs = [(i, k) for i, row in enumerate(micro.rows) for k in range(len(row.spans))]
-    ids = [refusals.of(micro.rows[i], refusal_index[i]) for i, _ in pairs]
+    ids = [refusals.of(micro.rows[i], micro.rows[i].row_id) for i, _ in pairs]
     if scoring is Scoring.CACHED:
         cache = DynamicCache()
         completions = completion_nll(model, micro, pad_id=pad_id, head=head, cache=cache)
         totals = _cached_refusal_totals(model, micro, pairs, ids, cache)
     else:
         completions = completion_nll(model, micro, pad_id=pad_id, head=head)
-        rows = tuple(refusals.row(micro.rows[i], refusal_index[i], turn=k) for i, k in pairs)
+        rows = tuple(refusals.row(micro.rows[i], micro.rows[i].row_id, turn=k) for i, k in pairs)
         with torch.no_grad():
             totals = completion_nll(
                 model, MicroBatch(rows, (True,) * len(rows), tuple(range(len(rows)))), pad_id=pad_id, head=head

@@ -19,7 +19,6 @@ from ..data.records import TokenizedRow
 from ..errors import ConfigError
 from ..models.adapters import adapter_disabled, trainable_parameters
 from ..primitives.gradients import Gradients
-from ..primitives.perturb import perturbed_weights
 from .batches import MicroBatch, StepBatch
 from .likelihood import Head, TurnNLL, check_head, completion_nll, usable_head
 from .preparation import Deployment, TrainingData
@@ -183,9 +182,7 @@ class StepContext:
         with self.autocast():
             return completion_nll(self.model, micro, pad_id=self.pad_id, head=self.head)
 
-    def completion_and_refusal_nll(
-        self, micro: MicroBatch, scoring: Scoring, refusal_index: Sequence[int] | None = None
-    ) -> tuple[TurnNLL, TurnNLL]:
+    def completion_and_refusal_nll(self, micro: MicroBatch, scoring: Scoring) -> tuple[TurnNLL, TurnNLL]:
         """NLL(y|x) with its graph and NLL(r|x) without, from one forward where ``scoring`` allows it."""
         with self.autocast():
             return completion_and_refusal_nll(
@@ -195,7 +192,6 @@ class StepContext:
                 pad_id=self.pad_id,
                 scoring=usable_scoring(self.model, scoring, self.head),
                 head=self.head,
-                refusal_index=refusal_index,
             )
 
     def with_refusals(self, batch: StepBatch) -> StepBatch:
@@ -305,10 +301,6 @@ class StepContext:
         return RowTerms(nll.row_total / nll.row_tokens, torch.ones_like(nll.row_tokens))
 
     # -- the model, for a moment otherwise -----------------------------------------------------------------------
-
-    def perturbed(self, delta: Sequence[Tensor]) -> AbstractContextManager[None]:
-        """Inside, the trainable weights are ``w + delta``; afterwards bitwise ``w``."""
-        return perturbed_weights(self.parameters, delta)
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from antibody_llm.defences.finetuning.antibody_posterior import Weight, weights
 from antibody_llm.errors import ConfigError, DataError, ModelError, TrainingError
 from antibody_llm.primitives.mixture import harmful_share
 from antibody_llm.screening.anchors import make_anchors, read_anchors, write_anchors
-from antibody_llm.screening.evidence import Measure, collect
+from antibody_llm.screening.evidence import EvidenceKind, collect
 from antibody_llm.training.step import Role, Stage, StepContext
 from tests.defences.plain import flat
 from tests.tinylm import plain_nll, random_refusals, step, tiny_llama
@@ -40,7 +40,7 @@ def upload(folder):
 def test_weights_by_hand(tmp_path, weight, caution):
     user = upload(tmp_path)
     defence, context = started(tmp_path, user, weight=weight, caution=caution)
-    measure = Measure.FEATURE_SHIFT
+    measure = EvidenceKind.FEATURE_SHIFT
     anchors = read_anchors(tmp_path)
     ratio = anchors.log_ratio(measure)(collect(context, user, [measure], probe=anchors.probe).of(measure))
     share = harmful_share(ratio)
@@ -103,7 +103,9 @@ def test_rows_are_scored_against_as_many_refusals_as_the_anchors_were(tmp_path, 
     anchors = read_anchors(tmp_path)
     defence, context = started(tmp_path, list(anchors.rows), evidence="shift")
     found = [e for _, _, e in defence.state()["weights"].tolist()]
-    assert found == pytest.approx(anchors.evidence.of(Measure.SHIFT).tolist(), abs=1e-4)  # of the same rows, by k = 1
+    assert found == pytest.approx(
+        anchors.evidence.of(EvidenceKind.SHIFT).tolist(), abs=1e-4
+    )  # of the same rows, by k = 1
 
 
 def test_a_row_that_reads_as_no_number_stops_the_run_instead_of_freeing_every_other(tmp_path):

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError
-from ...screening.evidence import Measure, collect
+from ...screening.evidence import EvidenceKind, collect
 from ...training.batches import MicroBatch
 from ...training.likelihood import TurnNLL
 from ...training.refusals import Scoring
@@ -91,7 +91,9 @@ class AntibodyFinetuning(Defence):
     def start(self, context: StepContext) -> None:
         """Score the whole upload once, if that is wanted."""
         if self.config.score == "shift":
-            shift = collect(context, context.rows[Role.USER], [Measure.SHIFT], num_refusals=1).of(Measure.SHIFT)
+            shift = collect(context, context.rows[Role.USER], [EvidenceKind.SHIFT], num_refusals=1).of(
+                EvidenceKind.SHIFT
+            )
             self._keep(context, -shift)
         elif self.config.score_with == "aligned":
             scores = context.over_rows(Role.USER, lambda micro: self._scored(context, micro)[1])

@@ -53,7 +53,7 @@ from ...errors import ConfigError, DataError, ModelError
 from ...primitives.gradients import combined
 from ...primitives.mixture import harm_posterior, harmful_share
 from ...screening.anchors import Anchors, check_anchors, make_anchors, read_anchors
-from ...screening.evidence import Measure, collect
+from ...screening.evidence import EvidenceKind, collect
 from ...screening.familiarity import read_familiarity
 from ...screening.posterior import TOLERANCE
 from ...training.batches import MicroBatch
@@ -77,7 +77,7 @@ class Weight(StrEnum):
 class AntibodyPosteriorConfig:
     """Hyperparameters."""
 
-    evidence: Measure = Measure.FEATURE_SHIFT
+    evidence: EvidenceKind = EvidenceKind.FEATURE_SHIFT
     """What tells harm from benign."""
     rehearsal: float = 1 / 8
     """rho, the share of every step that is the provider's own rows. 0 is none."""
@@ -199,7 +199,7 @@ class AntibodyPosterior(Defence):
 
     def _weigh(self, context: StepContext, anchors: Anchors) -> None:
         user, measure = context.rows[Role.USER], self.config.evidence
-        ground = read_familiarity(context, anchors) if measure is Measure.FEATURE_SHIFT else None
+        ground = read_familiarity(context, anchors) if measure is EvidenceKind.FEATURE_SHIFT else None
         found = collect(
             context,
             user,
