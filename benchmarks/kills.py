@@ -23,6 +23,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -430,7 +431,7 @@ def main() -> None:
     parser.add_argument("--disks", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="the .json file")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/antibody-kills"), help="scratch")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "antibody-kills", help="scratch")
     parser.add_argument("--small", action="store_true", help="fewer of the lab's own rows, as in the tests")
     given = parser.parse_args()
     work: Path = given.work.absolute()
