@@ -21,7 +21,7 @@ import re
 import secrets
 import unicodedata
 from collections.abc import Iterable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -49,6 +49,8 @@ OTHER_MODELS = re.compile(
 )
 """Control tokens of the common families, to point at rows that try them. Nothing is split or dropped by this list."""
 _HINTS = re.compile(r"[<\[|]")
+LONG = 10_000
+"""Characters of a content that is not kept to be used again."""
 
 
 class ControlTokens:
@@ -70,6 +72,8 @@ class ControlTokens:
         self._tails = _in_any_case(token[-1] for token in self.tokens)
         self._ends_in_space = any(end.isspace() for end in self._heads | self._tails)
         self._longest = max(map(len, self.tokens), default=0)
+        # A row's texts are rendered once as its prompt and once more with its answer.
+        self._guarded_lately = lru_cache(maxsize=64)(self._guarded)
 
     @property
     def special(self) -> frozenset[str]:
@@ -88,6 +92,9 @@ class ControlTokens:
         Its first and its last character stay what they are, but for a character that alone is a control token, so that
         a template that trims, trims the same.
         """
+        return self._guarded_lately(content) if len(content) < LONG else self._guarded(content)
+
+    def _guarded(self, content: str) -> str:
         if GUARD in content:
             content = content.replace(GUARD, LITERAL)
         if not self.can_be_read_in(content):

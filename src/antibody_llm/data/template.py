@@ -400,8 +400,9 @@ class ChatTemplate:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise TemplateRefusal(reason) from error
         rendered = str(rendered)
-        allowed = ALLOWANCE + EXPANSION * len(json.dumps([chat, tools], ensure_ascii=False))
-        if len(rendered) > allowed:
+        if len(rendered) > ALLOWANCE and len(rendered) > ALLOWANCE + EXPANSION * len(
+            json.dumps([chat, tools], ensure_ascii=False)
+        ):
             raise ModelError(
                 f"the chat template of {self.owner} makes {len(rendered):,} characters of one conversation. "
                 "Use another template."
