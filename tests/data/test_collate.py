@@ -22,3 +22,12 @@ def test_a_padding_id_that_is_trained_elsewhere_stays_trained_there():
         [TokenizedRow(0, (5, 2), ((1, 2),), Template.TEXT), TokenizedRow(1, (5, 6, 2), ((1, 3),), Template.TEXT)], 2
     )
     assert batch["labels"].tolist() == [[-100, 2, -100], [-100, 6, 2]]
+
+
+def test_where_padding_is_the_end_of_sequence_each_rows_own_end_is_trained_and_no_padding():
+    eos = 2
+    rows = [
+        TokenizedRow(0, (5, 6, eos), ((1, 3),), Template.TEXT),
+        TokenizedRow(1, (5, 6, 7, 8, eos), ((2, 5),), Template.TEXT),
+    ]
+    assert pad(rows, eos)["labels"].tolist() == [[-100, 6, eos, -100, -100], [-100, -100, 7, 8, eos]]
