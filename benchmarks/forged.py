@@ -162,6 +162,20 @@ def measured(folder: Path, spelling: str, arm: str, seed: int) -> dict[str, Any]
     return row | {"num_rows": run.num_rows} | (looked_at(rows) if arm == "text" else {})
 
 
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table of docs/inputs.md: percent, worst seed, and the largest difference that marks make in one."""
+    score = {(row["spelling"], row["arm"], row["seed"]): 100 * row["harmful_score"] for row in rows}
+    lines = [
+        "| spelling | harmful score, as text | the same words without marks | largest difference in a seed |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for spelling in dict.fromkeys(row["spelling"] for row in rows):
+        pairs = [(score[key], score[spelling, "words", key[2]]) for key in score if key[:2] == (spelling, "text")]
+        worst = (max(text for text, _ in pairs), max(words for _, words in pairs), max(abs(a - b) for a, b in pairs))
+        lines.append(f"| {spelling} | " + " | ".join(f"{value:.1f}" for value in worst) + " |")
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description="What rows that spell control tokens teach, on the lab.")
@@ -179,6 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows.append(measured(options.output, spelling, arm, seed))
                 write_text(options.output / "results.json", json.dumps({"rows": rows}, indent=2) + "\n")
                 print(json.dumps(rows[-1]), flush=True)
+    if {"text", "words"} <= set(options.arms.split(",")):
+        print(markdown(rows))
     return 0
 
 
