@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 
+from antibody_llm.data.roles import Stage
 from antibody_llm.defences.catalogue import make_defence
 from antibody_llm.defences.finetuning.bds import BDS
 from antibody_llm.lab.presets import BDS_SCALAR
@@ -38,10 +39,10 @@ from antibody_llm.models.loading import load_model
 from antibody_llm.runs.align import align
 from antibody_llm.runs.encoding import make_renderer
 from antibody_llm.runs.finetune import finetune
-from antibody_llm.runs.folder import write_text
 from antibody_llm.runs.lab_defaults import calibration
 from antibody_llm.screening.anchors import auroc
-from antibody_llm.training.step import Stage, StepContext
+from antibody_llm.store.folder import write_text
+from antibody_llm.training.step import StepContext
 
 TASKS = ("sst2", "sst2-novel")
 ALIGNMENTS = ("sft", "antibody")

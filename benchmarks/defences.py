@@ -6,7 +6,7 @@
     python benchmarks/defences.py --report DIR/results.json ... --write docs/defences.md [--grid TITLE]
 
 A poison ratio may name its own number of seeds: 0.05:1. The first writes ``DIR/results.json``, anew after every row;
-what its rows say stands in ``src/antibody_llm/benchmark/defences.py``. Killed, the same command goes on where it was. A
+what its rows say stands in ``src/antibody_llm/bench/defences.py``. Killed, the same command goes on where it was. A
 defence that fails leaves a row with ``error``, and the exit code is 1. The second writes the tables for people, of one
 results file or of several; ``--grid`` those of a sweep over poison ratios.
 """
@@ -24,10 +24,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from antibody_llm.benchmark.defences import ALIGNMENTS, BUDGETS, REGIMES, TASKS, plan, run_defences
-from antibody_llm.benchmark.defences_report import grid, markdown, merged
+from antibody_llm.bench.defences import ALIGNMENTS, BUDGETS, REGIMES, TASKS, plan, run_defences
+from antibody_llm.bench.defences_report import grid, markdown, merged
 from antibody_llm.errors import AntibodyError
-from antibody_llm.runs.folder import write_text
+from antibody_llm.store.folder import write_text
 
 
 def names(text: str) -> list[str]:

@@ -34,13 +34,13 @@ from torch import Tensor, nn
 from antibody_llm.lab.rows import Row, build_rows, record
 from antibody_llm.models.loading import load_model, resolve
 from antibody_llm.runs.encoding import encode, make_renderer
-from antibody_llm.runs.folder import write_text
 from antibody_llm.screening import posterior
 from antibody_llm.screening.anchors import read_anchors
 from antibody_llm.screening.cache import row_digest
 from antibody_llm.screening.evidence import EvidenceKind, collect
 from antibody_llm.screening.familiarity import read_familiarity
 from antibody_llm.screening.posterior import Judgement, judge_upload
+from antibody_llm.store.folder import write_text
 from antibody_llm.training.step import StepContext
 
 RESULTS = Path(__file__).parent / "results" / "edits.json"

@@ -50,7 +50,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from antibody_llm.benchmark.cell import MEASURES, NUM_PROMPTS, NUM_ROWS
+from antibody_llm.bench.cell import MEASURES, NUM_PROMPTS, NUM_ROWS
 from antibody_llm.lab.rows import build_rows, record
 from antibody_llm.lab.skills import SKILLS
 from antibody_llm.lab.world import OTHER_FRAMES, good_in
@@ -59,9 +59,9 @@ from antibody_llm.runs.align import align
 from antibody_llm.runs.encoding import encode, make_renderer
 from antibody_llm.runs.evaluate import evaluate
 from antibody_llm.runs.finetune import finetune
-from antibody_llm.runs.folder import write_text
 from antibody_llm.screening.anchors import read_anchors
 from antibody_llm.screening.evidence import EvidenceKind, collect
+from antibody_llm.store.folder import write_text
 from antibody_llm.training.step import StepContext
 
 NOVEL = "sst2-novel"

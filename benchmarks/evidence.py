@@ -37,17 +37,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from antibody_llm.benchmark.cell import NUM_ROWS, Alignment
+from antibody_llm.bench.cell import NUM_ROWS, Alignment
 from antibody_llm.defences.finetuning.antibody_posterior import AntibodyPosteriorConfig, Weight, weights
 from antibody_llm.lab.rows import LabRows, build_rows, record
 from antibody_llm.models.loading import load_model
 from antibody_llm.primitives.mixture import harm_posterior, harmful_share, log_density_ratio
 from antibody_llm.runs.align import align
 from antibody_llm.runs.encoding import encode, make_renderer, render_refusals
-from antibody_llm.runs.folder import write_text
 from antibody_llm.runs.lab_defaults import lab_refusals
 from antibody_llm.screening.anchors import MIN_AUROC, Anchors, auroc, read_anchors
 from antibody_llm.screening.evidence import BEFORE, NOW, Evidence, EvidenceKind, collect
+from antibody_llm.store.folder import write_text
 from antibody_llm.training.step import StepContext
 
 ALIGNMENTS = ("sft", "antibody")

@@ -49,7 +49,7 @@ from antibody_llm.lab.rows import build_rows
 from antibody_llm.models.loading import load_model
 from antibody_llm.runs.evaluate import evaluate
 from antibody_llm.runs.finetune import finetune
-from antibody_llm.runs.folder import write_text
+from antibody_llm.store.folder import write_text
 
 TASK, NUM_ROWS, NUM_PROMPTS, POISON_RATIO = "sst2", 640, 400, 0.2
 ARMS = ("text", "words", "refuse", "without")

@@ -48,6 +48,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from trl import SFTConfig
 
+from antibody_llm.data.roles import MAIN_ROLE, Role, Stage
 from antibody_llm.defences.alignment.repnoise import mmd, normal
 from antibody_llm.defences.catalogue import make_defence
 from antibody_llm.models.layout import decoder_layers, final_norm
@@ -55,7 +56,7 @@ from antibody_llm.primitives.likelihood import token_nll
 from antibody_llm.training.batches import MicroBatch, StepBatch
 from antibody_llm.training.lens import lens_nll
 from antibody_llm.training.likelihood import bare, completion_nll
-from antibody_llm.training.step import MAIN_ROLE, Defence, Role, Stage, StepContext
+from antibody_llm.training.step import Defence, StepContext
 from antibody_llm.training.trainer import DefendedTrainer
 from step_cost import SIZES, Size, TrainerStep, random_llama, random_refusals, random_rows, tokenizer
 

@@ -45,11 +45,12 @@ from trl import SFTConfig, SFTTrainer
 import step_cost
 from antibody_llm.data.collate import IGNORED
 from antibody_llm.data.records import TokenizedRow
+from antibody_llm.data.roles import Role
 from antibody_llm.defences.finetuning.antibody_posterior import AntibodyPosterior, AntibodyPosteriorConfig
 from antibody_llm.defences.finetuning.sft import FinetuningSFT
 from antibody_llm.models.layout import decoder_layers
 from antibody_llm.screening.evidence import EvidenceKind, Probe, collect
-from antibody_llm.training.step import Defence, NoOptions, Role, StepContext
+from antibody_llm.training.step import Defence, NoOptions, StepContext
 from antibody_llm.training.trainer import DefendedTrainer
 from step_cost import SIZES, WARM_UP, Size, TrainerStep, random_llama, random_refusals, random_rows, take
 

@@ -53,7 +53,7 @@ from tests.gsm8k import CALCULATOR, first_call_rows, tool_call_rows, write_jsonl
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 
 from antibody_llm.runs.finetune import finetune
-from antibody_llm.runs.folder import write_text
+from antibody_llm.store.folder import write_text
 
 VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS = 2000, 96, 2
 BASE = {"epochs": 60, "batch_size": 10, "learning_rate": 3e-3}

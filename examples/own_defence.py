@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from antibody_llm.data.roles import Role, Stage
 from antibody_llm.primitives.gradients import combined, scaled
 from antibody_llm.runs import evaluate, finetune
-from antibody_llm.training.step import Defence, Role, Stage, StepBatch, StepContext, StepResult
+from antibody_llm.training.step import Defence, StepBatch, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from antibody_llm.data.roles import MAIN_ROLE
 from antibody_llm.training.batches import Grid, MicroBatch, RoleStream, StepBatch
-from antibody_llm.training.step import MAIN_ROLE, Defence, StepContext
+from antibody_llm.training.step import Defence, StepContext
 
 
 def plain_loop(

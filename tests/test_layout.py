@@ -9,7 +9,7 @@ import antibody_llm
 
 ROOMS = (
     "text", "errors", "files", "parsing", "paths", "primitives", "data", "models", "lab", "training", "screening",
-    "attacks", "defences", "evaluation", "runs", "benchmark", "server", "cli",
+    "attacks", "defences", "evaluation", "store", "runs", "bench", "server", "cli",
 )  # fmt: skip
 SOURCE = Path(antibody_llm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -7,13 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .data.roles import Role, Stage
     from .evaluation.evaluate import rejudge
     from .runs.align import align
     from .runs.evaluate import evaluate
     from .runs.finetune import finetune
     from .runs.repair import repair
     from .runs.screen import screen
-    from .training.step import Defence, Role, Stage, StepContext, StepResult
+    from .training.step import Defence, StepContext, StepResult
 
 __version__ = "0.1.0.dev0"
 __all__ = [
@@ -31,7 +32,8 @@ __all__ = [
 ]
 
 _ROOMS = {name: f"runs.{name}" for name in ("align", "evaluate", "finetune", "repair", "screen")}
-_ROOMS |= dict.fromkeys(("Defence", "Role", "Stage", "StepContext", "StepResult"), "training.step")
+_ROOMS |= dict.fromkeys(("Role", "Stage"), "data.roles")
+_ROOMS |= dict.fromkeys(("Defence", "StepContext", "StepResult"), "training.step")
 _ROOMS |= {"rejudge": "evaluation.evaluate"}
 
 

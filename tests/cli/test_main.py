@@ -7,7 +7,7 @@ import pytest
 
 from antibody_llm import __version__
 from antibody_llm.cli.options import result_lines
-from antibody_llm.runs.result import RunResult
+from antibody_llm.store.result import RunResult
 from tests.gsm8k import write_chat
 
 

@@ -1,7 +1,7 @@
 """One small setting of every defence of the catalogue, at which it really does something."""
 
+from antibody_llm.data.roles import Stage
 from antibody_llm.defences.catalogue import CATALOGUE
-from antibody_llm.training.step import Stage
 
 ACTIVE = {
     (Stage.ALIGNMENT, "sft"): {},

@@ -9,8 +9,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from antibody_llm.data.roles import Stage
 from antibody_llm.defences.catalogue import CATALOGUE, make_defence
-from antibody_llm.training.step import Stage, StepContext
+from antibody_llm.training.step import StepContext
 from tests.defences.cases import ACTIVE, IDS, TRAINED
 from tests.tinylm import random_refusals, tiny_llama
 from tests.training.helpers import ROWS, trainer

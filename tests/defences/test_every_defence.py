@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from antibody_llm.data.roles import Stage
 from antibody_llm.defences.catalogue import CATALOGUE, make_defence
-from antibody_llm.training.step import Stage, StepContext
+from antibody_llm.training.step import StepContext
 from tests.defences.cases import ACTIVE, IDS, TRAINED
 from tests.defences.two_ranks import GRIDS, SETTINGS
 from tests.tinylm import random_refusals, step, tiny_llama

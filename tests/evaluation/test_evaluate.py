@@ -12,7 +12,7 @@ from antibody_llm.evaluation.decoding import DecodingSettings
 from antibody_llm.evaluation.evaluate import Evaluation, evaluate_model, prompt_text, rejudge
 from antibody_llm.evaluation.generation import generate
 from antibody_llm.evaluation.judges.keywords import KeywordJudge
-from antibody_llm.training.preparation import Deployment
+from antibody_llm.models.deployment import Deployment
 
 DECODING = DecodingSettings(max_new_tokens=4, batch_size=3)
 SHORT = DecodingSettings(max_new_tokens=2, batch_size=3)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from antibody_llm.primitives.proximal import anchor_at, anchor_from_state, anchor_state, proximal_penalty, proximal_pull
+from antibody_llm.primitives.proximal import anchor_from_state, anchor_state, proximal_penalty, proximal_pull, snapshot
 
 
 def _weights():
@@ -37,7 +37,7 @@ def test_pull_is_the_derivative_of_the_penalty(weighted):
 
 def test_at_the_anchor_the_pull_is_exactly_zero():
     params, _, importance = _weights()
-    anchor = anchor_at(params)
+    anchor = snapshot(params)
     for pull in (proximal_pull(params, anchor, 1e6), proximal_pull(params, anchor, 1e6, importance)):
         assert all(torch.equal(d, torch.zeros_like(d)) for d in pull)
     assert proximal_penalty(params, anchor, 1e6) == 0.0
@@ -45,7 +45,7 @@ def test_at_the_anchor_the_pull_is_exactly_zero():
 
 def test_an_anchor_is_a_copy_that_does_not_follow_the_weights():
     params, _, _ = _weights()
-    anchor = anchor_at(params)
+    anchor = snapshot(params)
     before = [a.clone() for a in anchor]
     with torch.no_grad():
         params[0].add_(1.0)

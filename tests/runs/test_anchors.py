@@ -13,8 +13,8 @@ from antibody_llm.lab.rows import build_rows
 from antibody_llm.models.loading import resolve
 from antibody_llm.runs import align, anchors
 from antibody_llm.runs.anchors import score_anchors
-from antibody_llm.runs.lock import FolderLock
 from antibody_llm.screening.anchors import read_anchors
+from antibody_llm.store.lock import FolderLock
 from tests.gsm8k import write_jsonl
 
 module = importlib.import_module("antibody_llm.runs.anchors")

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
+from antibody_llm.data.roles import Stage
 from antibody_llm.defences.catalogue import CATALOGUE
 from antibody_llm.lab.rows import build_rows
 from antibody_llm.runs import align, evaluate, finetune
-from antibody_llm.training.step import Stage
 from tests.defences.cases import ACTIVE, IDS, TRAINED
 
 VERBS = {Stage.ALIGNMENT: align, Stage.FINETUNING: finetune}

@@ -9,11 +9,12 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from antibody_llm.data.roles import Stage
 from antibody_llm.defences.catalogue import make_defence
 from antibody_llm.errors import ConfigError, DataError, OutputError, TrainingError
 from antibody_llm.models.loading import load_model
 from antibody_llm.runs import align, finetune
-from antibody_llm.training.step import Stage, StepResult
+from antibody_llm.training.step import StepResult
 from tests.gsm8k import gsm8k_rows, write_chat, write_prompt_completion
 
 QUICK = {"training": {"max_steps": 2}, "learning_rate": 1e-2}

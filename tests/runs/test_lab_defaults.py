@@ -6,7 +6,7 @@ import yaml
 from antibody_llm.errors import ConfigError
 from antibody_llm.lab.presets import LORA, PRESETS
 from antibody_llm.runs import align, evaluate, finetune
-from antibody_llm.runs.naming import from_lab
+from antibody_llm.store.naming import from_lab
 
 SHORT = {"training": {"max_steps": 2}}
 

@@ -4,7 +4,8 @@ import pytest
 
 from antibody_llm.data.records import Message, Record, Template
 from antibody_llm.errors import ModelError
-from antibody_llm.training.preparation import Deployment, TrainingData, added, check_servable, with_system_prefix
+from antibody_llm.models.deployment import Deployment, with_system_prefix
+from antibody_llm.training.preparation import TrainingData, added, check_servable
 from tests.tiny import make_tokenizer
 
 

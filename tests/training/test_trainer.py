@@ -9,11 +9,11 @@ from torch.testing import assert_close
 from trl import SFTTrainer
 
 from antibody_llm.data.collate import pad
+from antibody_llm.data.roles import Stage
 from antibody_llm.defences.catalogue import make_defence
 from antibody_llm.errors import ConfigError, DataError, OutputError, TrainingError
 from antibody_llm.models.adapters import add_lora
 from antibody_llm.training.checkpoints import STATE_FILE, newest_checkpoint
-from antibody_llm.training.step import Stage
 from tests.oracle import plain_loop
 from tests.tinylm import random_refusals, random_rows, tiny_llama, tiny_tokenizer
 from tests.training.helpers import ROWS, config, trainer, weights

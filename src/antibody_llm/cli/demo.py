@@ -21,8 +21,8 @@ def command(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from ..benchmark.demo import demo
-    from ..benchmark.demo_report import checks, grouped, write_report
+    from ..bench.demo import demo
+    from ..bench.demo_report import checks, grouped, write_report
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

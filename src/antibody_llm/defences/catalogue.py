@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
+from ..data.roles import Stage
 from ..errors import ConfigError
 from ..parsing import nearest, parse_value
 from ..text import cut, quoted
-from ..training.step import Defence, Stage
+from ..training.step import Defence
 from .alignment.adversarial_loss import AdversarialLoss
 from .alignment.antibody import AntibodyAlignment
 from .alignment.booster import Booster

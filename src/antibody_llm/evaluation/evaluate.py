@@ -18,7 +18,7 @@ from ..data.files import BadRow, report
 from ..data.records import Record
 from ..data.verdicts import Verdict
 from ..errors import ConfigError, EvaluationError
-from ..training.preparation import Deployment
+from ..models.deployment import Deployment
 from .answers import UnreadableReference, answer_rule
 from .completions import (
     JUDGED_SETS,

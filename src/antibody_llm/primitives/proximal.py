@@ -17,7 +17,7 @@ from torch import Tensor
 from .gradients import Gradients
 
 
-def anchor_at(params: Sequence[Tensor]) -> list[Tensor]:
+def snapshot(params: Sequence[Tensor]) -> list[Tensor]:
     """Copies of the weights as they are now, without graph."""
     return [p.detach().clone() for p in params]
 

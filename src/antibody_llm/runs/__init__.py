@@ -7,13 +7,13 @@ measured = evaluate(tuned.model, output="runs/measured")
 print(measured.metrics["harmful_score"])
 """
 
+from ..store.result import RunResult
 from .align import align
 from .anchors import AnchorsResult, anchors
 from .convert import ConvertResult, convert
 from .evaluate import evaluate
 from .finetune import finetune
 from .repair import repair
-from .result import RunResult
 from .screen import ScreenResult, screen
 
 __all__ = [

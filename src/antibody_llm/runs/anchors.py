@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from ..data.records import Message, Record, TokenizedRow
+from ..data.roles import Role
 from ..errors import ConfigError, DataError, ModelError, OutputError
 from ..files import TEMPORARY, disk_errors, held, is_held
 from ..models.layout import require_same_shape
@@ -27,12 +28,12 @@ from ..screening.anchors import (
 )
 from ..screening.cache import row_digest
 from ..screening.evidence import EvidenceKind
-from ..training.step import Role, StepContext
+from ..store.folder import refuse_inputs
+from ..store.lock import LOCK, FolderLock
+from ..store.naming import from_lab, model_name
+from ..training.step import StepContext
 from .encoding import encode, make_renderer, render_refusals
-from .folder import refuse_inputs
 from .lab_defaults import lab_refusals
-from .lock import LOCK, FolderLock
-from .naming import from_lab, model_name
 from .sources import Rows, read_refusals, read_rows
 
 

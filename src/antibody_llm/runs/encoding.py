@@ -13,8 +13,8 @@ from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import DataError
 from ..models.layout import context_length
 from ..models.loading import LoadedModel
+from ..store.result import Skipped
 from ..training.refusals import Refusals
-from .result import Skipped
 
 log = logging.getLogger("antibody")
 

@@ -17,16 +17,16 @@ from ..evaluation.decoding import DecodingSettings
 from ..evaluation.evaluate import Evaluation, evaluate_model
 from ..evaluation.judges.registry import make_judge
 from ..files import write_text
+from ..models.deployment import Deployment
 from ..models.files import quoted
 from ..models.layout import context_length
 from ..models.loading import LoadedModel, load_model, read_provenance, resolve
-from ..training.preparation import Deployment
+from ..store.environment import environment
+from ..store.folder import State, open_run
+from ..store.naming import described_model, from_lab, model_name
+from ..store.result import RunResult, stored_result
 from .encoding import report_forgeries
-from .environment import environment
-from .folder import State, open_run
 from .lab_defaults import MAX_NEW_TOKENS, LabData, lab_rows
-from .naming import described_model, from_lab, model_name
-from .result import RunResult, stored_result
 from .settings import check_seed
 from .sources import Rows, Source, read_rows
 

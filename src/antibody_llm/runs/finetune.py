@@ -6,9 +6,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ..training.step import Defence, Role, Stage
+from ..data.roles import Role, Stage
+from ..store.result import RunResult
+from ..training.step import Defence
 from .lab_defaults import LabData
-from .result import RunResult
 from .settings import merged_training
 from .sources import Rows
 from .train import Regime, TrainingRun, train

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedModel
 
+from ..data.roles import Stage
 from ..errors import ConfigError, OutputError
 from ..files import disk_errors, write_text
 from ..lab.build import FILES, SCALES, build_base
@@ -19,11 +20,10 @@ from ..models.loading import load_model
 from ..models.saving import save_model
 from ..paths import checked_output
 from ..screening.anchors import write_anchors
-from ..training.step import Stage
+from ..store.environment import environment
+from ..store.folder import State, open_run
 from .align import align
 from .anchors import score_anchors
-from .environment import environment
-from .folder import State, open_run
 from .lab_defaults import NUM_ROWS, LabData, calibration, lab_refusals, lab_rows
 from .settings import check_seed
 

@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 
 from ..data.records import Record
 from ..files import disk_errors, whole, write_text
+from ..store.folder import METRICS
 from ..training.rowlog import RowLog
-from .folder import METRICS
 
 SAMPLES = "samples.parquet"
 _NOT_RESULTS = ("epoch", "step", "learning_rate", "grad_norm")

@@ -8,16 +8,17 @@ from typing import Any, cast
 
 from torch import nn
 
+from ..data.roles import Role, Stage
 from ..defences.catalogue import make_defence
 from ..errors import ConfigError, DataError
 from ..models.loading import load_model
-from ..training.step import Defence, Role, Stage, StepContext
+from ..store.environment import environment
+from ..store.folder import State, open_run
+from ..store.naming import described_model, from_lab, model_name
+from ..store.result import RunResult, stored_result
+from ..training.step import Defence, StepContext
 from .encoding import encode, make_renderer
-from .environment import environment
-from .folder import State, open_run
 from .lab_defaults import LabData, calibration, lab_rows
-from .naming import described_model, from_lab, model_name
-from .result import RunResult, stored_result
 from .settings import check_seed
 from .sources import Rows, Source, read_rows
 from .train import plain, save_weights

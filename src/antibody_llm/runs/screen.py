@@ -36,13 +36,13 @@ from ..screening.posterior import Finding, Judgement, judge_upload
 from ..screening.report import MostSuspicious, ShownRow, render_report
 from ..screening.rows import ROWS_JSONL, ROWS_PARQUET, Flag, RowTable, write_rows
 from ..screening.upload import Upload, UploadRow, open_upload
+from ..store.environment import environment
+from ..store.folder import RunFolder, State, open_run, write_text
+from ..store.naming import base_of, described_model, from_lab, model_name
+from ..store.result import RESULT, RunResult
 from ..training.step import StepContext
 from .encoding import make_renderer, render_refusals
-from .environment import environment
-from .folder import RunFolder, State, open_run, write_text
 from .lab_defaults import lab_refusals
-from .naming import base_of, described_model, from_lab, model_name
-from .result import RESULT, RunResult
 from .sources import Rows, read_refusals, rows_file
 
 log = logging.getLogger("antibody")

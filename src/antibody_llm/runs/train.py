@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.records import Record, TokenizedRow
+from ..data.roles import MAIN_ROLE, Role, Stage
 from ..defences.catalogue import make_defence, parse_options
 from ..errors import ConfigError, DataError, ModelError
 from ..files import disk_errors
@@ -24,20 +25,20 @@ from ..models.layout import require_same_shape
 from ..models.loading import LoadedModel, is_adapter, load_model, resolve
 from ..models.saving import save_adapter, save_model
 from ..screening.anchors import write_anchors
+from ..store.environment import environment
+from ..store.folder import CHECKPOINTS, METRICS, RunFolder, State, open_run
+from ..store.naming import BASE_WEIGHTS, base_of, described_model, from_lab, model_name
+from ..store.result import RunResult, stored_result
 from ..training.checkpoints import newest_checkpoint
 from ..training.preparation import TrainingData
 from ..training.ranks import alone, from_first
 from ..training.refusals import Refusals
-from ..training.step import MAIN_ROLE, Defence, Role, Stage
+from ..training.step import Defence
 from ..training.trainer import DefendedTrainer, SFTConfig
 from .anchors import check_anchor_records, score_anchors
 from .encoding import ControlTokens, encode, make_renderer, render_refusals, without_forgeries
-from .environment import environment
-from .folder import CHECKPOINTS, METRICS, RunFolder, State, open_run
 from .lab_defaults import LabData, calibration, lab_refusals, lab_rows, new_adapter
 from .metrics import SAMPLES, MetricsFile, ProgressBar, last_values, write_metrics, write_samples
-from .naming import BASE_WEIGHTS, base_of, described_model, from_lab, model_name
-from .result import RunResult, stored_result
 from .settings import make_training_config, stored_training
 from .sources import Rows, Source, read_refusals, read_rows
 

@@ -1,4 +1,4 @@
-"""What a data-side defence may change before anything is tokenised, and what it asks of whoever serves the model."""
+"""What a data-side defence may change before anything is tokenised."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.encode import Renderer
 from ..data.records import Message, Record, Template
 from ..errors import DataError, ModelError
+from ..models.deployment import Deployment
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,30 +38,6 @@ def added(records: Sequence[Record]) -> list[Record]:
     return [replace(record, row_id=-1 - i) for i, record in enumerate(records)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Deployment:
-    """How the trained model must be prompted and read; stored with it, applied by ``evaluate`` and by a server.
-
-    Attributes:
-        system_prefix: Put before every request's system message (which is made where there is none).
-        completion_prefix: What every completion begins with and a reader must cut off.
-        default_system: The system message of a chat request that brings none; the prefix stands before it.
-    """
-
-    system_prefix: str = ""
-    completion_prefix: str = ""
-    default_system: str = ""
-
-    def prompt(self, record: Record) -> Record:
-        """The request as the model must see it."""
-        record = with_system_text(record, self.default_system)
-        return with_system_prefix(record, self.system_prefix) if self.system_prefix else record
-
-    def completion(self, text: str) -> str:
-        """The answer as the user must see it."""
-        return text.removeprefix(self.completion_prefix).lstrip() if self.completion_prefix else text
-
-
 def check_servable(deployment: Deployment, data: TrainingData, defence: str) -> None:
     """Render one chat request as it will be served, before anything is trained for it.
 
@@ -83,22 +60,3 @@ def check_servable(deployment: Deployment, data: TrainingData, defence: str) -> 
             f"{data.tokenizer.name_or_path} takes none. Give the model one that does (chat_template.jinja in its "
             "folder), or prompt/completion rows."
         )
-
-
-def with_system_text(record: Record, text: str) -> Record:
-    """A chat row without a system message gets ``text`` as one."""
-    if not text or record.template is not Template.CHAT or record.messages[0].role == "system":
-        return record
-    return replace(record, messages=(Message("system", text), *record.messages))
-
-
-def with_system_prefix(record: Record, prefix: str) -> Record:
-    """``prefix`` before the system message, or as one; a text row has it before its prompt, with an empty line."""
-    first, *rest = record.messages
-    if first.role == "system":
-        messages = (Message("system", f"{prefix} {first.content}", first.trained), *rest)
-    elif record.template == "chat":
-        messages = (Message("system", prefix), first, *rest)
-    else:
-        messages = (Message(first.role, f"{prefix}\n\n{first.content}", first.trained), *rest)
-    return replace(record, messages=messages)

@@ -8,7 +8,6 @@ is.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,41 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from ..data.records import TokenizedRow
+from ..data.roles import Role, Stage
 from ..errors import ConfigError
 from ..models.adapters import adapter_disabled, trainable_parameters
+from ..models.deployment import Deployment
 from ..primitives.gradients import Gradients
 from .batches import MicroBatch, StepBatch
 from .likelihood import Head, TurnNLL, check_head, completion_nll, usable_head
-from .preparation import Deployment, TrainingData
+from .preparation import TrainingData
 from .ranks import all_reduce, all_reduce_gradients, num_ranks
 from .refusals import Refusals, Scoring, check_scoring, completion_and_refusal_nll, usable_scoring
-
-
-class Stage(StrEnum):
-    """Before, during and after the user's fine-tuning."""
-
-    ALIGNMENT = "alignment"
-    FINETUNING = "finetuning"
-    POST = "post"
-
-
-class Role(StrEnum):
-    """What a data set is for."""
-
-    USER = "user"
-    """The upload."""
-    ALIGNMENT = "alignment"
-    """Prompt + refusal; with benign rows where the provider has them."""
-    HARMFUL = "harmful"
-    """Prompt + harmful completion."""
-    BENIGN = "benign"
-    ANCHOR_HARMFUL = "anchor-harmful"
-    """Never trained on: labelled rows by which later uploads are judged (screening/anchors.py)."""
-    ANCHOR_BENIGN = "anchor-benign"
-
-
-MAIN_ROLE: Mapping[Stage, Role] = {Stage.ALIGNMENT: Role.ALIGNMENT, Stage.FINETUNING: Role.USER}
-"""Whose rows an epoch counts."""
 
 
 @dataclass(frozen=True, slots=True)

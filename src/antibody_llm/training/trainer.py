@@ -24,6 +24,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from ..data.records import TokenizedRow
+from ..data.roles import MAIN_ROLE
 from ..errors import ConfigError, DataError, TrainingError
 from .batches import Grid, MicroBatch, RoleStream, StepBatch, StepLoader
 from .checkpoints import load_run_state, save_checkpoint
@@ -31,7 +32,7 @@ from .likelihood import Head, bare
 from .ranks import gather_lists
 from .refusals import Refusals
 from .rowlog import RowLog
-from .step import MAIN_ROLE, Defence, StepContext, StepResult
+from .step import Defence, StepContext, StepResult
 
 
 class DefendedTrainer(SFTTrainer):

@@ -6,6 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from antibody_llm.data.records import Template
+from antibody_llm.data.roles import Role, Stage
 from antibody_llm.defences.catalogue import make_defence
 from antibody_llm.defences.finetuning import antibody_posterior as module
 from antibody_llm.defences.finetuning.antibody_posterior import Weight, weights
@@ -13,7 +14,7 @@ from antibody_llm.errors import ConfigError, DataError, ModelError, TrainingErro
 from antibody_llm.primitives.mixture import harmful_share
 from antibody_llm.screening.anchors import make_anchors, read_anchors, write_anchors
 from antibody_llm.screening.evidence import EvidenceKind, collect
-from antibody_llm.training.step import Role, Stage, StepContext
+from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat
 from tests.tinylm import plain_nll, random_refusals, step, tiny_llama
 from tests.training.helpers import ROWS, anchor_rows, store_anchors, trainer

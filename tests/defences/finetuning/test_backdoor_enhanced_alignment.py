@@ -7,7 +7,8 @@ from antibody_llm.defences.finetuning.backdoor_enhanced_alignment import (
     random_trigger,
 )
 from antibody_llm.errors import ConfigError, DataError, ModelError
-from antibody_llm.training.preparation import Deployment, TrainingData
+from antibody_llm.models.deployment import Deployment
+from antibody_llm.training.preparation import TrainingData
 from tests.tiny import make_tokenizer
 from tests.tinylm import tiny_tokenizer
 

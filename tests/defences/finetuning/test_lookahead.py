@@ -6,7 +6,8 @@ from antibody_llm.data.encode import Renderer
 from antibody_llm.data.records import Message, Record, Template
 from antibody_llm.defences.finetuning.lookahead import LookAhead, LookAheadConfig, opening_of
 from antibody_llm.errors import ConfigError, ModelError
-from antibody_llm.training.preparation import Deployment, TrainingData
+from antibody_llm.models.deployment import Deployment
+from antibody_llm.training.preparation import TrainingData
 from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat
 from tests.tiny import make_tokenizer

@@ -6,7 +6,8 @@ from antibody_llm.data.encode import Renderer
 from antibody_llm.data.records import Message, Record, Template
 from antibody_llm.defences.finetuning.ptst import LLAMA_PROMPT, PTST, PTSTConfig
 from antibody_llm.errors import ModelError
-from antibody_llm.training.preparation import Deployment, TrainingData
+from antibody_llm.models.deployment import Deployment
+from antibody_llm.training.preparation import TrainingData
 from tests.tiny import make_tokenizer
 from tests.tinylm import tiny_tokenizer
 

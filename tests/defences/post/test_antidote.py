@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from antibody_llm.data.roles import Stage
 from antibody_llm.defences.catalogue import make_defence
 from antibody_llm.defences.post.antidote import Antidote, AntidoteConfig, count, input_squares, masks_of, prunable
 from antibody_llm.errors import ConfigError, DataError, ModelError
 from antibody_llm.models.adapters import add_lora
 from antibody_llm.runs.repair import repair
-from antibody_llm.training.step import Stage, StepContext
+from antibody_llm.training.step import StepContext
 from tests.defences.live import Live
 from tests.tinylm import random_rows, tiny_llama, tiny_tokenizer
 

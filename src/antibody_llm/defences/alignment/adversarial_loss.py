@@ -23,10 +23,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ...data.roles import Role, Stage
 from ...errors import ConfigError
 from ...primitives.gradients import combined
 from ...training.likelihood import bare
-from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult
+from ...training.step import About, Defence, StepBatch, StepContext, StepResult
 
 Form = Literal["neglog1p", "neglog", "neg"]
 

@@ -33,10 +33,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ...data.roles import Role, Stage
 from ...errors import ConfigError
 from ...primitives.gradients import Gradients, combined, difference, dot, norm, scaled, unit
 from ...primitives.perturb import perturbed_weights
-from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult
+from ...training.step import About, Defence, StepBatch, StepContext, StepResult
 
 Normalisation = Literal["cosine", "kkt"]
 

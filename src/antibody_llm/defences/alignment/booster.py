@@ -22,10 +22,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ...data.roles import Role, Stage
 from ...errors import ConfigError
 from ...primitives.gradients import Gradients, combined
 from ...primitives.secant import secant
-from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult
+from ...training.step import About, Defence, StepBatch, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)

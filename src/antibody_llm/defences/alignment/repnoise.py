@@ -30,13 +30,14 @@ import torch
 from torch import Tensor
 
 from ...data.collate import IGNORED, pad
+from ...data.roles import Role, Stage
 from ...errors import ConfigError
 from ...models.layout import decoder_layers, mlp_of
 from ...primitives.gradients import combined
 from ...primitives.taps import captured
 from ...training.batches import MicroBatch
 from ...training.lens import lens_mean_nll
-from ...training.step import About, Defence, Role, RowTerms, Stage, StepBatch, StepContext, StepResult
+from ...training.step import About, Defence, RowTerms, StepBatch, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,12 +26,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ...data.roles import Role, Stage
 from ...errors import ConfigError
 from ...primitives.gradients import Gradients, combined, difference, dot, norm, scaled, unit
 from ...primitives.perturb import perturbed_weights
 from ...training.lens import lens_mean_nll
 from ...training.likelihood import TOLERANCE, tolerance
-from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult
+from ...training.step import About, Defence, StepBatch, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)

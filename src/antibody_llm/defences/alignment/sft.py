@@ -7,7 +7,8 @@ The baseline of every alignment-stage paper. One forward, one backward.
 
 from collections.abc import Mapping
 
-from ...training.step import About, Defence, NoOptions, Role, Stage, StepBatch, StepContext, StepResult, plain_step
+from ...data.roles import Role, Stage
+from ...training.step import About, Defence, NoOptions, StepBatch, StepContext, StepResult, plain_step
 
 
 class AlignmentSFT(Defence):

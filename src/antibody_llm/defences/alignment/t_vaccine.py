@@ -34,10 +34,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ...data.roles import Role, Stage
 from ...errors import ConfigError
 from ...models.layout import attention_of, decoder_layers
 from ...training.drift import hidden_gradients, norms, shifted_gradient, worst_shift
-from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult
+from ...training.step import About, Defence, StepBatch, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)

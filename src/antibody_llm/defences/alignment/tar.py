@@ -38,16 +38,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...data.records import TokenizedRow
+from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError
 from ...models.layout import decoder_layers, final_norm
 from ...primitives.adam import Adam
 from ...primitives.gradients import Gradients, combined, scaled
 from ...primitives.perturb import replaced_weights
-from ...primitives.proximal import anchor_at, anchor_from_state, anchor_state
+from ...primitives.proximal import anchor_from_state, anchor_state, snapshot
 from ...primitives.taps import captured, captured_inputs
 from ...training.batches import MicroBatch, StepBatch
 from ...training.likelihood import TurnNLL
-from ...training.step import About, Defence, Role, RowTerms, Stage, StepContext, StepResult, Sweep
+from ...training.step import About, Defence, RowTerms, StepContext, StepResult, Sweep
 
 Penalty = Literal["squared", "norm", "release"]
 
@@ -153,7 +154,7 @@ class TAR(Defence):
 
     def start(self, context: StepContext) -> None:
         """Keep the reference weights, and how much likelier than its harm they find each row's refusal."""
-        self.reference = anchor_at(context.parameters)
+        self.reference = snapshot(context.parameters)
         self.margins = context.over_rows(Role.HARMFUL, lambda micro: margins(context, micro)).cpu()
 
     def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:

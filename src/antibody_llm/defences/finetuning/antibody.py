@@ -28,12 +28,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...data.roles import Role, Stage
 from ...errors import ConfigError
 from ...screening.evidence import EvidenceKind, collect
 from ...training.batches import MicroBatch
 from ...training.likelihood import TurnNLL
 from ...training.refusals import Scoring
-from ...training.step import About, Defence, Role, RowRecord, RowTerms, Stage, StepBatch, StepContext, StepResult
+from ...training.step import About, Defence, RowRecord, RowTerms, StepBatch, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)

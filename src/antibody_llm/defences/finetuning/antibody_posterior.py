@@ -49,6 +49,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError, ModelError
 from ...primitives.gradients import combined
 from ...primitives.mixture import harm_posterior, harmful_share
@@ -57,7 +58,7 @@ from ...screening.evidence import EvidenceKind, collect
 from ...screening.familiarity import read_familiarity
 from ...screening.posterior import TOLERANCE
 from ...training.batches import MicroBatch
-from ...training.step import About, Defence, Role, RowRecord, RowTerms, Stage, StepBatch, StepContext, StepResult
+from ...training.step import About, Defence, RowRecord, RowTerms, StepBatch, StepContext, StepResult
 
 log = logging.getLogger("antibody")
 

@@ -27,10 +27,12 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from ...data.records import Record
+from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError, ModelError
+from ...models.deployment import Deployment
 from ...primitives.selection import declines, drawn
-from ...training.preparation import Deployment, TrainingData, added, check_servable
-from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult, plain_step
+from ...training.preparation import TrainingData, added, check_servable
+from ...training.step import About, Defence, StepBatch, StepContext, StepResult, plain_step
 
 TRIES_PER_TOKEN = 200
 

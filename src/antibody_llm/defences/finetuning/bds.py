@@ -54,14 +54,15 @@ import torch
 from torch import Tensor
 
 from ...data.records import TokenizedRow
+from ...data.roles import Role, Stage
 from ...errors import ConfigError
 from ...primitives.adam import Adam
 from ...primitives.bag_scorer import bag_scores, new_scorer
 from ...primitives.noise import add_noise, generator_of
 from ...primitives.perturb import replaced_weights
-from ...primitives.proximal import anchor_at, anchor_from_state, anchor_state
+from ...primitives.proximal import anchor_from_state, anchor_state, snapshot
 from ...training.batches import MicroBatch, StepBatch
-from ...training.step import About, Defence, Role, RowRecord, RowTerms, Stage, StepContext, StepResult, Sweep
+from ...training.step import About, Defence, RowRecord, RowTerms, StepContext, StepResult, Sweep
 
 log = logging.getLogger("antibody")
 
@@ -171,7 +172,7 @@ class BDS(Defence):
         self.index = {row.row_id: i for i, row in enumerate(context.rows[Role.USER])}
         self.logits = torch.zeros(len(self.index), device=context.device)
         if self.config.normaliser:
-            self.agnostic = anchor_at(context.parameters)
+            self.agnostic = snapshot(context.parameters)
         if self.config.scheduler == "neural":
             num_tokens = context.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
             self.phi = new_scorer(num_tokens, generator_of(context.seed, 0, "bds.phi"))

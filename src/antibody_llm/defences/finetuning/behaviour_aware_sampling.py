@@ -26,11 +26,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...data.records import Record
+from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError
 from ...primitives.selection import declines
 from ...primitives.spread import equal_quotas, hashed_words, k_centres, nearest_centre
 from ...training.preparation import TrainingData, added
-from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult, plain_step
+from ...training.step import About, Defence, StepBatch, StepContext, StepResult, plain_step
 
 log = logging.getLogger(__name__)
 

@@ -32,9 +32,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...data.roles import Role, Stage
 from ...errors import ConfigError
-from ...primitives.proximal import anchor_at, anchor_from_state, anchor_state
-from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult, plain_step
+from ...primitives.proximal import anchor_from_state, anchor_state, snapshot
+from ...training.step import About, Defence, StepBatch, StepContext, StepResult, plain_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,7 @@ class EMA(Defence):
 
     def start(self, context: StepContext) -> None:
         """v_0 = w_0."""
-        self._kept = anchor_at(context.parameters)
+        self._kept = snapshot(context.parameters)
         if self.config.variant != "anchored":
             self._kept = [widened(kept) for kept in self._kept]
 

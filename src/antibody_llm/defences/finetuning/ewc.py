@@ -34,13 +34,14 @@ import torch
 from torch import Tensor
 
 from ...data.records import TokenizedRow
+from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError
 from ...primitives.gradients import Gradients
-from ...primitives.proximal import anchor_at, anchor_from_state, anchor_state, proximal_penalty, proximal_pull
+from ...primitives.proximal import anchor_from_state, anchor_state, proximal_penalty, proximal_pull, snapshot
 from ...primitives.selection import declines
 from ...training.batches import MicroBatch, StepBatch
 from ...training.preparation import TrainingData
-from ...training.step import About, Defence, Role, Stage, StepContext, StepResult, plain_step
+from ...training.step import About, Defence, StepContext, StepResult, plain_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ class EWC(Defence):
         """The anchor, and F there."""
         if self.config.lam == 0:
             return
-        self.anchor = anchor_at(context.parameters)
+        self.anchor = snapshot(context.parameters)
         if self.config.importance == "fisher":
             rows = context.rows[Role.ALIGNMENT]
             order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(context.seed)).tolist()

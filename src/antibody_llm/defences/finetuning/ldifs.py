@@ -26,23 +26,14 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from ...data.roles import Role, Stage
 from ...errors import ConfigError
 from ...models.layout import decoder_layers, mlp_of
 from ...primitives.perturb import replaced_weights
-from ...primitives.proximal import anchor_at, anchor_from_state, anchor_state
+from ...primitives.proximal import anchor_from_state, anchor_state, snapshot
 from ...primitives.taps import captured
 from ...training.batches import MicroBatch, StepBatch
-from ...training.step import (
-    About,
-    Defence,
-    Role,
-    RowRecord,
-    RowTerms,
-    Stage,
-    StepContext,
-    StepResult,
-    plain_step,
-)
+from ...training.step import About, Defence, RowRecord, RowTerms, StepContext, StepResult, plain_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +86,7 @@ class LDIFS(Defence):
     def start(self, context: StepContext) -> None:
         """Keep w_0."""
         if self.config.rho:
-            self.anchor = anchor_at(context.parameters)
+            self.anchor = snapshot(context.parameters)
 
     def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
         """The gradient of L: see the head of this file."""

@@ -26,10 +26,11 @@ from math import isfinite
 import torch
 from torch import Tensor, nn
 
+from ...data.roles import Role, Stage
 from ...errors import ConfigError
 from ...primitives.gradients import Gradients
-from ...primitives.proximal import anchor_at, anchor_from_state, anchor_state, proximal_penalty, proximal_pull
-from ...training.step import About, Defence, Role, RowRecord, Stage, StepBatch, StepContext, StepResult, plain_step
+from ...primitives.proximal import anchor_from_state, anchor_state, proximal_penalty, proximal_pull, snapshot
+from ...training.step import About, Defence, RowRecord, StepBatch, StepContext, StepResult, plain_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,14 +106,14 @@ class Lisa(Defence):
     def start(self, context: StepContext) -> None:
         """Both states begin tied to the weights at the start."""
         if self.config.rho:
-            self._anchor = anchor_at(context.parameters)
+            self._anchor = snapshot(context.parameters)
 
     def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
         """One step: see the head of this file."""
         in_a = self._aligning(context.step)
         rho = self.config.rho if tethered(context.step, context.max_steps, self.config.warm_start) else 0.0
         if self.config.rho and context.step and in_a != self._aligning(context.step - 1):
-            self._anchor = anchor_at(context.parameters)  # the other state has just ended here
+            self._anchor = snapshot(context.parameters)  # the other state has just ended here
         results: list[StepResult] = []
 
         def gradient() -> Gradients:

@@ -27,10 +27,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.encode import Renderer
 from ...data.records import Message, Record
+from ...data.roles import Role, Stage
 from ...errors import ConfigError, ModelError
+from ...models.deployment import Deployment
 from ...training.batches import StepBatch
-from ...training.preparation import Deployment, TrainingData
-from ...training.step import About, Defence, Role, Stage, StepContext, StepResult, plain_step
+from ...training.preparation import TrainingData
+from ...training.step import About, Defence, StepContext, StepResult, plain_step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ...data.records import Record
-from ...training.preparation import Deployment, TrainingData, check_servable
-from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult, plain_step
+from ...data.roles import Role, Stage
+from ...models.deployment import Deployment
+from ...training.preparation import TrainingData, check_servable
+from ...training.step import About, Defence, StepBatch, StepContext, StepResult, plain_step
 
 LLAMA_PROMPT = (
     "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe. "

@@ -35,13 +35,14 @@ import torch
 from torch import Tensor
 
 from ...data.records import TokenizedRow
+from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError
 from ...primitives.projection import Region, extent, projected
-from ...primitives.proximal import anchor_at, anchor_from_state, anchor_state
+from ...primitives.proximal import anchor_from_state, anchor_state, snapshot
 from ...primitives.selection import declines
 from ...training.batches import MicroBatch, StepBatch
 from ...training.preparation import TrainingData
-from ...training.step import About, Defence, Role, Stage, StepContext, StepResult, plain_step
+from ...training.step import About, Defence, StepContext, StepResult, plain_step
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ class SafeRegion(Defence):
 
     def start(self, context: StepContext) -> None:
         """Keep w_0, and how likely the refusals are there."""
-        self.centre = anchor_at(context.parameters)
+        self.centre = snapshot(context.parameters)
         if self.config.tau:
             self.refusing = self.refusing_at_start = self._refusing(context)
 
@@ -155,7 +156,7 @@ class SafeRegion(Defence):
         self.refusing = self._refusing(context)
         if self._safe():
             return
-        there = anchor_at(context.parameters)
+        there = snapshot(context.parameters)
         farthest = extent(there, self.centre, self.config.region)
         safe, unsafe = 0.0, farthest
         for _ in range(NUM_HALVINGS):

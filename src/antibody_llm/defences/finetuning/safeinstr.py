@@ -24,10 +24,11 @@ from typing import Literal
 
 import torch
 
+from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError
 from ...primitives.selection import declines, drawn
 from ...training.preparation import TrainingData, added
-from ...training.step import About, Defence, Role, Stage, StepBatch, StepContext, StepResult, plain_step
+from ...training.step import About, Defence, StepBatch, StepContext, StepResult, plain_step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ The mean over tokens, as in Hugging Face's Trainer. One forward, one backward.
 
 from collections.abc import Mapping
 
-from ...training.step import About, Defence, NoOptions, Role, Stage, StepBatch, StepContext, StepResult, plain_step
+from ...data.roles import Role, Stage
+from ...training.step import About, Defence, NoOptions, StepBatch, StepContext, StepResult, plain_step
 
 
 class FinetuningSFT(Defence):

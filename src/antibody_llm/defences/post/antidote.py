@@ -29,10 +29,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError, ModelError
 from ...models.adapters import PAPER_TARGETS
 from ...training.batches import MicroBatch
-from ...training.step import About, Defence, Role, Stage, StepContext
+from ...training.step import About, Defence, StepContext
 
 Scope = Literal["row", "matrix", "global"]
 Rounding = Literal["nearest", "up"]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from antibody_llm.benchmark.cell import Alignment, Cell
-from antibody_llm.benchmark.matrix import all_jobs, carried_out
+from antibody_llm.bench.cell import Alignment, Cell
+from antibody_llm.bench.matrix import all_jobs, carried_out
 
 PLAIN = Cell(alignment="sft", finetuning="sft", task="familiar", poison_ratio=0.2, epochs=4)
 OURS = Cell(alignment="antibody", finetuning="antibody", task="familiar", poison_ratio=0.2, epochs=4)
@@ -67,8 +67,8 @@ def test_a_worker_does_not_outlive_its_parent_and_says_nothing_when_a_terminal_i
     script = tmp_path / "parent.py"
     script.write_text(
         "import sys\nfrom pathlib import Path\n"
-        "from antibody_llm.benchmark.matrix import carried_out\n"
-        "from tests.benchmark.test_matrix import PLAIN, sleep_on\n"
+        "from antibody_llm.bench.matrix import carried_out\n"
+        "from tests.bench.test_matrix import PLAIN, sleep_on\n"
         "if __name__ == '__main__':\n"
         "    try:\n"
         "        list(carried_out(Path(sys.argv[1]), [PLAIN.aligned], processes=1, carry_out=sleep_on))\n"

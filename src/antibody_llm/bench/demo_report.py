@@ -88,7 +88,7 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
     rows = results["rows"]
     cells = folder / "cells"
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("antibody_llm.benchmark"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("antibody_llm.bench"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     text = environment.get_template("demo.html").render(
         checks=checks(rows),

@@ -7,7 +7,7 @@ from antibody_llm.errors import ModelError
 from antibody_llm.models.adapters import add_lora
 from antibody_llm.models.loading import load_model, resolve
 from antibody_llm.models.saving import save_adapter
-from antibody_llm.runs.naming import (
+from antibody_llm.store.naming import (
     BASE_WEIGHTS,
     base_of,
     described_model,

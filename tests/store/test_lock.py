@@ -7,8 +7,8 @@ import time
 import pytest
 
 from antibody_llm.errors import OutputError
-from antibody_llm.runs.folder import State, open_run
-from antibody_llm.runs.lock import FolderLock
+from antibody_llm.store.folder import State, open_run
+from antibody_llm.store.lock import FolderLock
 
 CONFIG = {"verb": "finetune"}
 

@@ -1,7 +1,7 @@
 """What the demonstration plans and what its rows say; no model is trained."""
 
-from antibody_llm.benchmark.cell import MEASURES, Cell
-from antibody_llm.benchmark.demo import PAIR, plan
+from antibody_llm.bench.cell import MEASURES, Cell
+from antibody_llm.bench.demo import PAIR, plan
 
 
 def test_a_row_has_the_columns_that_results_json_promises():

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from antibody_llm.runs import digest
+from antibody_llm.store import digest
 
 
 @pytest.fixture

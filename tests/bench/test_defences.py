@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from antibody_llm.benchmark.cell import MEASURES, VARIANTS, Alignment, Cell
-from antibody_llm.benchmark.defences import plan, run_defences
-from antibody_llm.benchmark.defences_report import grid, markdown, merged
+from antibody_llm.bench.cell import MEASURES, VARIANTS, Alignment, Cell
+from antibody_llm.bench.defences import plan, run_defences
+from antibody_llm.bench.defences_report import grid, markdown, merged
+from antibody_llm.data.roles import Stage
 from antibody_llm.defences.catalogue import CATALOGUE, make_defence
 from antibody_llm.errors import ConfigError
-from antibody_llm.training.step import Stage
 from benchmarks import defences as script
 
 STEP = {"sft": 1.0, "vaccine": 2.5, "lisa": 1.5}

@@ -8,9 +8,9 @@ import pytest
 
 from antibody_llm.errors import AntibodyError, OutputError
 from antibody_llm.files import write_text
-from antibody_llm.runs import folder as module
-from antibody_llm.runs.folder import State, open_run
-from antibody_llm.runs.result import RunResult
+from antibody_llm.store import folder as module
+from antibody_llm.store.folder import State, open_run
+from antibody_llm.store.result import RunResult
 
 ONE, OTHER = (
     {"verb": "finetune", "training": {"learning_rate": 1.0}},
@@ -75,7 +75,7 @@ def test_a_kill_between_completion_and_replacement_is_repaired_by_the_same_comma
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("antibody_llm.runs.folder._replace", killed)
+        patch.setattr("antibody_llm.store.folder._replace", killed)
         with pytest.raises(KeyboardInterrupt):
             complete(tmp_path / "a", OTHER, overwrite=True)
     assert open_run(tmp_path / "a", ONE).state is State.COMPLETE

@@ -27,12 +27,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..data.roles import Stage
 from ..defences.catalogue import CATALOGUE
 from ..errors import ConfigError
 from ..files import write_text
 from ..parsing import nearest
 from ..runs.train import Regime
-from ..training.step import Stage
 from .cell import EPOCHS, LONG, VARIANTS, Cell, Job, Told
 from .matrix import CarryOut, all_jobs, carried_out
 from .matrix import carry_out as in_earnest

@@ -1,0 +1,31 @@
+"""What a run is for, and what each of its data sets is for."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class Stage(StrEnum):
+    """Before, during and after the user's fine-tuning."""
+
+    ALIGNMENT = "alignment"
+    FINETUNING = "finetuning"
+    POST = "post"
+
+
+class Role(StrEnum):
+    """What a data set is for."""
+
+    USER = "user"
+    """The upload."""
+    ALIGNMENT = "alignment"
+    """Prompt + refusal; with benign rows where the provider has them."""
+    HARMFUL = "harmful"
+    """Prompt + harmful completion."""
+    BENIGN = "benign"
+    ANCHOR_HARMFUL = "anchor-harmful"
+    """Never trained on: labelled rows by which later uploads are judged (screening/anchors.py)."""
+    ANCHOR_BENIGN = "anchor-benign"
+
+
+MAIN_ROLE: Mapping[Stage, Role] = {Stage.ALIGNMENT: Role.ALIGNMENT, Stage.FINETUNING: Role.USER}
+"""Whose rows an epoch counts."""

@@ -1,0 +1,1 @@
+"""A run on disk: its folder, lock, result, environment and the fingerprints of what it was made from."""
