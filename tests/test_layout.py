@@ -8,8 +8,9 @@ import pytest
 import antibody_llm
 
 ROOMS = (
-    "text", "errors", "files", "parsing", "paths", "primitives", "data", "models", "lab", "training", "screening",
-    "attacks", "defences", "evaluation", "store", "runs", "bench", "server", "cli",
+    "text", "mentions", "errors", "files", "parsing", "paths", "events",
+    "primitives", "data", "models", "likelihood", "lab", "profiles", "training", "screening",
+    "attacks", "defences", "evaluation", "store", "runs", "bench", "immunization", "calibration", "server", "cli",
 )  # fmt: skip
 SOURCE = Path(antibody_llm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))

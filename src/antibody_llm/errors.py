@@ -4,6 +4,7 @@ Every error here says what happened, where (file, line, field), and how to fix i
 without a traceback and ends with exit code 2; anything else that escapes is our fault and ends with 1.
 """
 
+from .mentions import Spell, in_python, mentioned, pieces, spelled
 from .text import cut, escaped
 
 
@@ -12,10 +13,23 @@ class AntibodyError(Exception):
 
     It is one line of printable characters of bounded length, whatever the file or the library said that it repeats.
     What comes from a file is to be passed through ``text.quoted`` all the same, which cuts it where it stands.
+    Settings are written with ``mentions.setting``: ``str(error)`` spells them as keyword arguments, ``spelled`` as
+    a surface asks.
+
+    Args:
+        message: What happened, where, and how to fix it.
+        field: The setting that is at fault, such as ``harmful_data`` or ``options.tau``; by default the first one that
+            the message mentions.
     """
 
-    def __init__(self, message: str = "") -> None:
-        super().__init__(cut(escaped(message)))
+    def __init__(self, message: str = "", *, field: str | None = None) -> None:
+        self._message = pieces(message, escaped)
+        self.field = field or next(iter(mentioned(message)), None)
+        super().__init__(self.spelled(in_python))
+
+    def spelled(self, spell: Spell) -> str:
+        """The message with every setting spelled as a surface's users write it."""
+        return cut(spelled(self._message, spell))
 
 
 class ConfigError(AntibodyError):

@@ -28,5 +28,5 @@ def command(
     config: o.ConfigFile = None,
     as_json: o.Json = False,
 ) -> None:
-    """EvidenceKind a model: harmful score, over-refusal, task accuracy, retention."""
+    """Measure a model: harmful score, over-refusal, task accuracy, retention."""
     o.run_verb("evaluate", dict(locals()))

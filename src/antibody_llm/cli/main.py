@@ -21,7 +21,7 @@ from .. import __version__
 from ..errors import AntibodyError
 from ..text import cut, escaped
 from . import align, anchors, convert, defences, demo, evaluate, finetune, lab, repair, screen
-from .options import system_errors
+from .options import as_flag, system_errors
 
 UsageProblem: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException, of whichever click this typer carries: 0.2x has its own."""
@@ -79,7 +79,7 @@ def run(arguments: list[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return _stopped(signal.SIGINT)
     except AntibodyError as error:
-        return _refuse(f"{_kind(error)}: {error}", as_json)
+        return _refuse(f"{_kind(error)}: {error.spelled(as_flag)}", as_json)
     except UsageProblem as error:
         context: Any = getattr(error, "ctx", None)
         if type(error).__name__ == "NoArgsIsHelpError":  # no verb was named: the help says which there are

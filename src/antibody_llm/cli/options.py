@@ -142,6 +142,14 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """What torch says of devices, and of the CPU."""
 
 
+def as_flag(name: str, value: str | None = None) -> str:
+    """A setting as the command line has it: ``--regime lora``, ``--set tau=0.3``."""
+    group, _, key = name.rpartition(".")
+    if group:
+        return f"{_flag(group)} {key}={'...' if value is None else value}"
+    return _flag(name) if value is None else f"{_flag(name)} {value}"
+
+
 def _flag(name: str) -> str:
     return {"options": "--set", "training": "--train", "judges": "--judge", "data": "DATA or --data"}.get(
         name, f"--{name.replace('_', '-')}"

@@ -1,4 +1,4 @@
-"""EvidenceKind a model: harmful score, over-refusal, accuracy on the user's task, retention."""
+"""Measure a model: harmful score, over-refusal, accuracy on the user's task, retention."""
 
 import dataclasses
 import logging
@@ -70,7 +70,7 @@ def evaluate(
     overwrite: bool = False,
     progress: bool = False,
 ) -> RunResult:
-    """EvidenceKind ``model`` on whatever data is given; a model of the lab has all four sets by default.
+    """Measure ``model`` on whatever data is given; a model of the lab has all four sets by default.
 
     Args:
         model: ``lab``, ``lab-aligned``, a folder, the folder of a run, or a Hub id.
