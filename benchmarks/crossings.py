@@ -12,6 +12,7 @@ tree lists the rooms. With BASE, a commit, that tree is traced as well; its pack
 
 import argparse
 import ast
+import itertools
 import json
 import subprocess
 import sys
@@ -116,7 +117,7 @@ def rooms(layout: str) -> list[str]:
 def climbs(files: Sequence[str], order: Sequence[str]) -> int:
     """How often the next file belongs to a room that comes later in ``order``."""
     heights = [order.index(file.split("/")[0].removesuffix(".py")) for file in files]
-    return sum(after > before for before, after in zip(heights, heights[1:], strict=False))
+    return sum(after > before for before, after in itertools.pairwise(heights))
 
 
 def crossed(tree: Tree, layout: str, folder: Path) -> Crossed:
