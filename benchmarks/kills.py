@@ -43,8 +43,7 @@ from antibody_llm.cli.main import run
 from antibody_llm.files import write_text
 from antibody_llm.lab.build import SCALES, Scale
 from antibody_llm.lab.rows import build_rows
-from antibody_llm.runs import lab_files
-from antibody_llm.runs.lab_defaults import NUM_ROWS
+from antibody_llm.profiles.lab import NUM_ROWS, LabProfile
 
 TRAINED = [*("--train", "max_steps=6", "--train", "save_steps=2", "--train", "save_total_limit=2"), "--batch-size", "4"]
 FOREIGN = {
@@ -442,7 +441,7 @@ def main() -> None:
     if given.small:
         NUM_ROWS.update(dict.fromkeys(("alignment", "harmful", "benign", "anchor-harmful", "anchor-benign"), 32))
     SCALES["speck"] = Scale(hidden=32, layers=1, steps=12, learning_rate=1e-3)
-    lab_files.calibration = lambda *key: ({}, {"max_steps": 4, "save_steps": 2})  # type: ignore[assignment]
+    LabProfile.calibration = lambda *key: ({}, {"max_steps": 4, "save_steps": 2})  # type: ignore[method-assign]
     results = _earlier(given)
     cases: list[tuple[str, int, Verb]] = []
     everything = verbs(work)

@@ -10,7 +10,8 @@ import antibody_llm
 ROOMS = (
     "text", "mentions", "errors", "files", "parsing", "paths", "events",
     "primitives", "data", "models", "likelihood", "lab", "profiles", "training", "screening",
-    "attacks", "defences", "evaluation", "store", "runs", "bench", "immunization", "calibration", "server", "cli",
+    "attacks", "defences", "evaluation", "store", "runs", "building", "bench",
+    "immunization", "calibration", "server", "cli",
 )  # fmt: skip
 SOURCE = Path(antibody_llm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))

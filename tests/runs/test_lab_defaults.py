@@ -44,5 +44,5 @@ def test_a_descendant_of_the_lab_is_known_as_one(tmp_path, tiny_llama_folder):
 
 def test_what_only_lab_rows_can_obey_is_refused_beside_a_file(tmp_path):
     rows = [{"prompt": "a", "completion": " b"}] * 16
-    with pytest.raises(ConfigError, match="--poison-ratio"):
+    with pytest.raises(ConfigError, match="poison_ratio"):
         finetune("lab", data=rows, poison_ratio=0.2, output=tmp_path / "run")

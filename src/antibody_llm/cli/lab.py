@@ -22,7 +22,7 @@ def data(
     as_json: o.Json = False,
 ) -> None:
     """Write rows of a kind as chat JSONL."""
-    from ..runs.lab_files import write_lab_data
+    from ..building.lab import write_lab_data
 
     rows = write_lab_data(
         kind,
@@ -46,7 +46,7 @@ def build(
 ) -> None:
     """Make the lab's models from nothing: OUTPUT/lab, the base, and OUTPUT/lab-aligned."""
     o.quiet()
-    from ..runs.lab_files import build_lab
+    from ..building.lab import build_lab
 
     folder = build_lab(output, scale=scale, seed=seed, progress=True)
     o.show({"output": str(folder)}, [f"{folder}"], as_json=as_json)

@@ -3,7 +3,7 @@
 Columns: ``row_id`` int64, ``set`` (harmful, benign, test, retention), ``prompt``, ``completion``, ``reference``
 (null without one), and for each judge ``verdict_<name>`` (complied, refused, incoherent; null in the sets that judges
 are not asked about, and where a judge came to no verdict). The file's metadata holds the settings under
-``antibody_llm.evaluation``, as JSON.
+``antibody.evaluation``, as JSON.
 """
 
 from collections.abc import Mapping, Sequence

@@ -221,7 +221,7 @@ def _sources(
         if rows is not None
     }
     if own or not lab:
-        which.refuse_without_lab(model)
+        which.refuse(model)
     if not own and not lab:
         raise DataError(f"{model}: there is nothing to evaluate on. Give one or more of {', '.join(_FLAGS.values())}.")
     if not own and which.task is None:

@@ -217,7 +217,7 @@ def _sources(run: TrainingRun, defence: Defence, lab: bool) -> dict[Role, Source
         else:
             raise DataError(f"{type(defence).__name__} needs {role} rows and was given none. Pass {flag} FILE.")
     if not lab or run.data.get(main) is not None:
-        run.lab.refuse_without_lab(str(run.model))
+        run.lab.refuse(str(run.model))
     benign = run.data.get(Role.BENIGN)
     if run.stage is Stage.ALIGNMENT and benign is not None:  # what must still be answered, learnt beside the refusals
         sources[main] = _joined(sources[main], read_rows(benign, name="--benign-data rows"))

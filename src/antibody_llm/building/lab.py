@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import PreTrainedModel
 
+from ..data.records import Record
 from ..data.roles import Stage
 from ..errors import ConfigError, OutputError
 from ..files import disk_errors, write_text
@@ -19,13 +20,14 @@ from ..lab.rows import build_rows
 from ..models.loading import load_model
 from ..models.saving import save_model
 from ..paths import checked_output
+from ..profiles import Choice
+from ..profiles.lab import NUM_ROWS, LabProfile
+from ..runs.align import align
+from ..runs.anchors import score_anchors
+from ..runs.settings import check_seed
 from ..screening.anchors import write_anchors
 from ..store.environment import environment
 from ..store.folder import State, open_run
-from .align import align
-from .anchors import score_anchors
-from .lab_defaults import NUM_ROWS, LabData, calibration, lab_refusals, lab_rows
-from .settings import check_seed
 
 BUILDING = ".building"
 """Folder of a build that is not complete: a run's folder, with the run of ``align`` in it."""
@@ -144,13 +146,14 @@ def build_aligned(
         seed: Of rows and order.
         progress: Show bars on stderr, if that is a terminal.
     """
-    options, training = calibration(Stage.ALIGNMENT, "antibody", "full")
+    lab = LabProfile()
+    options, training = lab.calibration(Stage.ALIGNMENT, "antibody", "full")
     run = align(
         base,
         output=scratch / "align",
         alignment_data=build_rows("alignment", NUM_ROWS["alignment"], seed=seed).rows,
         harmful_data=build_rows("harmful", NUM_ROWS["harmful"], seed=seed).rows,
-        refusals=lab_refusals(),
+        refusals=LabProfile.refusals,
         options=options,
         training=training,
         regime="full",
@@ -165,10 +168,16 @@ def build_aligned(
     anchors = score_anchors(
         load_model(str(new), base=str(base)),
         load_model(str(base)),
-        anchor_harmful=lab_rows("anchor-harmful", LabData(), seed=seed, main=False).records,
-        anchor_benign=lab_rows("anchor-benign", LabData(), seed=seed, main=False).records,
-        refusals=lab_refusals(),
+        anchor_harmful=_anchors("anchor-harmful", seed),
+        anchor_benign=_anchors("anchor-benign", seed),
+        refusals=LabProfile.refusals,
     )
     with disk_errors(aligned):
         write_anchors(new, anchors)
         new.rename(aligned)
+
+
+def _anchors(kind: str, seed: int) -> list[Record]:
+    brought = LabProfile().rows(kind, Choice(), seed=seed)
+    assert brought is not None, "the lab has anchors"
+    return brought.records

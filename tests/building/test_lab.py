@@ -1,16 +1,17 @@
 import pytest
 
+from antibody_llm.building import lab as lab_files
 from antibody_llm.errors import AntibodyError, ConfigError, OutputError
 from antibody_llm.lab.build import SCALES, Scale
 from antibody_llm.models.loading import load_model
-from antibody_llm.runs import lab_files
+from antibody_llm.profiles.lab import LabProfile
 
 
 @pytest.fixture
 def speck(monkeypatch):
     """A scale of that name, which builds in a second."""
     monkeypatch.setitem(SCALES, "speck", Scale(hidden=16, layers=1, steps=2, learning_rate=1e-3))
-    monkeypatch.setattr(lab_files, "calibration", lambda *key: ({}, {"max_steps": 1}))
+    monkeypatch.setattr(LabProfile, "calibration", lambda *key: ({}, {"max_steps": 1}))
 
 
 def test_both_models_of_the_lab_are_built_and_the_aligned_one_knows_its_base(tmp_path, speck):

@@ -1,0 +1,1 @@
+"""Worlds on disk: their rows as files, and their models trained from nothing by the verbs of ``runs``."""

@@ -1,0 +1,6 @@
+"""What a model brings by default: rows by role, refusals, calibration, and the names of judges and answer rules."""
+
+from .catalogue import profile_of
+from .protocol import Brought, Choice, Profile
+
+__all__ = ["Brought", "Choice", "Profile", "profile_of"]
