@@ -77,7 +77,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_run_state(checkpoint: Path) -> dict[str, Tensor]:
-    """The defence's tensors and the row log of a checkpoint.
+    """The defence's tensors and the row log of a checkpoint, on the CPU, wherever they were when it was written.
 
     Raises:
         TrainingError: this folder is not a whole checkpoint of ours.
@@ -87,7 +87,7 @@ def load_run_state(checkpoint: Path) -> dict[str, Tensor]:
         raise TrainingError(
             f"{checkpoint}: not a whole checkpoint of this library ({STATE_FILE} is missing). Start anew."
         )
-    state: dict[str, Tensor] = torch.load(file, weights_only=True)
+    state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
     return state
 
 
