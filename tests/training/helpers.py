@@ -72,6 +72,7 @@ def trainer(
     if defence.needs_base:
         base, place = tiny_llama(seed=9), folder / f"aligned-{args.process_index}"
         store_anchors(place, model, base, rank=args.process_index)
+        base = base.to(args.device)  # the Trainer moves the model alone
     return DefendedTrainer(
         model,
         args,
