@@ -82,6 +82,7 @@ from antibody_llm.errors import ConfigError
 from antibody_llm.models.adapters import add_lora, trainable_parameters
 from antibody_llm.models.saving import save_adapter
 from antibody_llm.runs import evaluate, finetune
+from antibody_llm.screening.evidence import states
 from antibody_llm.training.batches import MicroBatch, StepBatch
 from antibody_llm.training.likelihood import Head
 from antibody_llm.training.step import Defence, Stage, StepContext
@@ -718,7 +719,7 @@ def large_sizes(small: bool) -> dict[str, Large]:
         return {"tiny": Large(tiny, 2, False, False, 2), "tiny checkpointed": Large(tiny, 2, False, True, 2)}
     step = {"rank": 32, "prompt": 256, "completion": 256, "refusal": 16}
     one = step_cost.Size(layers=16, width=2048, mlp=8192, heads=32, vocabulary=128256, batch=8, **step)
-    seven = step_cost.Size(layers=32, width=4096, mlp=11008, heads=32, vocabulary=32000, batch=4, **step)
+    seven = step_cost.Size(layers=32, width=4096, mlp=11008, heads=32, vocabulary=32000, batch=8, **step)
     return {"1B": Large(one, 8, True, False, 7), "7B": Large(seven, 32, False, True, 5)}
 
 
@@ -849,6 +850,9 @@ def _cost_of(check: Check, label: str, large: Large, mode: str, wanted: Sequence
             if other in medians:
                 row[key] = median / medians[other]
         check.add(row)
+    if "sft (ours)" in steps and "antibody" in wanted:
+        name = f"{label}: evidence of antibody-posterior"
+        check.measure("cost", name, lambda: _evidence(check, large, steps["sft (ours)"], medians["sft (ours)"]))
     if large.checkpointing and steps:
         on = any(
             getattr(m, "gradient_checkpointing", False) for m in next(iter(steps.values())).trainer.model.modules()
@@ -858,6 +862,18 @@ def _cost_of(check: Check, label: str, large: Large, mode: str, wanted: Sequence
     gc.collect()
     if check.cuda:
         torch.cuda.empty_cache()
+
+
+def _evidence(check: Check, large: Large, ours: step_cost.TrainerStep, of_step: float) -> dict[str, Any]:
+    """What is read of every row of an upload before the first step: its prompt, with and without the adapter."""
+    context: StepContext = ours.trainer.context  # type: ignore[attr-defined]
+    rows = step_cost.random_rows(large.size, 8 if check.small else 128, large.size.completion, seed=5)
+    states(context, rows[: large.size.batch], before=True)  # warm
+    start = time.monotonic()
+    for before in (True, False):
+        states(context, rows, before=before)
+    per_row = (time.monotonic() - start) / len(rows)
+    return {"ms_per_row": 1e3 * per_row, "x_ours_per_row": per_row / (of_step / large.size.batch)}
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------------
