@@ -91,6 +91,7 @@ from antibody_llm.training.trainer import DefendedTrainer
 SECONDS = {"defences": 150.0, "lab": 80.0, "heads": 25.0, "qlora": 45.0, "fsdp": 60.0, "cost": 170.0}
 """Time box of each part, in the order in which they run. What runs in a process of its own starts first."""
 TOTAL = 520.0
+RESULTS = "gpu_check.json"
 
 
 # -- what was found ----------------------------------------------------------------------------------------------------
@@ -107,7 +108,7 @@ class Check:
     output: Path
     device: torch.device
     small: bool
-    file: str = "gpu_check.json"
+    file: str = RESULTS
     started: float = field(default_factory=time.monotonic)
     ends: float = math.inf
     """Of the part that is running, on the clock of ``started``."""
@@ -158,9 +159,12 @@ class Check:
         self.write()
 
     def write(self) -> None:
-        """Both files, whole or as they were."""
+        """Whole, or as it was."""
         said = {"environment": environment(self.device), "seconds": time.monotonic() - self.started, "rows": self.rows}
-        for name, text in ((self.file, json.dumps(said, indent=1, default=str)), (self.file[:-4] + "md", table(said))):
+        files = {self.file: json.dumps(said, indent=1, default=str)}
+        if self.file == RESULTS:
+            files[RESULTS[:-4] + "md"] = table(said)
+        for name, text in files.items():
             part = self.output / f".{name}.part"
             part.write_text(text, encoding="utf-8")
             part.replace(self.output / name)
@@ -381,7 +385,8 @@ def lab_run(defence: str, small: bool, folder: Path) -> dict[str, Any]:
     fresh_accelerator()
     start = time.monotonic()
     rows = {"num": 96, "epochs": 1} if small else {}
-    tuned = finetune("lab-aligned", output=folder / defence, defence=defence, poison_ratio=0.2, seed=0, **rows)
+    told = {"regime": "full", "poison_ratio": 0.2, "seed": 0} | rows  # the lab's adapters hardly learn this task
+    tuned = finetune("lab-aligned", output=folder / defence, defence=defence, **told)
     trained = time.monotonic() - start
     num = 16 if small else 256
     judged = evaluate(tuned.model, output=folder / f"{defence}-judged", num=num, batch_size=128)
@@ -959,7 +964,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="little of everything: tries the script itself")
     parser.add_argument("--parts", default=",".join(SECONDS), help="comma-separated (default: all)")
-    parser.add_argument("--file", default="gpu_check.json", help=argparse.SUPPRESS)  # of a part's own process
+    parser.add_argument("--file", default=RESULTS, help=argparse.SUPPRESS)  # of a part's own process
     options = parser.parse_args(argv)
     parts = options.parts.split(",")
     if unknown := set(parts) - set(SECONDS):
@@ -975,7 +980,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the parts' processes are ended too
     device = torch.device("cpu") if options.device == "cpu" else torch.device("cuda", 0)
     check = Check(options.output, device, options.small, options.file)
-    own_process = options.file != "gpu_check.json"
+    own_process = options.file != RESULTS
     if own_process:
         check.ends = check.started + TOTAL
         PARTS[parts[0]](check)
@@ -984,7 +989,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os._exit(0)  # torch's threads can abort the interpreter's own end, after all is saved
     whole(check, parts)
     check.write()
-    print((options.output / (options.file[:-4] + "md")).read_text(encoding="utf-8"))
+    print((options.output / (RESULTS[:-4] + "md")).read_text(encoding="utf-8"))
     return int(any(row["status"] in ("differs", "failed") for row in check.rows))
 
 

@@ -4,11 +4,11 @@
 set -u
 cd "$(dirname "$0")/.." || exit 2
 output=${1:-gpu-check}
-shift
+[ $# -gt 0 ] && shift
 mkdir -p "$output" || exit 2
 export PYTHONPATH="$PWD/src:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}" PYTORCH_ALLOC_CONF=expandable_segments:True
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-4}"
 set -o pipefail
 timeout --signal=TERM --kill-after=10 540 "${PYTHON:-python3}" benchmarks/gpu_check.py --output "$output" "$@" 2>&1 |
     tee "$output/log.txt"
