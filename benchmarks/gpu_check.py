@@ -452,8 +452,9 @@ def _head_gradient(device: torch.device, size: step_cost.Size, mode: str, head: 
     context.gradient("token_mean_nll", batch)  # warm
     base = start_of_peak(device)
     start = time.monotonic()
-    sweep = context.gradient("token_mean_nll", batch)
-    synchronise(device)
+    with matmul_precision(mode):
+        sweep = context.gradient("token_mean_nll", batch)
+        synchronise(device)
     found = {"loss": sweep.loss, "ms": 1e3 * (time.monotonic() - start)} | peak_above(device, base)
     return found | {"gradient": torch.cat([g.double().flatten() for g in sweep.gradients])}
 

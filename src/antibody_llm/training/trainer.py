@@ -29,6 +29,7 @@ from ..errors import ConfigError, DataError, TrainingError
 from .batches import Grid, MicroBatch, RoleStream, StepBatch, StepLoader
 from .checkpoints import load_run_state, save_checkpoint
 from .likelihood import Head, bare
+from .precision import float32_products
 from .ranks import gather_lists
 from .refusals import Refusals
 from .rowlog import RowLog
@@ -174,11 +175,12 @@ class DefendedTrainer(SFTTrainer):
         self, resume_from_checkpoint: str | Path | None = None, **kwargs: Any
     ) -> Any:
         """Train, or go on from a checkpoint folder, to bitwise the same end."""
-        if resume_from_checkpoint is None:
+        if resume_from_checkpoint is not None:
+            self._resume_state = load_run_state(Path(resume_from_checkpoint))
+            self.row_log.load_state(self._resume_state)
+            kwargs["resume_from_checkpoint"] = str(resume_from_checkpoint)
+        with float32_products(self.args.tf32):
             return super().train(**kwargs)
-        self._resume_state = load_run_state(Path(resume_from_checkpoint))
-        self.row_log.load_state(self._resume_state)
-        return super().train(resume_from_checkpoint=str(resume_from_checkpoint), **kwargs)
 
     # -- one step ------------------------------------------------------------------------------------------------
 

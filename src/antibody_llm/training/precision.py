@@ -1,0 +1,28 @@
+"""The precision of float32 matrix products, for as long as a model trains."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def float32_products(tf32: bool | None) -> Iterator[None]:
+    """Inside, products are TF32's or full float32's; None leaves them as they are. Afterwards they are as before.
+
+    ``SFTConfig(tf32=...)`` sets this for the whole process, through a function whose results transformers caches: after
+    a configuration with ``tf32=False`` and one with ``tf32=True``, a third one with ``False`` leaves TF32 on. Seen on a
+    GPU: a float32 run after a TF32 one came out with every bit of the TF32 one.
+
+    Args:
+        tf32: The field of the configuration.
+    """
+    if tf32 is None:
+        yield
+        return
+    before = torch.backends.fp32_precision
+    torch.backends.fp32_precision = "tf32" if tf32 else "ieee"
+    try:
+        yield
+    finally:
+        torch.backends.fp32_precision = before
