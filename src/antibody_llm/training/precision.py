@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -20,9 +21,10 @@ def float32_products(tf32: bool | None) -> Iterator[None]:
     if tf32 is None:
         yield
         return
-    before = torch.backends.fp32_precision
-    torch.backends.fp32_precision = "tf32" if tf32 else "ieee"
+    backends: Any = torch.backends  # its module sets the attribute on itself as a property, which mypy does not see
+    before = backends.fp32_precision
+    backends.fp32_precision = "tf32" if tf32 else "ieee"
     try:
         yield
     finally:
-        torch.backends.fp32_precision = before
+        backends.fp32_precision = before
