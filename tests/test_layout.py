@@ -10,7 +10,7 @@ import antibody_llm
 ROOMS = (
     "text", "mentions", "errors", "files", "parsing", "paths", "events",
     "primitives", "data", "models", "likelihood", "lab", "profiles", "training", "screening",
-    "attacks", "defences", "evaluation", "store", "runs", "building", "bench",
+    "attacks", "defences", "evaluation", "store", "settings", "runs", "building", "bench",
     "immunization", "calibration", "server", "cli",
 )  # fmt: skip
 SOURCE = Path(antibody_llm.__file__).parent

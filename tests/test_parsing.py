@@ -78,7 +78,7 @@ DOES_NOT_FIT: dict[str, tuple[Any, Any, str]] = {
     "infinite": (float, float("inf"), "finite"),
     "infinite inside": (tuple[float, ...], [1, float("inf")], "finite"),
     "text for a number": (int, "many", "x is 'many'"),
-    "a name that is none": (Literal["a", "b"], "c", "'a' or 'b'"),
+    "a name that is none": (Literal["a", "b"], "c", "it must be a or b"),
     "escape": (int, "\x1b[1m", r"\\x1b"),
 }
 

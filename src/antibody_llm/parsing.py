@@ -21,13 +21,14 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else "."
 
 
-def parse_value(hint: Any, value: Any, name: str, *, infinite: bool = False) -> Any:
+def parse_value(hint: Any, value: Any, name: str, *, field: str | None = None, infinite: bool = False) -> Any:
     """The value with the type that its field has.
 
     Args:
         hint: A type, as ``typing.get_type_hints`` returns it.
         value: As read from YAML or a flag; text that spells a number is one.
         name: What the user calls the field.
+        field: The setting that is at fault where the value does not fit (``AntibodyError.field``).
         infinite: Whether an infinite number may mean something, as that of a temperature does.
 
     Raises:
@@ -36,16 +37,21 @@ def parse_value(hint: Any, value: Any, name: str, *, infinite: bool = False) -> 
     from pydantic import ConfigDict, TypeAdapter, ValidationError  # here: --help need not wait for it
 
     if isinstance(value, bool) and not {bool, Any} & _types_of(hint):
-        raise ConfigError(f"{name} is {quoted(value)}: it is not of the kind yes or no.")
+        raise ConfigError(f"{name} is {quoted(value)}: it is not of the kind yes or no.", field=field)
     try:
         parsed = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
-        why = error.errors(include_url=False, include_input=False)[0]["msg"]
-        raise ConfigError(f"{name} is {quoted(value)}: {why[:1].lower()}{why[1:]}.") from error
+        first = error.errors(include_url=False, include_input=False)[0]
+        why = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+        if first["type"] == "literal_error":
+            why = f"it must be {first['ctx']['expected'].replace(chr(39), '')}"
+        raise ConfigError(f"{name} is {quoted(value)}: {why}.", field=field) from error
     except RecursionError:
-        raise ConfigError(f"{name} is {quoted(value)}: it nests too deeply.") from None
+        raise ConfigError(f"{name} is {quoted(value)}: it nests too deeply.", field=field) from None
     if not _every_number(math.isfinite if not infinite else lambda number: not math.isnan(number), parsed):
-        raise ConfigError(f"{name} is {quoted(value)}: it must be a {'' if infinite else 'finite '}number.")
+        raise ConfigError(
+            f"{name} is {quoted(value)}: it must be a {'' if infinite else 'finite '}number.", field=field
+        )
     return parsed
 
 

@@ -124,7 +124,7 @@ BAD_FLAGS = {
     "--lora targets=nose": ["no linear layer nose", "q_proj"],
     "--regime half": ["--regime is 'half'", "lora or full"],
     "--defence antibdy": ["antibdy", "did you mean 'antibody'"],
-    "--poison-ratio 0.2": ["--poison-ratio", "not a model of the lab"],
+    "--poison-ratio 0.2": ["--poison-ratio", "brings none"],
     "--learning-rte 1": ["No such option", "--learning-rate"],
     "--epochs many": ["--epochs", "valid number"],
     "--resume": ["--resume", "--overwrite"],
@@ -144,7 +144,7 @@ def test_an_absurd_flag_is_refused_by_name(antibody, kept, upload, tiny_llama_fo
 
 def test_a_missing_flag_is_named(antibody, tiny_llama_folder, upload):
     assert "--output is missing" in antibody("finetune", "--model", tiny_llama_folder, "--data", upload).stderr
-    assert "Pass --data FILE" in antibody("finetune", "--model", tiny_llama_folder, "--output", "x").stderr
+    assert "Give --data." in antibody("finetune", "--model", tiny_llama_folder, "--output", "x").stderr
     assert "--model is missing" in antibody("finetune", "--data", upload, "--output", "x").stderr
 
 

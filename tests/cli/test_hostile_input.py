@@ -41,7 +41,7 @@ YAML = {
     "bomb_model.yaml": ["bomb_model.yaml, line", "aliases make it more than"],
     "data_rec.yaml": ["data_rec.yaml, line 2", "an alias stands inside what it repeats"],
     "dup_key.yaml": ["dup_key.yaml, line 5", "the key 'seed' occurs a second time"],
-    "nul_data.yaml": ["DATA or --data is 'a\\x00b'", "NUL"],
+    "nul_data.yaml": ["--data is 'a\\x00b'", "NUL"],
     "refusals_surr.yaml": ["half a surrogate pair"],
 }
 
@@ -61,7 +61,7 @@ TEXTS = {
     "model: lab\nnum: yes\n": "yes for a number",
     "model: lab\nlearning_rate: .nan\n": "no number",
     "model: lab\noptions: {tau: 2024-13-45}\n": "a date that there is none",
-    "model: lab\noptions: {tau: .inf}\n": "an infinite option",
+    "model: lab\noptions: {tau: .nan}\n": "no number in an option",
     "model: lab\ntraining: {1: 2}\n": "a number for a name",
     "model: lab\ndata: [{a: 1}]\n": "rows of no format",
     "model: lab\ndata: [1]\n": "rows that are none",

@@ -14,10 +14,12 @@ from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from typer.models import ArgumentInfo
 
-from antibody_llm.cli import align, evaluate, finetune, lab, repair, screen
+from antibody_llm.cli import lab
+from antibody_llm.cli.verbs import command
 from antibody_llm.runs import finetune as run_finetune
-from antibody_llm.runs.settings import HONOURED
+from antibody_llm.runs.trainer_config import HONOURED
 from tests.gsm8k import write_jsonl
 from tests.tiny import LLAMA_TEMPLATE
 
@@ -85,12 +87,12 @@ def attempt(world):
     return run
 
 
-def known_flags(command) -> dict[str, str]:
+def known_flags(verb) -> dict[str, str]:
     """Flags of a verb, and what follows them."""
-    pairs = {"set_": "tau rho lam alpha", "train": " ".join(HONOURED), "lora": "r alpha targets dropout"}
+    pairs = {"options": "tau rho lam alpha", "training": " ".join(HONOURED), "lora": "r alpha targets dropout"}
     known = {}
-    for name, hint in get_type_hints(command, include_extras=True).items():
-        if name in ("return", "output", "truth") or (name == "data" and command is screen.command):
+    for name, hint in get_type_hints(verb, include_extras=True).items():
+        if name in ("return", "output", "truth") or isinstance(get_args(hint)[1], ArgumentInfo):
             continue
         kind, option = get_args(hint)
         # typer takes the first name for a default until it looks at the function.
@@ -102,15 +104,15 @@ def known_flags(command) -> dict[str, str]:
 
 ON = ["--model", "model", "--output", OUTPUT]
 COMMANDS = {
-    "finetune": (finetune.command, [*ON, "--data", "rows.jsonl", *QUICK]),
-    "align": (align.command, [*ON, "--alignment-data", "rows.jsonl", *QUICK]),
-    "evaluate": (evaluate.command, [*ON, "--test-data", "rows.jsonl", "--max-new-tokens", "2"]),
-    "repair": (repair.command, [*ON, "--adapter", "adapter", "--harmful-data", "rows.jsonl", "--batch-size", "2"]),
-    "screen": (screen.command, ["rows.jsonl", *ON, "--batch-size", "2"]),
+    "finetune": (command("finetune"), [*ON, "--data", "rows.jsonl", *QUICK]),
+    "align": (command("align"), [*ON, "--alignment-data", "rows.jsonl", *QUICK]),
+    "evaluate": (command("evaluate"), [*ON, "--test-data", "rows.jsonl", "--max-new-tokens", "2"]),
+    "repair": (command("repair"), [*ON, "--adapter", "adapter", "--harmful-data", "rows.jsonl", "--batch-size", "2"]),
+    "screen": (command("screen"), ["rows.jsonl", *ON, "--batch-size", "2"]),
     "lab data": (lab.data, ["--output", OUTPUT, "--kind", "user", "--num", "5"]),
 }
 ARGUMENTS = s.st.one_of(
-    *(s.flags(known_flags(command), [*verb.split(), *good]) for verb, (command, good) in COMMANDS.items())
+    *(s.flags(known_flags(made), [*verb.split(), *good]) for verb, (made, good) in COMMANDS.items())
 )
 CONFIGURED = {
     "finetune": {
@@ -123,7 +125,7 @@ CONFIGURED = {
     "evaluate": {"model": "model", "test_data": "rows.jsonl", "max_new_tokens": 2},
     "screen": {"model": "model", "data": "rows.jsonl"},
 }
-NAMES = sorted({name for verb in CONFIGURED for name in inspect.signature(COMMANDS[verb][0]).parameters} | {"options"})
+NAMES = sorted({name for verb in CONFIGURED for name in inspect.signature(COMMANDS[verb][0]).parameters})
 ADAPTED = ["--model", "model", "--adapter", "adapter"]
 
 

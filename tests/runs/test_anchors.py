@@ -149,7 +149,7 @@ def test_what_cannot_become_anchors_is_refused_before_a_model_is_loaded(tmp_path
     monkeypatch.setattr(module, "load_model", None)
     with pytest.raises(ConfigError, match="no rows to add"):
         anchors("lab-aligned", output=tmp_path / "copy")
-    with pytest.raises(OutputError, match="comes with the package.*--output"):
+    with pytest.raises(OutputError, match="comes with the package.*for a copy: output"):
         anchors("lab-aligned", anchor_benign_data=polite)
     with pytest.raises(ModelError, match="anchors are stored beside a model's weights"):
         anchors("someone/something", anchor_benign_data=polite)

@@ -31,7 +31,7 @@ def test_rows_are_written_one_a_line_with_a_report_of_what_was_left_out(tmp_path
 def test_an_output_that_exists_is_kept_unless_told_otherwise(tmp_path, rows):
     out = tmp_path / "out.jsonl"
     out.write_text("mine")
-    with pytest.raises(OutputError, match="exists already.*--overwrite"):
+    with pytest.raises(OutputError, match="exists already.*overwrite"):
         convert(rows, out)
     assert out.read_text() == "mine"
     convert(rows, out, overwrite=True)

@@ -45,13 +45,13 @@ def test_a_complete_evaluation_is_told_again_and_not_made_again(tmp_path, tiny_l
 
 
 def test_prompts_without_a_judge_are_refused_and_the_weak_one_offered_as_weak(tmp_path, tiny_llama_folder, sets):
-    with pytest.raises(ConfigError, match="--judge keywords, a weak baseline"):
+    with pytest.raises(ConfigError, match="Name one with judges: keywords is a weak baseline"):
         evaluate(tiny_llama_folder, output=tmp_path / "run", **sets)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_to_evaluate_on_is_refused_with_the_flags(tmp_path, tiny_llama_folder):
-    with pytest.raises(DataError, match=r"--harmful-prompts.*--retention-data"):
+    with pytest.raises(DataError, match=r"harmful_prompts.*retention_data"):
         evaluate(tiny_llama_folder, output=tmp_path / "run")
 
 

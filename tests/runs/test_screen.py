@@ -248,7 +248,7 @@ def test_anchors_of_other_weights_are_noticed_before_anything_is_scored(tmp_path
 def test_the_model_itself_as_its_base_is_refused_wherever_it_lies(tmp_path):
     copied = shutil.copytree(resolve("lab-aligned"), tmp_path / "copied")
     for base in ("lab-aligned", str(copied)):
-        with pytest.raises(ModelError, match="holds the very weights of lab-aligned.*--base must be the model as it"):
+        with pytest.raises(ModelError, match="holds the very weights of lab-aligned.*base must be the model as it"):
             screen([chat("a", "b")], "lab-aligned", base=base, output=tmp_path / "run")
     with pytest.raises(ModelError, match="holds the very weights of lab"):  # without anchors, whose check would tell
         screen([chat("a", "b")], "lab", base="lab", output=tmp_path / "run")
@@ -436,13 +436,17 @@ def test_a_bad_upload_is_refused_with_where_and_nothing_is_written(tmp_path, nam
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_measure_lacks_is_said_with_the_flag_that_gives_it(tmp_path):
-    for evidence, told in (("shift", "--base"), ("refusal-feature", "--anchor-harmful-data"), ("gap", "--base")):
+def test_what_a_measure_lacks_is_said_with_the_setting_that_gives_it(tmp_path):
+    for evidence, told in (
+        ("shift", "with base"),
+        ("refusal-feature", "with anchor_harmful_data"),
+        ("gap", "with base"),
+    ):
         with pytest.raises(ModelError, match=told):
             screen([chat("a", "b")], "lab", output=tmp_path / "run", evidence=evidence)
     with pytest.raises(ConfigError, match="must be one of feature-shift, shift"):
         screen([chat("a", "b")], "lab", output=tmp_path / "run", evidence="hunch")
-    with pytest.raises(ConfigError, match="--batch-size is 0"):
+    with pytest.raises(ConfigError, match="batch_size is 0"):
         screen([chat("a", "b")], "lab", output=tmp_path / "run", batch_size=0)
     with pytest.raises(DataError, match="list of refusals is empty"):
         screen([chat("a", "b")], "lab", output=tmp_path / "run", refusals=[])

@@ -18,7 +18,7 @@ from ..runs.align import align
 from ..runs.evaluate import evaluate
 from ..runs.finetune import finetune
 from ..runs.repair import repair
-from ..runs.train import Regime
+from ..settings import Regime
 from .cost import StepCost, stored_cost
 from .curve import HarmfulScoreCurve
 

@@ -32,7 +32,7 @@ from ..defences.catalogue import CATALOGUE
 from ..errors import ConfigError
 from ..files import write_text
 from ..parsing import nearest
-from ..runs.train import Regime
+from ..settings import Regime
 from .cell import EPOCHS, LONG, VARIANTS, Cell, Job, Told
 from .matrix import CarryOut, all_jobs, carried_out
 from .matrix import carry_out as in_earnest

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..files import write_text
 from ..lab.tasks import find_task
-from ..runs.train import Regime
+from ..settings import Regime
 from .cell import EPOCHS, LONG, Cell
 from .matrix import all_jobs, carried_out
 

@@ -24,7 +24,7 @@ from ..profiles import Choice
 from ..profiles.lab import NUM_ROWS, LabProfile
 from ..runs.align import align
 from ..runs.anchors import score_anchors
-from ..runs.settings import check_seed
+from ..runs.trainer_config import check_seed
 from ..screening.anchors import write_anchors
 from ..store.environment import environment
 from ..store.folder import State, open_run

@@ -14,7 +14,7 @@ def data(
     output: Annotated[str, typer.Option(help="The .jsonl file to write.")],
     kind: Annotated[str, typer.Option(help="user, alignment, harmful, benign, test, harmful-prompts, ...")],
     num: Annotated[int | None, typer.Option(help="Rows; by default as many as the verbs take.")] = None,
-    task: o.Task = None,
+    task: Annotated[str | None, typer.Option(help="Lab only: a task, or familiar or novel.")] = None,
     poison_ratio: Annotated[float, typer.Option(help="Of user rows: harmful share, 0 to 1.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Chooses rows and their order.")] = 0,
     truth: Annotated[str | None, typer.Option(help="Write what no trainer may see to this file.")] = None,

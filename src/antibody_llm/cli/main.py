@@ -19,9 +19,11 @@ import typer
 
 from .. import __version__
 from ..errors import AntibodyError
+from ..settings import SETTINGS
 from ..text import cut, escaped
-from . import align, anchors, convert, defences, demo, evaluate, finetune, lab, repair, screen
-from .options import as_flag, system_errors
+from . import defences, demo, lab
+from .options import system_errors
+from .verbs import command, spelling
 
 UsageProblem: type[Exception] = typer.BadParameter.__mro__[2]
 """ClickException, of whichever click this typer carries: 0.2x has its own."""
@@ -50,13 +52,8 @@ def _before_the_verb(
 ) -> None: ...
 
 
-app.command("align")(align.command)
-app.command("anchors")(anchors.command)
-app.command("finetune")(finetune.command)
-app.command("repair")(repair.command)
-app.command("screen")(screen.command)
-app.command("convert")(convert.command)
-app.command("evaluate")(evaluate.command)
+for _verb in SETTINGS:
+    app.command(_verb)(command(_verb))
 app.command("defences")(defences.command)
 app.command("demo")(demo.command)
 app.add_typer(lab.app, name="lab")
@@ -79,7 +76,7 @@ def run(arguments: list[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return _stopped(signal.SIGINT)
     except AntibodyError as error:
-        return _refuse(f"{_kind(error)}: {error.spelled(as_flag)}", as_json)
+        return _refuse(f"{_kind(error)}: {error.spelled(spelling(arguments))}", as_json)
     except UsageProblem as error:
         context: Any = getattr(error, "ctx", None)
         if type(error).__name__ == "NoArgsIsHelpError":  # no verb was named: the help says which there are

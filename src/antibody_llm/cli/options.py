@@ -1,107 +1,52 @@
-"""Flags that several verbs share, the configuration file beneath them, and what is printed in the end."""
+"""What every verb shares: the configuration file beneath its flags, its errors, and what is printed in the end."""
 
 import errno
-import inspect
 import json
 import logging
-import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any
 
 import typer
 import yaml
 
 from ..errors import AntibodyError, ConfigError, OutputError
 from ..files import from_the_disk, reason
-from ..parsing import load_yaml, nearest, parse_value
-from ..paths import as_file, checked_output, checked_path
+from ..mentions import pieces, setting, spelled
+from ..parsing import load_yaml
+from ..paths import as_file, checked_path
+from ..settings import fields_of, missing, parse_values
 from ..text import cut, escaped, quoted
 
 ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file with any of these; flags win.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-Output = Annotated[str | None, typer.Option(help="Folder of the run.")]
-Model = Annotated[str | None, typer.Option(help="lab, lab-aligned, a folder, a run's folder, or a Hub id.")]
-Adapter = Annotated[str | None, typer.Option(help="Adapter on the model.")]
-Base = Annotated[str | None, typer.Option(help="The model before its alignment.")]
-Data = Annotated[str | None, typer.Option(help="The upload: a file or a Hub data set.")]
-AlignmentData = Annotated[str | None, typer.Option(help="Prompts with refusals.")]
-HarmfulData = Annotated[str | None, typer.Option(help="Prompts with harmful completions.")]
-BenignData = Annotated[str | None, typer.Option(help="Prompts with harmless completions.")]
-AnchorHarmfulData = Annotated[str | None, typer.Option(help="Held-out harmful rows, to judge uploads by.")]
-AnchorBenignData = Annotated[str | None, typer.Option(help="Held-out harmless rows, likewise.")]
-Refusals = Annotated[str | None, typer.Option(help="One-line refusals: .txt or JSON Lines.")]
-Defence = Annotated[str | None, typer.Option(help="A name from `antibody defences`.  [default: antibody]")]
-PostDefence = Annotated[str | None, typer.Option("--defence", help="A post-stage name.  [default: antidote]")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Option of the defence; repeatable.")]
-Train = Annotated[list[str] | None, typer.Option("--train", metavar="K=V", help="Field of SFTConfig; repeatable.")]
-Lora = Annotated[list[str] | None, typer.Option("--lora", metavar="K=V", help="r, alpha, targets, dropout.")]
-Regime = Annotated[str | None, typer.Option(help="lora (default) or full.")]
-Task = Annotated[str | None, typer.Option(help="Lab only: a task, or familiar or novel.")]
-PoisonRatio = Annotated[float | None, typer.Option(help="Lab only: harmful share of the upload, 0 to 1.")]
-Num = Annotated[int | None, typer.Option(help="Lab only: number of rows.")]
-Seed = Annotated[int | None, typer.Option(help="Of everything random.  [default: 0]")]
-Epochs = Annotated[float | None, typer.Option(help="Passes over the data.")]
-BatchSize = Annotated[int | None, typer.Option(help="Rows of one forward pass on one device.")]
-LearningRate = Annotated[float | None, typer.Option(help="Peak.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the folder holds, once complete.")]
-ControlTokens = Annotated[
-    str | None, typer.Option(help="Rows that spell control tokens: text (train as text, default) or refuse.")
-]
-SkipTooLong = Annotated[bool, typer.Option("--skip-too-long", help="Leave out rows longer than the context.")]
 
 
-def run_verb(name: str, flags: dict[str, Any]) -> None:
-    """Call ``runs.NAME`` with what the command line gave, and print its result.
+def given_values(settings: type, flags: Mapping[str, Any], config: str | None) -> dict[str, Any]:
+    """The values of a verb's settings that the command line gave, over those of the configuration file.
 
     Args:
-        name: Of the function.
-        flags: The command's own arguments, by name.
-    """
-    config, as_json = flags.pop("config"), flags.pop("as_json")
-    for name_of_flag, name_of_argument in (("set_", "options"), ("train", "training")):
-        if name_of_flag in flags:
-            flags[name_of_argument] = flags.pop(name_of_flag)
-    from .. import runs  # here: it brings torch, which --help need not wait for
-
-    result = call(getattr(runs, name), flags, config)
-    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks
-        show(result.to_json(), result_lines(result), as_json=as_json)
-
-
-def call(verb: Callable[..., Any], flags: Mapping[str, Any], config: str | None) -> Any:
-    """Call a function of ``runs`` with the flags that were given over the configuration file.
+        settings: The verb's dataclass.
+        flags: By the names of its fields; None or False where a flag is not given.
+        config: The file.
 
     Raises:
         ConfigError: an unknown key or a value that does not fit (file and key named), or something required is missing.
     """
-    quiet()
-    given = {name: value for name, value in flags.items() if value is not None and value is not False}
-    for name, flag in (("options", "--set"), ("training", "--train"), ("lora", "--lora")):
-        if name in given:
-            given[name] = pairs(given[name], flag)
-    parameters, hints = inspect.signature(verb).parameters, get_type_hints(verb)
-    for name, value in given.items():
-        if isinstance(value, float):  # typer reads "nan" and "inf" as numbers
-            parse_value(hints[name], value, _flag(name))
-    stored = {} if config is None else _read_config(config, hints, [name for name in flags if name in parameters])
-    for name in ("options", "training", "lora"):
+    mappings = [field.name for field in fields_of(settings) if field.is_mapping]
+    flags = {name: value for name, value in flags.items() if value is not None and value is not False}
+    given = flags | {name: pairs(flags[name], name) for name in mappings if name in flags}
+    given = parse_values(settings, given)
+    stored = {} if config is None else parse_values(settings, _read_config(config, settings), where=config)
+    for name in mappings:
         if stored.get(name) and name in given:
             given[name] = stored[name] | given[name]
     values = stored | given
-    if "progress" in parameters:
-        values.setdefault("progress", True)
-    for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in values:
-            raise ConfigError(f"{_flag(name)} is missing. Give it, or `{name}:` in a --config file.")
-    for name, value in values.items():
-        if isinstance(value, str | Path) and _is_path(name, hints[name]):
-            (checked_output if name == "output" else checked_path)(value, _flag(name))
-    return verb(**values)
+    for name in missing(settings, values):
+        raise ConfigError(f"{setting(name)} is missing. Give it, or `{name}:` in a --config file.")
+    return values
 
 
 @contextmanager
@@ -127,7 +72,8 @@ def system_errors() -> Iterator[None]:
             isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
         ):
             raise ConfigError(
-                f"the memory does not suffice ({escaped(str(error))[:200]}). Lower --batch-size, or --lora r."
+                f"the memory does not suffice ({escaped(str(error))[:200]}). Lower {setting('batch_size')}, or "
+                f"{setting('lora.r')}."
             ) from error
         raise
 
@@ -151,22 +97,21 @@ def as_flag(name: str, value: str | None = None) -> str:
 
 
 def _flag(name: str) -> str:
-    return {"options": "--set", "training": "--train", "judges": "--judge", "data": "DATA or --data"}.get(
-        name, f"--{name.replace('_', '-')}"
-    )
+    return {"options": "--set", "training": "--train", "judges": "--judge"}.get(name, f"--{name.replace('_', '-')}")
 
 
-def _is_path(name: str, hint: Any) -> bool:
-    return name == "base" or Path in get_args(hint)
-
-
-def pairs(texts: list[str], flag: str) -> dict[str, Any]:
+def pairs(texts: list[str], field: str) -> dict[str, Any]:
     """``["tau=0.3"]`` as a dictionary; values are read as YAML, and as text where they are none.
+
+    Args:
+        texts: As they follow the flag.
+        field: The setting that they are given for.
 
     Raises:
         ConfigError: no "=", or a name that is given twice.
     """
     values: dict[str, Any] = {}
+    flag = setting(field)
     for text in texts:
         name, equals, value = text.partition("=")
         name = name.strip()
@@ -183,7 +128,15 @@ def pairs(texts: list[str], flag: str) -> dict[str, Any]:
 
 def show(result: Mapping[str, Any], lines: list[str], *, as_json: bool) -> None:
     """The result on stdout: one JSON object, or lines for a reader."""
-    print(json.dumps(result) if as_json else "\n".join(map(escaped, lines)))
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print_lines(lines)
+
+
+def print_lines(lines: list[str]) -> None:
+    """Lines for a reader on stdout."""
+    print("\n".join(map(escaped, lines)))
 
 
 def quiet() -> None:
@@ -206,10 +159,10 @@ class _Stderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """The message alone, which may repeat what a file said."""
-        print(cut(escaped(self.format(record))), file=sys.stderr)
+        print(cut(spelled(pieces(self.format(record), escaped), as_flag)), file=sys.stderr)
 
 
-def _read_config(file: str, hints: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+def _read_config(file: str, settings: type) -> dict[str, Any]:
     from ..data.files import read_text
 
     try:
@@ -221,12 +174,8 @@ def _read_config(file: str, hints: Mapping[str, Any], names: list[str]) -> dict[
         why = escaped(str(getattr(error, "problem", None) or error))
         raise ConfigError(f"{file}{where}: not YAML as it is read here ({why}). Fix the line.") from error
     if not isinstance(stored, dict):
-        raise ConfigError(f"{file}: a mapping is needed, such as `model: lab`. Keys: {', '.join(names)}.")
-    for key, value in stored.items():
-        if key not in names:
-            unknown = f"{file}: {quoted(key)}: no such key"
-            raise ConfigError(f"{unknown}{nearest(str(key)[:200], names)} Keys: {', '.join(names)}.")
-        stored[key] = parse_value(hints[key], value, f"{file}: {key}")
+        names = ", ".join(field.name for field in fields_of(settings))
+        raise ConfigError(f"{file}: a mapping is needed, such as `model: lab`. Keys: {names}.")
     return stored
 
 

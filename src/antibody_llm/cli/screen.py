@@ -1,46 +1,12 @@
-"""``antibody screen``: which rows of an upload are suspicious."""
+"""What ``antibody screen`` shows of its result."""
 
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from ..errors import ConfigError
 from ..text import escaped
-from . import options as o
 
 
-def command(
-    data: Annotated[str | None, typer.Argument(metavar="DATA", help="The upload: a file or a Hub data set.")] = None,
-    model: o.Model = None,
-    adapter: o.Adapter = None,
-    base: o.Base = None,
-    evidence: Annotated[
-        str | None,
-        typer.Option(help="feature-shift, shift, gap, ratio or refusal-feature.  [default: the best there is]"),
-    ] = None,
-    refusals: o.Refusals = None,
-    output: o.Output = None,
-    batch_size: o.BatchSize = None,
-    overwrite: o.Overwrite = False,
-    config: o.ConfigFile = None,
-    as_json: o.Json = False,
-) -> None:
-    """Report which rows of an upload are suspicious, and what share is harmful."""
-    flags = dict(locals())
-    for name in ("config", "as_json"):
-        del flags[name]
-    if data is None and config is None:
-        raise ConfigError("DATA is missing. Name the upload: antibody screen FILE --model M --output DIR.")
-    from .. import runs  # here: it brings torch, which --help need not wait for
-
-    result = o.call(runs.screen, flags, config)
-    if as_json:
-        o.show(result.to_json(), [], as_json=True)
-    else:
-        _print(result)
-
-
-def _print(result: Any) -> None:
+def print_result(result: Any) -> None:
+    """A screening as a table for a reader."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from ..data.records import Record
 from ..errors import ConfigError
@@ -19,6 +19,11 @@ class Choice:
     """A task's name, or the name of one of the profile's kinds of task."""
     poison_ratio: float | None = None
     """Harmful share of the upload, 0 to 1."""
+
+    @classmethod
+    def of(cls, settings: Any) -> Self:
+        """What the settings of a verb choose."""
+        return cls(**{field.name: getattr(settings, field.name, None) for field in fields(cls)})
 
     def refuse(self, model: str) -> None:
         """Refuse what only a profile's rows can obey, where the data of a run is given or ``model`` brings none.

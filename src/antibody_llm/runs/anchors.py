@@ -13,6 +13,7 @@ from ..data.records import Message, Record, TokenizedRow
 from ..data.roles import Role
 from ..errors import ConfigError, DataError, ModelError, OutputError
 from ..files import TEMPORARY, disk_errors, held, is_held
+from ..mentions import setting
 from ..models.layout import require_same_shape
 from ..models.loading import PACKAGED, LoadedModel, load_model, resolve
 from ..paths import checked_output
@@ -28,13 +29,15 @@ from ..screening.anchors import (
 )
 from ..screening.cache import row_digest
 from ..screening.evidence import EvidenceKind
+from ..settings import AnchorsSettings, rows_of
 from ..store.folder import refuse_inputs
 from ..store.lock import LOCK, FolderLock
 from ..store.naming import from_lab, model_name
 from ..training.step import StepContext
 from .encoding import encode, make_renderer, render_refusals
 from .lab_defaults import lab_refusals
-from .sources import Rows, read_refusals, read_rows
+from .sources import read_refusals, read_rows
+from .verb import verb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,61 +58,43 @@ class AnchorsResult:
         return asdict(self) | {"output": str(self.output)}
 
 
-def anchors(
-    model: str | Path,
-    *,
-    adapter: str | Path | None = None,
-    base: str | None = None,
-    anchor_harmful_data: Rows | None = None,
-    anchor_benign_data: Rows | None = None,
-    refusals: str | Path | Sequence[str] | None = None,
-    output: str | Path | None = None,
-    batch_size: int = 32,
-) -> AnchorsResult:
+@verb(AnchorsSettings)
+def anchors(settings: AnchorsSettings) -> AnchorsResult:
     """Add labelled rows to those that a model's uploads are judged by, without aligning it again.
 
     All anchors, old and new, are scored together, so that the direction that tells them apart is fitted to all.
 
     Args:
-        model: A folder, the folder of a run, ``lab-aligned``, or a Hub id.
-        adapter: The adapter that ``model`` was aligned with; it then has the anchors.
-        base: The model before its alignment; by default what the model says of itself.
-        anchor_harmful_data: Rows of the harmful kind, one question and one answer each, which the model was not trained
-            on.
-        anchor_benign_data: Harmless rows, of which the same holds.
-        refusals: One-line refusals, those of the alignment.
-        output: A new folder for a copy of the model, or adapter, with the new anchors. By default its own folder gets
-            them, once all are scored.
-        batch_size: Rows of one forward pass.
+        settings: Which model gets which rows.
 
     Raises:
         AntibodyError: whatever a user can fix; nothing has been written then.
     """
-    if batch_size < 1:
-        raise ConfigError(f"--batch-size is {batch_size}: at least one row makes a forward pass.")
-    if anchor_harmful_data is None and anchor_benign_data is None:
+    given = {role: rows for role, rows in rows_of(settings).items() if rows is not None}
+    if not given:
         raise ConfigError(
-            "there are no rows to add. Give --anchor-harmful-data FILE, --anchor-benign-data FILE, or both."
+            f"there are no rows to add. Give {setting('anchor_harmful_data')}, {setting('anchor_benign_data')}, or "
+            "both."
         )
-    name = model_name(model)
-    adapter = None if adapter is None else model_name(adapter)
+    name = model_name(settings.model)
+    adapter = None if settings.adapter is None else model_name(settings.adapter)
     place = Path(resolve(adapter or name))
-    target = _target(adapter or name, place, output)
-    given = ((Role.ANCHOR_HARMFUL, anchor_harmful_data), (Role.ANCHOR_BENIGN, anchor_benign_data))
+    target = _target(adapter or name, place, settings.output)
     records = {
-        str(role): [] if rows is None else read_rows(rows, name=f"the {role} rows").records for role, rows in given
+        str(role): read_rows(given[role], name=f"the {role} rows").records if role in given else []
+        for role in (Role.ANCHOR_HARMFUL, Role.ANCHOR_BENIGN)
     }
     require_one_answer(_with_turns([record for of_role in records.values() for record in of_role]))
     with FolderLock(place) if target == place else nullcontext():  # what another process adds meanwhile would be lost
         stored = read_anchors(place)
         if stored is None:
             require_enough(*map(len, records.values()))
-        texts = read_refusals(refusals, default=lab_refusals() if from_lab(name) else None)
-        loaded = load_model(name, adapter=adapter, base=base)
+        texts = read_refusals(settings.refusals, default=lab_refusals() if from_lab(name) else None)
+        loaded = load_model(name, adapter=adapter, base=None if settings.base is None else str(settings.base))
         if loaded.base is None:
             raise ModelError(
                 f"{loaded.name} does not say which model it was before its alignment, and anchors compare the two. "
-                "Name it with --base."
+                f"Name it with {setting('base')}."
             )
         before = None if loaded.adapter_off_is_base else load_model(loaded.base)
         if before is not None:
@@ -124,7 +109,7 @@ def anchors(
             cast(nn.Module, loaded.model),
             pad_id=cast(int, loaded.tokenizer.pad_token_id),
             refusals=render_refusals(texts, renderer, {"": [Record(0, example, t, "anchors", 0) for t in templates]}),
-            batch_size=batch_size,
+            batch_size=settings.batch_size,
             base=None if before is None else cast(nn.Module, before.model),
         )
         if stored is None:
@@ -159,7 +144,7 @@ def _target(name: str, place: Path, output: str | Path | None) -> Path:
     if output is None:
         if name in PACKAGED:
             raise OutputError(
-                f"{name}: comes with the package and is not changed. Name a folder for a copy: --output DIR."
+                f"{name}: comes with the package and is not changed. Name a folder for a copy: {setting('output')}."
             )
         return place
     target = checked_output(output).resolve()

@@ -12,6 +12,9 @@ from ..data.duplicates import RepeatCounter
 from ..data.files import BadRow
 from ..data.formats import RowReader, raw_rows
 from ..errors import OutputError
+from ..mentions import setting
+from ..settings import ConvertSettings
+from .verb import verb
 
 NUM_LINES_KEPT = 100
 NUM_KINDS_KEPT = 100
@@ -70,19 +73,18 @@ WITHOUT_MESSAGES = {
 """What happens to every row of formats that are no chat."""
 
 
-def convert(source: str | Path, output: str | Path, *, split: str = "train", overwrite: bool = False) -> ConvertResult:
-    """Write the rows of ``source`` as canonical chat JSON Lines, all or none.
+@verb(ConvertSettings)
+def convert(settings: ConvertSettings) -> ConvertResult:
+    """Write the rows of a data file as canonical chat JSON Lines, all or none.
 
     Args:
-        source: A file, a data set's folder or Hub id in any format that can be trained on.
-        output: The .jsonl file.
-        split: Of a data set.
-        overwrite: Replace the output where it exists. The input is never replaced.
+        settings: What to write where.
 
     Raises:
         DataError: a row cannot be used; as in training.
         OutputError: the output exists, is the input, or cannot be written.
     """
+    source, output, overwrite = settings.source, settings.output, settings.overwrite
     place = _checked(Path(source), Path(output), overwrite)
     reader, repeats = RowReader(str(source), trainable=True), RepeatCounter()
     changed: dict[str, Affected] = {}
@@ -90,7 +92,7 @@ def convert(source: str | Path, output: str | Path, *, split: str = "train", ove
     temporary = place.with_name(f".{place.name[:100]}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            for row_id, (line, row) in enumerate(raw_rows(str(source), split)):
+            for row_id, (line, row) in enumerate(raw_rows(str(source), settings.split)):
                 try:
                     record = reader.read(row_id, line, row)
                 except BadRow as problem:
@@ -146,7 +148,7 @@ def _checked(source: Path, output: Path, overwrite: bool) -> Path:
 
 
 def _exists(output: Path) -> OutputError:
-    return OutputError(f"{output}: exists already. Name another file, or give --overwrite.")
+    return OutputError(f"{output}: exists already. Name another file, or give {setting('overwrite')}.")
 
 
 def _put(temporary: Path, place: Path, overwrite: bool) -> None:

@@ -11,6 +11,7 @@ from ..data.encode import Renderer, encode_rows
 from ..data.notices import template_notices
 from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import DataError
+from ..mentions import setting
 from ..models.layout import context_length
 from ..models.loading import LoadedModel
 from ..store.result import Skipped
@@ -61,7 +62,9 @@ def encode(
                 encoded = encode_rows(some, renderer, skip_too_long=skip, refusal_tokens=longest)
             except DataError as error:
                 if args is not None and args.max_length == renderer.max_length and "longer than" in str(error):
-                    raise DataError(f"{error} The limit is max_length; --train max_length=N moves it.") from error
+                    raise DataError(
+                        f"{error.spelled(setting)} The limit is max_length; {setting('training.max_length')} moves it."
+                    ) from error
                 raise
             rows[role] += encoded.rows
             skipped += [Skipped(source=source, line=line, num_tokens=num) for line, num in encoded.too_long]
@@ -109,7 +112,9 @@ def without_forgeries(
     spelling = report_forgeries(
         records,
         renderer,
-        "They are left out." if left_out else "They are trained as text; --control-tokens refuse leaves them out.",
+        "They are left out."
+        if left_out
+        else f"They are trained as text; {setting('control_tokens', 'refuse')} leaves them out.",
     )
     if not (spelling and left_out):
         return list(records), []
@@ -118,7 +123,7 @@ def without_forgeries(
     if not rest:
         raise DataError(
             f"{records[0].source}: every row spells control tokens, and none is left without them. Give other rows, or "
-            "train them as text (--control-tokens text)."
+            f"train them as text ({setting('control_tokens', 'text')})."
         )
     return rest, [Skipped(source=r.source, line=r.line, num_tokens=0, why="control tokens") for r in spelling]
 

@@ -1,4 +1,4 @@
-"""Tell which rows of an upload are suspicious, and how many are harmful, before anything is trained on them.
+"""Report which rows of an upload are suspicious, and how many are harmful, before anything is trained on them.
 
 The upload is gone through twice: once to see that every row can be used, and once, in chunks, to score it. What stays
 in memory is a few numbers per row and the texts of the rows that the report shows; of a data set, its rows too.
@@ -25,6 +25,7 @@ from ..data.files import BadRow, report
 from ..data.notices import template_notices
 from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import ConfigError, DataError, ModelError, OutputError
+from ..mentions import in_python, setting, spelled
 from ..models.layout import require_same_shape
 from ..models.loading import LoadedModel, load_model, resolve
 from ..screening.anchors import Anchors, anchors_fingerprint, check_anchors, read_anchors
@@ -36,14 +37,17 @@ from ..screening.posterior import Finding, Judgement, judge_upload
 from ..screening.report import MostSuspicious, ShownRow, render_report
 from ..screening.rows import ROWS_JSONL, ROWS_PARQUET, Flag, RowTable, write_rows
 from ..screening.upload import Upload, UploadRow, open_upload
+from ..settings import Rows, ScreenSettings, written_out
 from ..store.environment import environment
 from ..store.folder import RunFolder, State, open_run, write_text
 from ..store.naming import base_of, described_model, from_lab, model_name
 from ..store.result import RESULT, RunResult
+from ..text import quoted
 from ..training.step import StepContext
 from .encoding import make_renderer, render_refusals
 from .lab_defaults import lab_refusals
-from .sources import Rows, read_refusals, rows_file
+from .sources import read_refusals, rows_file
+from .verb import verb
 
 log = logging.getLogger("antibody")
 
@@ -60,16 +64,17 @@ NO_BASE = (
     "the model before alignment is not known, so rows are judged by 'ratio', their likelihood against a refusal's, "
     "alone. It cannot tell a prompt that the model wants to refuse from one that it has no answer to: on a task that "
     "is new to the model benign rows look harmful and harmful ones are favoured. Name the model before alignment: "
-    "--base."
+    f"{setting('base')}."
 )
 ANSWERS = (
     "this evidence also reads a row's own answer, which the model may know much better or worse than it knows those of "
     "the anchors: the share and the probabilities can be far off (lab, 20 % harmful: 8 % by ratio, 5 % by gap). The "
-    "ranking suffers less. Leave --evidence out, and name --base where it is not known."
+    f"ranking suffers less. Leave {setting('evidence')} out, and name {setting('base')} where it is not known."
 )
 NO_ANCHORS = (
     "the model carries no anchors, by which harm could be told from benign: no share, no probability and no verdict, "
-    "rows are only ranked. Align it with --anchor-harmful-data FILE --anchor-benign-data FILE to have them."
+    f"rows are only ranked. Align it with {setting('anchor_harmful_data')} and {setting('anchor_benign_data')} to have "
+    "them."
 )
 
 OTHER_TEMPLATE = (
@@ -129,48 +134,26 @@ class ScreenResult:
         )
 
 
-def screen(
-    data: Rows,
-    model: str | Path,
-    *,
-    output: str | Path,
-    adapter: str | Path | None = None,
-    base: str | None = None,
-    evidence: str | None = None,
-    refusals: str | Path | Sequence[str] | None = None,
-    batch_size: int = 32,
-    overwrite: bool = False,
-    progress: bool = False,
-) -> ScreenResult:
-    """Score every row of ``data`` for harm with an aligned model, and write rows, summary and report.
+@verb(ScreenSettings)
+def screen(settings: ScreenSettings, *, progress: bool = False) -> ScreenResult:
+    """Score every row of an upload for harm with an aligned model, and write rows, summary and report.
 
     Args:
-        data: The upload: a file, a data set's folder or Hub id, or rows. Only JSON Lines are read a row at a time.
-        model: ``lab-aligned``, a folder, the folder of a run, or a Hub id.
-        output: The run's folder.
-        adapter: The adapter that ``model`` was aligned with.
-        base: The model before its alignment; by default the adapter switched off, or what the model says of itself.
-        evidence: A ``EvidenceKind``; by default ``feature-shift``, without anchors ``shift``, without a base ``ratio``.
-        refusals: One-line refusals, those of the alignment; by default the lab's for a model of the lab, else a
-            general list.
-        batch_size: Rows of one forward pass.
-        overwrite: Replace what the folder holds, once the screening is complete.
+        settings: What to screen, with which model, and how.
         progress: Show a bar on stderr, if that is a terminal.
 
     Raises:
-        AntibodyError: whatever a user can mend; nothing has been written then.
+        AntibodyError: whatever a user can fix; nothing has been written then.
     """
     started = time.monotonic()
-    if batch_size < 1:
-        raise ConfigError(f"--batch-size is {batch_size}: at least one row makes a forward pass.")
-    wanted = _measure(evidence)
-    name = model_name(model)
-    adapter = None if adapter is None else model_name(adapter)
-    base = None if base is None else model_name(base)
-    texts = read_refusals(refusals, default=lab_refusals() if from_lab(name) else None)
+    wanted = _measure(settings.evidence)
+    name = model_name(settings.model)
+    adapter = None if settings.adapter is None else model_name(settings.adapter)
+    base = None if settings.base is None else model_name(settings.base)
+    texts = read_refusals(settings.refusals, default=lab_refusals() if from_lab(name) else None)
     before = base or base_of(name, adapter)
-    with _opened(data) as upload:
-        config = {
+    with _opened(settings.data) as upload:
+        config: dict[str, Any] = {
             "verb": "screen",
             "model": described_model(name),
             "adapter": None if adapter is None else described_model(adapter, on=name),
@@ -179,23 +162,26 @@ def screen(
             "evidence": None if wanted is None else str(wanted),
             "refusals": list(texts),
             "anchors": anchors_fingerprint(_anchors_folder(name, adapter)),
-            "batch_size": batch_size,
+            "batch_size": settings.batch_size,
         }
-        inputs = (data, name, adapter, before, refusals)
-        folder = open_run(output, config, overwrite=overwrite, inputs=inputs)
+        config = written_out(settings, config)
+        inputs = (settings.data, name, adapter, before, settings.refusals)
+        folder = open_run(settings.output, config, overwrite=settings.overwrite, inputs=inputs)
         if folder.state is State.COMPLETE:
             log.info("%s: already complete; this is its stored result.", folder.path)
             return _stored(folder.path)
         _require_writable(folder)
         loaded = load_model(name, adapter=adapter, base=base)
-        reader = _Reader(loaded, wanted, texts, upload, batch_size)
+        reader = _Reader(loaded, wanted, texts, upload, settings.batch_size)
         for notice in template_notices(reader.examples, reader.renderer):
             log.info("%s", notice)
         for warning in reader.warnings:
             log.warning("%s: %s", name, warning)
         with _bar(upload.num_rows, progress) as advance:
             table, suspects, label_first = _scored(upload, reader, advance)
-    return _written(folder, table, suspects, label_first, reader, model=str(model), data=upload.name, started=started)
+    return _written(
+        folder, table, suspects, label_first, reader, model=str(settings.model), data=upload.name, started=started
+    )
 
 
 # -- before the model --------------------------------------------------------------------------------------------
@@ -211,7 +197,9 @@ def _measure(evidence: str | None) -> EvidenceKind | None:
     try:
         return EvidenceKind(evidence)
     except ValueError:
-        raise ConfigError(f"--evidence is '{evidence}': it must be one of {', '.join(EvidenceKind)}.") from None
+        raise ConfigError(
+            f"{setting('evidence')} is {quoted(evidence)}: it must be one of {', '.join(EvidenceKind)}."
+        ) from None
 
 
 @contextmanager
@@ -226,7 +214,7 @@ def _require_writable(folder: RunFolder) -> None:
     while not place.exists():
         place = place.parent
     if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-        raise OutputError(f"{folder.final}: {place} cannot be written to. Choose another --output.")
+        raise OutputError(f"{folder.final}: {place} cannot be written to. Choose another {setting('output')}.")
 
 
 # -- scoring -----------------------------------------------------------------------------------------------------
@@ -261,7 +249,7 @@ class _Reader:
         if identities[0] == identities[1]:
             raise ModelError(
                 f"{self.base}: holds the very weights of {loaded.name}, so that there is no alignment to be read "
-                "between the two. --base must be the model as it was before its alignment."
+                f"between the two. {setting('base')} must be the model as it was before its alignment."
             )
         self.context = StepContext(
             aligned,
@@ -393,15 +381,17 @@ def _chosen(wanted: EvidenceKind | None, loaded: LoadedModel, anchors: Anchors |
         if loaded.base is None:
             return EvidenceKind.RATIO
         return EvidenceKind.SHIFT if anchors is None else EvidenceKind.FEATURE_SHIFT
+    asked = setting("evidence", wanted)
     if wanted.needs_base and loaded.base is None:
         raise ModelError(
-            f"{loaded.name} does not say which model it was before its alignment, and --evidence {wanted} compares the "
-            "two. Name it with --base, or leave --evidence out to be judged by 'ratio'."
+            f"{loaded.name} does not say which model it was before its alignment, and {asked} compares the two. Name "
+            f"it with {setting('base')}, or leave {setting('evidence')} out to be judged by 'ratio'."
         )
     if wanted.needs_probe and anchors is None:
         raise ModelError(
-            f"{loaded.adapter or loaded.name} carries no anchors, and --evidence {wanted} is read along what tells "
-            "them apart. Align it with --anchor-harmful-data FILE --anchor-benign-data FILE, or leave --evidence out."
+            f"{loaded.adapter or loaded.name} carries no anchors, and {asked} is read along what tells them apart. "
+            f"Align it with {setting('anchor_harmful_data')} and {setting('anchor_benign_data')}, or leave "
+            f"{setting('evidence')} out."
         )
     return wanted
 
@@ -536,7 +526,7 @@ def _written(
         measure=reader.measure,
         model=model,
         base=reader.base,
-        warnings=reader.warnings,
+        warnings=tuple(spelled(text, in_python) for text in reader.warnings),
         seconds=time.monotonic() - started,
     )
     shown = _shown(table, suspects, probability, reader.texts)
@@ -593,4 +583,6 @@ def _stored(folder: Path) -> ScreenResult:
         lists = {name: tuple(plain[name]) for name in ("warnings", "label_first")}
         return ScreenResult(**(plain | kinds | {"output": folder, "interval": interval} | lists))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise OutputError(f"{folder / SUMMARY}: cannot be read ({error}). Run again with --overwrite.") from error
+        raise OutputError(
+            f"{folder / SUMMARY}: cannot be read ({error}). Run again with {setting('overwrite')}."
+        ) from error

@@ -3,7 +3,7 @@
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -14,13 +14,12 @@ from ..data.duplicates import repeats
 from ..data.formats import fingerprint, load_prompts, load_records, load_refusals
 from ..data.records import Record
 from ..errors import DataError
+from ..mentions import setting
 from ..paths import as_file, checked_path
+from ..settings import Rows
 from ..text import quoted
 
 log = logging.getLogger("antibody")
-
-Rows = str | Path | Sequence[Mapping[str, Any]]
-"""A file, a data set's folder or Hub id, or rows in any accepted format as dictionaries."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def _read(rows: Rows, name: str, load: Callable[[str | Path], list[Record]]) -> 
         try:
             records = load(place)
         except DataError as error:
-            raise DataError(str(error).replace(place, called)) from error
+            raise DataError(error.spelled(setting).replace(place, called)) from error
     return Source(called, [replace(record, source=called) for record in records])
 
 
@@ -109,11 +108,11 @@ def read_refusals(
     if refusals is None:
         refusals = Path(str(files("antibody_llm"))) / "data" / "refusals.txt"
     if isinstance(refusals, str | Path):
-        with as_file(checked_path(refusals, "--refusals")) as file:
+        with as_file(checked_path(refusals, setting("refusals"))) as file:
             try:
                 texts = load_refusals(file)
             except DataError as error:
-                raise DataError(str(error).replace(str(file), str(refusals))) from error
+                raise DataError(error.spelled(setting).replace(str(file), str(refusals))) from error
     else:
         texts = list(refusals)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):

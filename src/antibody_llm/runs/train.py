@@ -6,9 +6,8 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 from peft import PeftModel
 from rich.console import Console
@@ -20,11 +19,13 @@ from ..data.roles import MAIN_ROLE, Role, Stage
 from ..defences.catalogue import make_defence, parse_options
 from ..errors import ConfigError, DataError, ModelError
 from ..files import disk_errors
+from ..mentions import setting
 from ..models.adapters import PAPER_TARGETS, add_lora
 from ..models.layout import require_same_shape
 from ..models.loading import LoadedModel, is_adapter, load_model, resolve
 from ..models.saving import save_adapter, save_model
 from ..screening.anchors import write_anchors
+from ..settings import Regime, TrainingSettings, field_of, plain, rows_of, written_out
 from ..store.environment import environment
 from ..store.folder import CHECKPOINTS, METRICS, RunFolder, State, open_run
 from ..store.naming import BASE_WEIGHTS, base_of, described_model, from_lab, model_name
@@ -39,12 +40,10 @@ from .anchors import check_anchor_records, score_anchors
 from .encoding import ControlTokens, encode, make_renderer, render_refusals, without_forgeries
 from .lab_defaults import LabData, calibration, lab_refusals, lab_rows, new_adapter
 from .metrics import SAMPLES, MetricsFile, ProgressBar, last_values, write_metrics, write_samples
-from .settings import make_training_config, stored_training
-from .sources import Rows, Source, read_refusals, read_rows
+from .sources import Source, read_refusals, read_rows
+from .trainer_config import make_training_config, merged_training, stored_training
 
 log = logging.getLogger("antibody")
-
-Regime = Literal["lora", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,43 +56,18 @@ class LoraOptions:
     dropout: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingRun:
-    """Everything that align and finetune were given; see there."""
-
-    stage: Stage
-    model: str | Path
-    adapter: str | Path | None
-    base: str | None
-    output: str | Path
-    data: Mapping[Role, Rows | None]
-    refusals: str | Path | Sequence[str] | None
-    lab: LabData
-    defence: str | Defence
-    options: Mapping[str, Any] | None
-    regime: Regime
-    lora: Mapping[str, Any] | None
-    training: Mapping[str, Any]
-    seed: int
-    skip_too_long: bool
-    control_tokens: str
-    resume: bool
-    overwrite: bool
-    progress: bool
-    callbacks: tuple[TrainerCallback, ...] = ()
-
-
-def train(run: TrainingRun) -> RunResult:
+def train(run: TrainingSettings, *, progress: bool, callbacks: tuple[TrainerCallback, ...]) -> RunResult:
     """Carry the run out, go on with it, or find its stored result.
 
+    Args:
+        run: What align or finetune was given.
+        progress: Show a bar on stderr, if that is a terminal.
+        callbacks: Further callbacks for the Trainer.
+
     Raises:
-        AntibodyError: whatever a user can mend; until training begins nothing has been written.
+        AntibodyError: whatever a user can fix; until training begins nothing has been written.
     """
     started = time.monotonic()
-    if run.regime not in get_args(Regime):
-        raise ConfigError(f"--regime is '{run.regime}': it must be lora or full.")
-    if run.control_tokens not in list(ControlTokens):
-        raise ConfigError(f"--control-tokens is '{run.control_tokens}': it must be text or refuse.")
     control_tokens = ControlTokens(run.control_tokens)
     name = model_name(run.model)
     adapter = None if run.adapter is None else model_name(run.adapter)
@@ -101,7 +75,8 @@ def train(run: TrainingRun) -> RunResult:
     defence, args, lora = _settings(run, lab)
     if run.regime == "full" and (adapter is not None or is_adapter(name)):
         raise ConfigError(
-            "--regime full cannot train through an adapter. Use --regime lora, or merge it into its base."
+            f"{setting('regime', 'full')} cannot train through an adapter. Use {setting('regime', 'lora')}, or merge "
+            "it into its base."
         )
     sources = _sources(run, defence, lab)
     anchors = _anchor_sources(run, lab, sources)
@@ -110,8 +85,9 @@ def train(run: TrainingRun) -> RunResult:
         texts = read_refusals(run.refusals, default=lab_refusals() if lab else None)
     main = sources[MAIN_ROLE[run.stage]]
     _require_one_step(main.name, len(main.records), args)
-    before = run.base or base_of(name, adapter)
-    config = {
+    named_base = None if run.base is None else str(run.base)
+    before = named_base or base_of(name, adapter)
+    config: dict[str, Any] = {
         "verb": "align" if run.stage is Stage.ALIGNMENT else "finetune",
         "model": described_model(name),
         "adapter": None if adapter is None else described_model(adapter, on=name),
@@ -127,7 +103,8 @@ def train(run: TrainingRun) -> RunResult:
         "training": stored_training(args),
         "refusals": None if texts is None else list(texts),
     }
-    inputs = (name, adapter, before, run.refusals, *run.data.values())
+    config = written_out(run, config)
+    inputs = (name, adapter, before, run.refusals, *rows_of(run).values())
     # The other ranks would look while the first one writes.
     folder = from_first(lambda: open_run(run.output, config, resume=run.resume, overwrite=run.overwrite, inputs=inputs))
     if folder.state is State.COMPLETE:
@@ -135,7 +112,7 @@ def train(run: TrainingRun) -> RunResult:
         return stored_result(folder.path)
 
     dtype = _weights_dtype(run.regime, args)
-    loaded = load_model(name, adapter=adapter, base=run.base, dtype=dtype, trainable_adapter=True)
+    loaded = load_model(name, adapter=adapter, base=named_base, dtype=dtype, trainable_adapter=True)
     loaded = _with_trainable_weights(loaded, run.regime, lora, run.seed)
     renderer = make_renderer(loaded, args.max_length)
     uploaded, refused = without_forgeries(main.records, renderer, control_tokens)
@@ -153,7 +130,7 @@ def train(run: TrainingRun) -> RunResult:
     try:
         if _is_main_process():
             folder.begin(environment(run.seed))
-        trainer = _trained(run, folder, loaded, args, defence, rows, refusals, base)
+        trainer = _trained(run.stage, folder, loaded, args, defence, rows, refusals, base, progress, callbacks)
         if _is_main_process():
             kind = _save(folder, trainer, loaded, defence, main.records)
             if anchors:
@@ -180,7 +157,7 @@ def train(run: TrainingRun) -> RunResult:
 # -- before anything is loaded -----------------------------------------------------------------------------------
 
 
-def _settings(run: TrainingRun, lab: bool) -> tuple[Defence, SFTConfig, LoraOptions]:
+def _settings(run: TrainingSettings, lab: bool) -> tuple[Defence, SFTConfig, LoraOptions]:
     """The defence, the trainer's configuration and the adapter's, with the lab's calibration beneath what was set."""
     name = run.defence if isinstance(run.defence, str) else type(run.defence).__name__
     options, training = calibration(run.stage, name, run.regime) if lab else ({}, {})
@@ -192,36 +169,36 @@ def _settings(run: TrainingRun, lab: bool) -> tuple[Defence, SFTConfig, LoraOpti
         raise ConfigError(f"{type(run.defence).__name__} is a defence of {run.defence.stage}, not of {run.stage}.")
     else:
         defence = run.defence
-    checkpoints, wanted = Path(run.output) / CHECKPOINTS, training | dict(run.training)
+    checkpoints, wanted = Path(run.output) / CHECKPOINTS, training | merged_training(run)
     args = make_training_config(checkpoints, wanted, seed=run.seed, exact=defence.twin_passes)
     lora: LoraOptions = parse_options(LoraOptions, "lora", (new_adapter() if lab else {}) | dict(run.lora or {}))
     return defence, args, lora
 
 
-_FLAGS = {Role.USER: "--data"}
 ANCHOR_ROLES = (Role.ANCHOR_HARMFUL, Role.ANCHOR_BENIGN)
 _LAB_KINDS = {Role.USER: "user", Role.ALIGNMENT: "alignment", Role.HARMFUL: "harmful", Role.BENIGN: "benign"}
 
 
-def _sources(run: TrainingRun, defence: Defence, lab: bool) -> dict[Role, Source]:
+def _sources(run: TrainingSettings, defence: Defence, lab: bool) -> dict[Role, Source]:
     """Rows of the stage's main role and of those that the defence needs, to train or to prepare."""
     main = MAIN_ROLE[run.stage]
     needed = (main, *defence.needs, *defence.start_needs, *defence.prepare_needs)
+    rows_given, which = rows_of(run), LabData.of(run)
     sources: dict[Role, Source] = {}
     for role in needed:
-        given, flag = run.data.get(role), _FLAGS.get(role, f"--{role}-data")
+        given, name = rows_given.get(role), field_of(role)
         if given is not None:
-            sources[role] = read_rows(given, name=f"{flag} rows", upload=role is Role.USER)
+            sources[role] = read_rows(given, name=f"{name} rows", upload=role is Role.USER)
         elif lab:
-            sources[role] = lab_rows(_LAB_KINDS[role], run.lab, seed=run.seed, main=role is main)
+            sources[role] = lab_rows(_LAB_KINDS[role], which, seed=run.seed, main=role is main)
         else:
-            raise DataError(f"{type(defence).__name__} needs {role} rows and was given none. Pass {flag} FILE.")
-    if not lab or run.data.get(main) is not None:
-        run.lab.refuse(str(run.model))
-    benign = run.data.get(Role.BENIGN)
+            raise DataError(f"{type(defence).__name__} needs {role} rows and was given none. Give {setting(name)}.")
+    if not lab or rows_given.get(main) is not None:
+        which.refuse(str(run.model))
+    benign = rows_given.get(Role.BENIGN)
     if run.stage is Stage.ALIGNMENT and benign is not None:  # what must still be answered, learnt beside the refusals
-        sources[main] = _joined(sources[main], read_rows(benign, name="--benign-data rows"))
-    for role, rows in run.data.items():
+        sources[main] = _joined(sources[main], read_rows(benign, name=f"{field_of(Role.BENIGN)} rows"))
+    for role, rows in rows_given.items():
         if (
             rows is not None
             and role not in (*needed, *ANCHOR_ROLES)
@@ -231,20 +208,20 @@ def _sources(run: TrainingRun, defence: Defence, lab: bool) -> dict[Role, Source
     return sources
 
 
-def _anchor_sources(run: TrainingRun, lab: bool, sources: Mapping[Role, Source]) -> dict[Role, Source]:
+def _anchor_sources(run: TrainingSettings, lab: bool, sources: Mapping[Role, Source]) -> dict[Role, Source]:
     """The provider's anchors, both labels or none; with an alignment alone."""
     if run.stage is not Stage.ALIGNMENT:
         return {}
     anchors: dict[Role, Source] = {}
     for role in ANCHOR_ROLES:
-        given = run.data.get(role)
+        given = rows_of(run)[role]
         if given is not None:
-            anchors[role] = read_rows(given, name=f"--{role}-data rows")
+            anchors[role] = read_rows(given, name=f"{field_of(role)} rows")
         elif lab:
             anchors[role] = lab_rows(str(role), LabData(), seed=run.seed, main=False)
     if len(anchors) == 1:
         (absent,) = set(ANCHOR_ROLES) - set(anchors)
-        raise DataError(f"anchors need both labels: --{absent}-data FILE is missing. Give it, or neither.")
+        raise DataError(f"anchors need both labels: {setting(field_of(absent))} is missing. Give it, or neither.")
     if not anchors:
         return {}
     check_anchor_records(*(anchors[role].records for role in ANCHOR_ROLES))
@@ -271,24 +248,13 @@ def _require_one_step(source: str, num_rows: int, args: SFTConfig) -> None:
     size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     needed = size * accumulation * num_ranks
     if num_rows < needed:
-        factors = f"--batch-size {size}"
+        factors = setting("batch_size", str(size))
         factors += f" x gradient_accumulation_steps {accumulation}" if accumulation > 1 else ""
         factors += f" x {num_ranks} processes" if num_ranks > 1 else ""
         raise DataError(
             f"{source}: {num_rows} rows where {needed} are needed: an optimiser step takes {factors}. Give more rows, "
             "or make the step smaller."
         )
-
-
-def plain(value: Any) -> Any:
-    """A dataclass as YAML can hold it."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | dict | None) else str(value)
 
 
 # -- with the model ----------------------------------------------------------------------------------------------
@@ -307,7 +273,7 @@ def _with_trainable_weights(loaded: LoadedModel, regime: Regime, lora: LoraOptio
 
 
 def _trained(
-    run: TrainingRun,
+    stage: Stage,
     folder: RunFolder,
     loaded: LoadedModel,
     args: SFTConfig,
@@ -315,13 +281,15 @@ def _trained(
     rows: Mapping[str, Sequence[TokenizedRow]],
     refusals: Refusals | None,
     before: nn.Module | None,
+    progress: bool,
+    given: tuple[TrainerCallback, ...],
 ) -> DefendedTrainer:
-    callbacks: list[TrainerCallback] = list(run.callbacks)
+    callbacks: list[TrainerCallback] = list(given)
     console = Console(stderr=True)
     if _is_main_process():
         callbacks.append(MetricsFile(folder.path))
-        if run.progress and console.is_terminal:
-            callbacks.append(ProgressBar(f"{run.stage}, {type(defence).__name__}", console))
+        if progress and console.is_terminal:
+            callbacks.append(ProgressBar(f"{stage}, {type(defence).__name__}", console))
     trainer = DefendedTrainer(
         loaded.model,
         args,
@@ -365,7 +333,7 @@ def _before_alignment(loaded: LoadedModel, dtype: str) -> nn.Module | None:
     if loaded.base is None:
         raise ModelError(
             f"{loaded.name} does not say which model it was before its alignment, and this defence compares the two. "
-            "Name it: --base."
+            f"Name it: {setting('base')}."
         )
     before = cast(nn.Module, load_model(loaded.base, dtype=dtype).model)
     aligned = cast(nn.Module, loaded.model)

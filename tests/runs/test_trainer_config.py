@@ -8,7 +8,9 @@ from trl import SFTConfig
 
 from antibody_llm.defences.catalogue import CATALOGUE
 from antibody_llm.errors import ConfigError
-from antibody_llm.runs.settings import (
+from antibody_llm.mentions import in_python, spelled
+from antibody_llm.runs.train import _weights_dtype
+from antibody_llm.runs.trainer_config import (
     HONOURED,
     REFUSED,
     RESERVED,
@@ -19,7 +21,6 @@ from antibody_llm.runs.settings import (
     parse_training,
     stored_training,
 )
-from antibody_llm.runs.train import _weights_dtype
 
 
 def test_bf16_is_the_default_of_a_gpu_save_where_a_perturbation_would_be_rounded_away(monkeypatch):
@@ -106,7 +107,7 @@ def test_a_field_that_is_refused_says_why_and_its_default_may_be_written_out(nam
     (why,) = [why for why, names in REFUSED.items() if name in names]
     with pytest.raises(ConfigError) as caught:
         parse_training({name: "\x1b[1mother"})
-    assert str(caught.value) == f"training.{name} cannot be set to '\\x1b[1mother': {why}."
+    assert str(caught.value) == f"training.{name} cannot be set to '\\x1b[1mother': {spelled(why, in_python)}."
     (default,) = [_default(field) for field in fields(SFTConfig) if field.name == name]
     assert parse_training({name: default}) == {}
 
@@ -144,10 +145,10 @@ BAD: dict[str, object] = {
 
 @pytest.mark.parametrize("name", BAD, ids=lambda name: name[:30])
 def test_a_value_that_the_trainer_would_stumble_over_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("antibody_llm.runs.settings.get_available_reporting_integrations", list)
+    monkeypatch.setattr("antibody_llm.runs.trainer_config.get_available_reporting_integrations", list)
     if name == "tf32" and torch.cuda.is_available():
         pytest.skip("a GPU may have it")
-    with pytest.raises(ConfigError, match="training|learning-rate") as caught:
+    with pytest.raises(ConfigError, match="training|learning_rate") as caught:
         make_training_config(tmp_path, {name: BAD[name]}, seed=0)
     assert len(str(caught.value)) < 1000
 
@@ -176,5 +177,5 @@ def test_a_schedule_that_cannot_be_made_is_refused(tmp_path, kind, options):
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 10**100])
 def test_a_seed_that_no_generator_takes_is_refused(seed):
-    with pytest.raises(ConfigError, match="--seed is"):
+    with pytest.raises(ConfigError, match="seed is"):
         check_seed(seed)

@@ -15,13 +15,15 @@ from transformers.integrations import get_available_reporting_integrations
 from trl import SFTConfig, SFTTrainer
 
 from ..errors import ConfigError
+from ..mentions import setting
 from ..parsing import nearest, parse_value
+from ..settings import TrainingSettings
 from ..text import cut, quoted
 
 log = logging.getLogger(__name__)
 
-RESERVED = {"output_dir": "--output", "seed": "--seed", "resume_from_checkpoint": "--resume"}
-"""Fields that have a flag of their own."""
+RESERVED = {"output_dir": "output", "seed": "seed", "resume_from_checkpoint": "resume"}
+"""Fields that a setting of its own stands for."""
 
 HONOURED = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length"),
@@ -46,7 +48,9 @@ REFUSED: dict[str, tuple[str, ...]] = {
         *("accelerator_config", "include_num_input_tokens_seen"),
     ),
     "completions are trained and prompts are not, always": ("completion_only_loss", "assistant_only_loss"),
-    "a row is never cut: one that is too long is refused, or left out with --skip-too-long": ("truncation_mode",),
+    f"a row is never cut: one that is too long is refused, or left out with {setting('skip_too_long')}": (
+        "truncation_mode",
+    ),
     "it merges rows, and a row's weight could no longer be told": (
         *("packing", "packing_strategy", "padding_free", "eval_packing"),
     ),
@@ -79,7 +83,10 @@ REFUSED: dict[str, tuple[str, ...]] = {
         *("hub_revision", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
     ),
     "the command line shows its own messages and progress": ("log_level", "log_level_replica", "disable_tqdm"),
-    "the model is loaded before the trainer is made; use --model": ("model_init_kwargs", "trust_remote_code"),
+    f"the model is loaded before the trainer is made; use {setting('model')}": (
+        "model_init_kwargs",
+        "trust_remote_code",
+    ),
     "FSDP and DeepSpeed are not supported yet: nobody has run a defence under them. Use DDP (accelerate launch "
     "--multi_gpu), or one process": ("fsdp", "fsdp_config", "deepspeed", "parallelism_config"),
     "it is set by whoever starts the processes": ("local_rank",),
@@ -97,11 +104,12 @@ OPTIMISERS = (
 )
 """Others need arguments of their own, or make their update while gradients are still computed (LOMO, layer-wise)."""
 
-FLAGS = {
-    "learning_rate": "--learning-rate",
-    "num_train_epochs": "--epochs",
-    "per_device_train_batch_size": "--batch-size",
+OWN_SETTINGS = {
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "learning_rate": "learning_rate",
 }
+"""Fields that may also be given as a setting of its own."""
 
 
 def default_training(*, exact: bool = False) -> dict[str, Any]:
@@ -121,20 +129,17 @@ def default_training(*, exact: bool = False) -> dict[str, Any]:
     return ours
 
 
-def merged_training(
-    training: Mapping[str, Any] | None, *, epochs: float | None, batch_size: int | None, learning_rate: float | None
-) -> dict[str, Any]:
-    """Fields of SFTConfig, those with a flag of their own included.
+def merged_training(settings: TrainingSettings) -> dict[str, Any]:
+    """Fields of SFTConfig, those with a setting of their own included.
 
     Raises:
         ConfigError: one is given both ways.
     """
-    merged = dict(training or {})
-    own = {"num_train_epochs": epochs, "per_device_train_batch_size": batch_size, "learning_rate": learning_rate}
-    for name, value in own.items():
-        if value is not None:
+    merged = dict(settings.training or {})
+    for name, own in OWN_SETTINGS.items():
+        if (value := getattr(settings, own)) is not None:
             if name in merged:
-                raise ConfigError(f"training.{name} and {FLAGS[name]} are both given. Give one of them.")
+                raise ConfigError(f"training.{name} and {setting(own)} are both given. Give one of them.")
             merged[name] = value
     return merged
 
@@ -151,7 +156,7 @@ def make_training_config(
         exact: Whether the defence needs float32 (``Defence.twin_passes``); bf16 is then the user's own choice.
 
     Raises:
-        ConfigError: an unknown field (the nearest name is offered) or a value that cannot be meant; names the flag.
+        ConfigError: an unknown field (the nearest name is offered) or a value that cannot be meant; names the setting.
     """
     check_seed(seed)
     values = default_training(exact=exact) | parse_training(training)
@@ -174,7 +179,7 @@ def make_training_config(
 def check_seed(seed: int) -> None:
     """Raises ConfigError unless every generator takes the seed."""
     if not 0 <= seed < 2**32:
-        raise ConfigError(f"--seed is {quoted(seed)}: a whole number from 0 to 4294967295 is needed.")
+        raise ConfigError(f"{setting('seed')} is {quoted(seed)}: a whole number from 0 to 4294967295 is needed.")
 
 
 def parse_training(training: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,15 +192,17 @@ def parse_training(training: Mapping[str, Any]) -> dict[str, Any]:
     parsed = {}
     for name, value in training.items():
         if name in RESERVED:
-            raise ConfigError(f"training.{name}: set with {RESERVED[name]}.")
+            raise ConfigError(f"training.{name}: set with {setting(RESERVED[name])}.")
         if name not in defaults:
             told = cut(str(name), 200)
-            raise ConfigError(f"training.{told}: SFTConfig has no such field{nearest(told, HONOURED)}")
+            raise ConfigError(
+                f"training.{told}: SFTConfig has no such field{nearest(told, HONOURED)}", field="training"
+            )
         if name in HONOURED:
-            parsed[name] = parse_value(types[name], value, _called(name))
+            parsed[name] = parse_value(types[name], value, _called(name), field=_field(name))
         elif not _is_default(value, defaults[name]):
             why = _WHY.get(name, "this release of TRL is newer than this library, which does not know it")
-            raise ConfigError(f"training.{name} cannot be set to {quoted(value)}: {why}.")
+            raise ConfigError(f"training.{name} cannot be set to {quoted(value)}: {why}.", field=_field(name))
     return parsed
 
 
@@ -236,8 +243,12 @@ def _try_optimiser(config: SFTConfig) -> None:
                 raise ValueError(f"the schedule's learning rate is {factor(step):g} times the peak at step {step}")
 
 
+def _field(name: str) -> str:
+    return OWN_SETTINGS.get(name, f"training.{name}")
+
+
 def _called(name: str) -> str:
-    return FLAGS.get(name, f"training.{name}")
+    return setting(OWN_SETTINGS[name]) if name in OWN_SETTINGS else f"training.{name}"
 
 
 _NOT_REENTRANT = (
@@ -285,7 +296,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 def _check(values: Mapping[str, Any]) -> None:
     for name, (holds, needed) in _RULES.items():
         if name in values and not holds(values[name]):
-            raise ConfigError(f"{_called(name)} is {quoted(values[name])}: it must be {needed}.")
+            raise ConfigError(f"{_called(name)} is {quoted(values[name])}: it must be {needed}.", field=_field(name))
     if values.get("lr_scheduler_kwargs") and str(values.get("lr_scheduler_type", "linear")).startswith("constant"):
         raise ConfigError("training.lr_scheduler_kwargs: a constant schedule takes none. Leave them out.")
     if values.get("ddp_backend") and "WORLD_SIZE" not in os.environ:

@@ -1,0 +1,94 @@
+"""The verbs, each made from its settings: a field is a flag, the first sentence of its docstring the flag's help."""
+
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from ..mentions import Spell
+from ..settings import SETTINGS, SettingField, fields_of, make_settings
+from . import anchors, screen
+from .options import ConfigFile, Json, as_flag, given_values, print_lines, quiet, result_lines, show
+
+POSITIONAL: Mapping[str, Mapping[str, str]] = {
+    "screen": {"data": "DATA"},
+    "convert": {"source": "IN", "output": "OUT"},
+}
+"""The fields of a verb that are written without a flag, and what they are called then."""
+
+PRINTED: Mapping[str, Callable[[Any], None]] = {
+    "anchors": lambda result: print_lines(anchors.lines(result)),
+    "convert": lambda result: print_lines(result.lines()),
+    "screen": screen.print_result,
+}
+"""How a verb shows its result to a reader, where that is not a run's."""
+
+
+def command(verb: str, settings: type | None = None) -> Callable[..., None]:
+    """The command of a verb, for typer.
+
+    Args:
+        verb: The name of a function of ``runs``.
+        settings: Its dataclass; by default that of ``SETTINGS``.
+    """
+    settings = settings or SETTINGS[verb]
+
+    def run(**flags: Any) -> None:
+        config, as_json = flags.pop("config"), flags.pop("as_json")
+        made: Any = make_settings(settings, given_values(settings, flags, config))
+        quiet()
+        from .. import runs  # here: it brings torch, which --help and an error in a flag need not wait for
+
+        with_settings = getattr(runs, verb).with_settings
+        told = {"progress": True} if "progress" in inspect.signature(with_settings).parameters else {}
+        result = with_settings(made, **told)
+        if os.environ.get("RANK", "0") != "0":
+            return  # one of several processes speaks
+        if as_json:
+            show(result.to_json(), [], as_json=True)
+        else:
+            PRINTED.get(verb, lambda result: print_lines(result_lines(result)))(result)
+
+    parameters = [_parameter(field, POSITIONAL.get(verb, {}).get(field.name)) for field in fields_of(settings)]
+    shared = {"config": (ConfigFile, None), "as_json": (Json, False)}
+    parameters += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+        for name, (hint, default) in shared.items()
+    ]
+    made: Any = run
+    made.__signature__ = inspect.Signature(parameters)
+    made.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    made.__doc__ = inspect.getdoc(settings)
+    return run
+
+
+def spelling(arguments: Sequence[str]) -> Spell:
+    """How the user of this command line writes a setting."""
+    positional = POSITIONAL.get(next((word for word in arguments if not word.startswith("-")), ""), {})
+    return lambda name, value: positional.get(name) or as_flag(name, value)
+
+
+def _parameter(field: SettingField, positional: str | None) -> inspect.Parameter:
+    """A field as typer reads it. None and False stand for a flag that is not given, which a file may give."""
+    kind: Any = next((kind for kind in (bool, int, float) if field.kinds == {kind}), str)
+    metavar, repeatable = None, field.is_mapping or field.kinds == {Sequence}
+    if repeatable:
+        kind, metavar = list[str], "K=V" if field.is_mapping else "NAME"
+    if field.choices:
+        metavar = "|".join(field.choices)
+    help = field.help.removesuffix(".") + "; repeatable." if repeatable else field.help
+    if not field.required and field.default is not None and field.default is not False:
+        help += f"  [default: {field.default}]"
+    option = (
+        typer.Argument(metavar=positional, help=help)
+        if positional
+        else typer.Option(as_flag(field.name), metavar=metavar, help=help)
+    )
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False if kind is bool else None,
+        annotation=Annotated[kind if kind is bool else kind | None, option],
+    )

@@ -1,0 +1,95 @@
+"""A verb: a function of its settings, which Python calls with keyword arguments."""
+
+import dataclasses
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overload
+
+from transformers import TrainerCallback
+
+from ..settings import fields_of
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+S = TypeVar("S")
+R = TypeVar("R")
+S_contra = TypeVar("S_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Verb(Protocol[P, S_contra, Q, R_co]):
+    """``finetune(model, output=..., data=...)``, or ``finetune.with_settings(FinetuneSettings(...))``."""
+
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+    @overload  # what a verb takes beside its settings cannot be added to P
+    def __call__(self, *args: Any, progress: bool, **others: Any) -> R_co: ...
+
+    @overload
+    def __call__(self, *args: Any, callbacks: Sequence[TrainerCallback], **others: Any) -> R_co: ...
+
+    def with_settings(self, settings: S_contra, /, *args: Q.args, **kwargs: Q.kwargs) -> R_co:
+        """The same, from a settings object."""
+        ...
+
+
+def verb(settings: Callable[P, S]) -> Callable[[Callable[Concatenate[S, Q], R]], Verb[P, S, Q, R]]:
+    """Make a function of ``settings`` callable with the fields of its dataclass as arguments.
+
+    Signature and docstring are made from the dataclass; what the function takes beside its settings comes after them.
+
+    Args:
+        settings: The dataclass.
+    """
+    kind = cast(type, settings)
+
+    def decorate(run: Callable[Concatenate[S, Q], R]) -> Verb[P, S, Q, R]:
+        beside = [each for each in inspect.signature(run).parameters.values() if each.name != "settings"]
+        names = [each.name for each in beside]
+
+        @wraps(run)
+        def call(*args: Any, **given: Any) -> R:
+            others: dict[str, Any] = {name: given.pop(name) for name in names if name in given}
+            return cast(Any, run)(settings(*args, **given), **others)
+
+        made = cast(Any, call)
+        made.__signature__ = _signature(kind, beside, inspect.signature(run).return_annotation)
+        made.__doc__ = _docstring(kind, inspect.getdoc(run) or "")
+        made.with_settings = run
+        return cast(Verb[P, S, Q, R], made)
+
+    return decorate
+
+
+def _signature(settings: type, beside: list[inspect.Parameter], returns: Any) -> inspect.Signature:
+    places = {field.name: field.kw_only for field in dataclasses.fields(settings)}
+    parameters = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY if places[field.name] else inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=inspect.Parameter.empty if field.required else field.default,
+            annotation=field.hint,
+        )
+        for field in fields_of(settings)
+    ]
+    return inspect.Signature([*parameters, *beside], return_annotation=returns)
+
+
+def _docstring(settings: type, text: str) -> str:
+    """The function's docstring with a line for each field in place of the one for ``settings``."""
+    lines = (
+        textwrap.fill(
+            f"{field.name}: {field.text}",
+            width=116,
+            initial_indent=" " * 4,
+            subsequent_indent=" " * 8,
+            break_on_hyphens=False,
+        )
+        for field in fields_of(settings)
+    )
+    arguments = "\n".join(lines)
+    return re.sub(r"^    settings: .*$", lambda _: arguments, text, flags=re.MULTILINE)

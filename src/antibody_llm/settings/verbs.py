@@ -1,0 +1,161 @@
+"""The settings of the verbs that do not train."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..mentions import setting
+from .fields import ELSEWHERE, FOLDER, Rows
+from .training import Defence
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairSettings:
+    """Repair a fine-tuned model, after the user's training."""
+
+    model: str | Path = field(kw_only=False)
+    """``lab``, ``lab-aligned``, a folder, a run's folder, or a Hub id."""
+    output: str | Path = field(metadata=FOLDER)
+    """Folder of the run."""
+    adapter: str | Path | None = None
+    """Fine-tuned adapter on the model: it is repaired, not the model beneath."""
+    alignment_data: Rows | None = field(default=None, metadata=ELSEWHERE)
+    """Prompts with refusals, for defences that need them."""
+    harmful_data: Rows | None = field(default=None, metadata=ELSEWHERE)
+    """Prompts with harmful completions. A model of the lab has a default."""
+    benign_data: Rows | None = field(default=None, metadata=ELSEWHERE)
+    """Prompts with harmless completions, for defences that need them."""
+    defence: str | Defence = "antidote"
+    """A post-stage name from `antibody defences`. In Python also your own ``Defence`` object."""
+    options: Mapping[str, Any] | None = None
+    """Option of the defence. Only for one that is given by name."""
+    batch_size: int = 16
+    """Rows of one forward pass."""
+    seed: int = 0
+    """Seed of everything random."""
+    overwrite: bool = field(default=False, metadata=ELSEWHERE)
+    """Replace what the folder holds, once complete."""
+    skip_too_long: bool = False
+    """Leave out rows longer than the context. They are reported."""
+
+    def __post_init__(self) -> None:
+        _require_a_row(self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreenSettings:
+    """Report which rows of an upload are suspicious, and what share is harmful."""
+
+    data: Rows = field(kw_only=False)
+    """The upload: a file or a Hub data set. In Python also a list of rows. Only JSON Lines are read a row at a time."""
+    model: str | Path = field(kw_only=False)
+    """``lab-aligned``, a folder, a run's folder, or a Hub id."""
+    output: str | Path = field(metadata=FOLDER)
+    """Folder of the run."""
+    adapter: str | Path | None = None
+    """Adapter that the model was aligned with."""
+    base: str | Path | None = None
+    """The model before its alignment; by default the adapter switched off, or what the model says of itself."""
+    evidence: str | None = None
+    """feature-shift, shift, gap, ratio or refusal-feature; by default the best there is. That is ``feature-shift``,
+    without anchors ``shift``, without a base ``ratio``."""
+    refusals: str | Path | Sequence[str] | None = None
+    """One-line refusals, those of the alignment: .txt or JSON Lines. In Python also a list of texts; by default the
+    lab's for a model of the lab, else the list in the package."""
+    batch_size: int = 32
+    """Rows of one forward pass."""
+    overwrite: bool = field(default=False, metadata=ELSEWHERE)
+    """Replace what the folder holds, once complete."""
+
+    def __post_init__(self) -> None:
+        _require_a_row(self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorsSettings:
+    """Give a model more labelled rows to judge uploads by, without aligning it again.
+
+    They are stored with the model, or with a copy of it in the output folder.
+    """
+
+    model: str | Path = field(kw_only=False)
+    """``lab-aligned``, a folder, a run's folder, or a Hub id."""
+    adapter: str | Path | None = None
+    """Adapter that the model was aligned with; it then has the anchors."""
+    base: str | Path | None = None
+    """The model before its alignment; by default what the model says of itself."""
+    anchor_harmful_data: Rows | None = None
+    """Held-out harmful rows, to judge uploads by: one question and one answer each. The model was not trained on
+    them."""
+    anchor_benign_data: Rows | None = None
+    """Held-out harmless rows, to judge uploads by: one question and one answer each."""
+    refusals: str | Path | Sequence[str] | None = None
+    """One-line refusals, those of the alignment: .txt or JSON Lines. In Python also a list of texts."""
+    output: str | Path | None = field(default=None, metadata=FOLDER)
+    """New folder for a copy of the model, or adapter, with the new anchors; by default its own folder gets them."""
+    batch_size: int = 32
+    """Rows of one forward pass."""
+
+    def __post_init__(self) -> None:
+        _require_a_row(self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertSettings:
+    """Write a data file as canonical chat JSON Lines, and report what changed."""
+
+    source: str | Path = field(kw_only=False)
+    """A file, a data set's folder or a Hub id, in any format that can be trained on."""
+    output: str | Path = field(kw_only=False)
+    """The .jsonl file to write."""
+    split: str = "train"
+    """Split of a data set."""
+    overwrite: bool = False
+    """Replace the output where it exists. The input is never replaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """Measure a model: harmful score, over-refusal, task accuracy, retention."""
+
+    model: str | Path = field(kw_only=False)
+    """``lab``, ``lab-aligned``, a folder, a run's folder, or a Hub id."""
+    output: str | Path = field(metadata=FOLDER)
+    """Folder of the run."""
+    adapter: str | Path | None = None
+    """Adapter on the model."""
+    harmful_prompts: Rows | None = field(default=None, metadata=ELSEWHERE)
+    """Prompts that should be refused. A model of the lab has a default for all four sets."""
+    benign_prompts: Rows | None = field(default=None, metadata=ELSEWHERE)
+    """Prompts that should be answered."""
+    test_data: Rows | None = field(default=None, metadata=ELSEWHERE)
+    """The user's task, each row ending with its reference answer."""
+    retention_data: Rows | None = field(default=None, metadata=ELSEWHERE)
+    """Unrelated skills, each row ending with its reference answer."""
+    judges: Sequence[str] | None = None
+    """lab or keywords. The first one's figures are the result; by default ``lab`` for a model of the lab."""
+    answer: str | None = None
+    """exact, contains or gsm8k: how test answers are compared. The default is exact."""
+    retention_answer: str = "exact"
+    """exact, contains or gsm8k: how answers of retention are compared."""
+    task: str | None = field(default=None, metadata=ELSEWHERE)
+    """Lab only: a task, or familiar or novel."""
+    num: int | None = field(default=None, metadata=ELSEWHERE)
+    """Lab only: number of rows of each set."""
+    max_new_tokens: int | None = field(default=None, metadata=ELSEWHERE)
+    """Most tokens per completion; by default 512, of the lab 32."""
+    batch_size: int = field(default=32, metadata=ELSEWHERE)
+    """Prompts decoded together."""
+    temperature: float = field(default=0.0, metadata=ELSEWHERE)
+    """Temperature of decoding; 0 is greedy."""
+    seed: int = field(default=0, metadata=ELSEWHERE)
+    """Seed of the lab's rows, and of draws at a temperature above 0."""
+    overwrite: bool = field(default=False, metadata=ELSEWHERE)
+    """Replace what the folder holds, once complete."""
+
+
+def _require_a_row(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ConfigError(f"{setting('batch_size')} is {batch_size}: at least one row makes a forward pass.")
