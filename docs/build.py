@@ -6,6 +6,7 @@ The pages in ``docs/`` are written to be read in the repository too. This copies
 
 - ``{{ package }}`` is the import name of the package, so that it is written in one place (``PACKAGE``).
 - ``{{ readme }}`` is the README, so that the home page cannot say something else.
+- ``{{ verbs }}`` is the reference of every verb's settings, from their dataclasses.
 - ``{{ defences }}`` is the reference of every defence's options, from the catalogue.
 - A link that leaves ``docs/`` becomes a link into the repository if mkdocs.yml has a ``repo_url``, and plain text
   otherwise.
@@ -14,6 +15,8 @@ Then it calls the generator, which fails on any warning: a dead link, a name tha
 """
 
 import argparse
+import importlib
+import inspect
 import posixpath
 import re
 import shutil
@@ -52,6 +55,8 @@ def prepared(markdown: str, here: str, repository: str | None) -> str:
     """
     if "{{ readme }}" in markdown:
         markdown = markdown.replace("{{ readme }}", _from_docs(README.read_text(encoding="utf-8")))
+    if "{{ verbs }}" in markdown:
+        markdown = markdown.replace("{{ verbs }}", _verbs())
     if "{{ defences }}" in markdown:
         markdown = markdown.replace("{{ defences }}", _defences())
     markdown = markdown.replace("{{ package }}", PACKAGE)
@@ -80,6 +85,21 @@ def _kept(found: re.Match[str], here: str, repository: str | None) -> str:
     if not (ROOT / path).exists():  # left as it is, so that a strict build fails on it
         return found[0]
     return f"[{text}]({repository.rstrip('/')}/blob/main/{path})" if repository else text
+
+
+def _verbs() -> str:
+    """Every verb with what it does, and its settings: name, flag, default, meaning."""
+    settings = importlib.import_module(f"{PACKAGE}.settings")
+    cli = importlib.import_module(f"{PACKAGE}.cli.verbs")
+    parts = []
+    for verb, kind in settings.SETTINGS.items():
+        spell = cli.spelling([verb])
+        parts += [f"## {verb}", "", inspect.getdoc(kind) or "", ""]
+        for field in settings.fields_of(kind):
+            default = "required" if field.required else f"default `{field.default}`"
+            parts.append(f"- **`{field.name}`** (`{spell(field.name, None)}`, {default}): {field.text}")
+        parts.append("")
+    return "\n".join(parts)
 
 
 def _defences() -> str:

@@ -49,6 +49,17 @@ def test_every_defence_has_its_options_in_the_reference(build):
         assert f"## {name} ({stage})\n\n::: {defence.__module__}\n" in page
 
 
+def test_every_setting_of_every_verb_is_in_the_reference(build):
+    from antibody_llm.settings import SETTINGS, fields_of
+
+    page = build.prepared("{{ verbs }}", "reference", None)
+    for verb, settings in SETTINGS.items():
+        section = page.partition(f"## {verb}\n")[2].partition("\n## ")[0]
+        assert all(f"- **`{field.name}`** (`" in section for field in fields_of(settings))
+    assert "- **`options`** (`--set`, default `None`): Option of the defence." in page
+    assert "- **`data`** (`DATA`, required): The upload" in page
+
+
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     pages = [path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")]
