@@ -36,10 +36,10 @@ from antibody_llm.defences.finetuning.bds import BDS
 from antibody_llm.lab.presets import BDS_SCALAR
 from antibody_llm.lab.rows import LabRows, build_rows, record
 from antibody_llm.models.loading import load_model
+from antibody_llm.profiles.lab import LabProfile
 from antibody_llm.runs.align import align
 from antibody_llm.runs.encoding import make_renderer
 from antibody_llm.runs.finetune import finetune
-from antibody_llm.runs.lab_defaults import calibration
 from antibody_llm.screening.anchors import auroc
 from antibody_llm.store.folder import write_text
 from antibody_llm.training.step import StepContext
@@ -71,8 +71,8 @@ class Form:
     max_grad_norm: float
 
 
-_OPTIONS, _TRAINING = calibration(Stage.FINETUNING, "bds", "full")
-_PLAIN = calibration(Stage.FINETUNING, "sft", "full")[1]
+_OPTIONS, _TRAINING = LabProfile().calibration(Stage.FINETUNING, "bds", "full")
+_PLAIN = LabProfile().calibration(Stage.FINETUNING, "sft", "full")[1]
 FORMS = {
     "scalar": Form(BDS_SCALAR, 2 * _PLAIN["num_train_epochs"], _PLAIN["max_grad_norm"]),
     "neural": Form(_OPTIONS, _TRAINING["num_train_epochs"], _TRAINING["max_grad_norm"]),

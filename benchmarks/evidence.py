@@ -42,9 +42,9 @@ from antibody_llm.defences.finetuning.antibody_posterior import AntibodyPosterio
 from antibody_llm.lab.rows import LabRows, build_rows, record
 from antibody_llm.models.loading import load_model
 from antibody_llm.primitives.mixture import harm_posterior, harmful_share, log_density_ratio
+from antibody_llm.profiles.lab import LabProfile
 from antibody_llm.runs.align import align
 from antibody_llm.runs.encoding import encode, make_renderer, render_refusals
-from antibody_llm.runs.lab_defaults import lab_refusals
 from antibody_llm.screening.anchors import MIN_AUROC, Anchors, auroc, read_anchors
 from antibody_llm.screening.evidence import BEFORE, NOW, Evidence, EvidenceKind, collect
 from antibody_llm.store.folder import write_text
@@ -124,7 +124,7 @@ def reader(folder: Path) -> tuple[Anchors, Callable[[LabRows], Evidence]]:
         context = StepContext(
             cast(nn.Module, aligned.model),
             pad_id=cast(int, aligned.tokenizer.pad_token_id),
-            refusals=render_refusals(lab_refusals(), renderer, records),
+            refusals=render_refusals(LabProfile.refusals, renderer, records),
             batch_size=32,
             base=cast(nn.Module, base.model),
         )

@@ -8,6 +8,8 @@ import pytest
 
 from antibody_llm.errors import ConfigError, DataError, ModelError
 from antibody_llm.lab.rows import build_rows
+from antibody_llm.profiles import Choice
+from antibody_llm.profiles.lab import FINITE, NUM_ROWS, LabProfile
 from antibody_llm.runs import evaluate, finetune
 from tests.gsm8k import gsm8k_rows, write_jsonl
 
@@ -70,10 +72,9 @@ def test_the_labs_accuracy_says_of_which_task_it_is_where_none_was_named(tmp_pat
 
 
 def test_the_lab_gives_as_many_prompts_as_it_holds_where_more_are_asked_for():
-    defaults = importlib.import_module("antibody_llm.runs.lab_defaults")
-    for kind in defaults.FINITE:
-        held = len(defaults.lab_rows(kind, defaults.LabData(num=10_000), seed=0).records)
-        assert held == defaults.NUM_ROWS[kind]
+    for kind in FINITE:
+        held = len(LabProfile().rows(kind, Choice(num=10_000), seed=0).records)
+        assert held == NUM_ROWS[kind]
         with pytest.raises(DataError, match=f"the world holds {held}"):
             build_rows(kind, held + 1, seed=0)
 

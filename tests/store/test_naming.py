@@ -7,11 +7,11 @@ from antibody_llm.errors import ModelError
 from antibody_llm.models.adapters import add_lora
 from antibody_llm.models.loading import load_model, resolve
 from antibody_llm.models.saving import save_adapter
+from antibody_llm.profiles import profile_of
 from antibody_llm.store.naming import (
     BASE_WEIGHTS,
     base_of,
     described_model,
-    from_lab,
     tokenizer_fingerprint,
     weights_fingerprint,
 )
@@ -93,4 +93,4 @@ def test_an_adapter_that_was_stored_under_the_packages_former_name_still_loads_a
     former = "/gone/site-packages/antibody/lab/files/lab-aligned"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": former}))
     assert load_model(str(tmp_path / "a")).name == "lab-aligned"
-    assert from_lab(str(tmp_path / "a"))
+    assert profile_of(str(tmp_path / "a")).name == "lab"

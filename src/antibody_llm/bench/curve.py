@@ -11,7 +11,7 @@ from ..evaluation.generation import generate
 from ..evaluation.judges.registry import make_judge
 from ..files import write_text
 from ..lab.rows import build_rows, record
-from ..runs.lab_defaults import MAX_NEW_TOKENS
+from ..profiles.lab import LabProfile
 
 NUM_PROMPTS = 100
 
@@ -47,7 +47,7 @@ class HarmfulScoreCurve(TrainerCallback):
             model,
             processing_class,
             [renderer.encode_prompt(r) for r in self._records],
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=LabProfile.max_new_tokens,
             batch_size=NUM_PROMPTS,
             stop_ids=renderer.stop_ids,
         )

@@ -1,6 +1,6 @@
 """What a model brings by default: rows by role, refusals, calibration, and the names of judges and answer rules."""
 
 from .catalogue import profile_of
-from .protocol import Brought, Choice, Profile
+from .protocol import Choice, Profile
 
-__all__ = ["Brought", "Choice", "Profile", "profile_of"]
+__all__ = ["Choice", "Profile", "profile_of"]

@@ -4,12 +4,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..data.source import Source
 from ..lab.presets import ALIGNMENT_ROWS, ANCHOR_ROWS, HARMFUL_PROMPTS, LORA, PRESETS, USER_ROWS
 from ..lab.refusals import REFUSALS
 from ..lab.rows import build_rows, record
 from ..lab.tasks import find_task
 from ..models.loading import PACKAGED, resolve
-from .protocol import Brought, Choice, Profile
+from .protocol import Choice, Profile
 
 NUM_ROWS = {
     "alignment": ALIGNMENT_ROWS,
@@ -51,7 +52,7 @@ class LabProfile(Profile):
     max_new_tokens = 32
     default_task = "familiar"
 
-    def rows(self, kind: str, choice: Choice, *, seed: int) -> Brought | None:
+    def rows(self, kind: str, choice: Choice, *, seed: int) -> Source | None:
         """Rows of the world, in the number and with the task and the harmful share that are chosen."""
         kind = EVALUATION_KINDS.get(kind, kind)
         task = find_task(choice.task or "familiar").name if kind in ("user", "test") else None
@@ -62,7 +63,7 @@ class LabProfile(Profile):
         rows = build_rows(kind, num, seed=seed, task=task, poison_ratio=ratio).rows
         extra = (f", task={task}" if task else "") + (f", poison_ratio={ratio}" if kind == "user" else "")
         name = f"lab {kind} rows (num={num}, seed={seed}{extra})"
-        return Brought(name, [record(row, i, name) for i, row in enumerate(rows)])
+        return Source(name, [record(row, i, name) for i, row in enumerate(rows)])
 
     def calibration(self, stage: str, defence: str, regime: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """What ``lab.presets`` holds; for a defence that it does not know, the training of plain SFT alone."""

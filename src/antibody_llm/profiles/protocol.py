@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
-from ..data.records import Record
+from ..data.source import Source
 from ..errors import ConfigError
 from ..mentions import setting
 
@@ -39,14 +39,6 @@ class Choice:
                 )
 
 
-@dataclass(frozen=True)
-class Brought:
-    """Rows that a profile brings, and what to call them."""
-
-    name: str
-    records: list[Record]
-
-
 class Profile:
     """What a model brings by default. This one, of every model that nobody described, brings nothing.
 
@@ -65,7 +57,7 @@ class Profile:
     default_task: ClassVar[str | None] = None
     """The task whose rows are brought where none is chosen."""
 
-    def rows(self, kind: str, choice: Choice, *, seed: int) -> Brought | None:
+    def rows(self, kind: str, choice: Choice, *, seed: int) -> Source | None:
         """The rows of a role of training (``data.roles.Role``) or of an evaluation set; None where there are none."""
         return None
 

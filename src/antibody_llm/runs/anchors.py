@@ -17,6 +17,7 @@ from ..mentions import setting
 from ..models.layout import require_same_shape
 from ..models.loading import PACKAGED, LoadedModel, load_model, resolve
 from ..paths import checked_output
+from ..profiles import profile_of
 from ..screening.anchors import (
     Anchors,
     auroc,
@@ -32,10 +33,9 @@ from ..screening.evidence import EvidenceKind
 from ..settings import AnchorsSettings, rows_of
 from ..store.folder import refuse_inputs
 from ..store.lock import LOCK, FolderLock
-from ..store.naming import from_lab, model_name
+from ..store.naming import model_name
 from ..training.step import StepContext
 from .encoding import encode, make_renderer, render_refusals
-from .lab_defaults import lab_refusals
 from .sources import read_refusals, read_rows
 from .verb import verb
 
@@ -89,7 +89,7 @@ def anchors(settings: AnchorsSettings) -> AnchorsResult:
         stored = read_anchors(place)
         if stored is None:
             require_enough(*map(len, records.values()))
-        texts = read_refusals(settings.refusals, default=lab_refusals() if from_lab(name) else None)
+        texts = read_refusals(settings.refusals, default=profile_of(name).refusals)
         loaded = load_model(name, adapter=adapter, base=None if settings.base is None else str(settings.base))
         if loaded.base is None:
             raise ModelError(

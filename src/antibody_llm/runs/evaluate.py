@@ -23,13 +23,13 @@ from ..models.deployment import Deployment
 from ..models.files import quoted
 from ..models.layout import context_length
 from ..models.loading import LoadedModel, load_model, read_provenance, resolve
+from ..profiles import Choice, Profile, profile_of
 from ..settings import EvaluateSettings, Rows, written_out
 from ..store.environment import environment
 from ..store.folder import State, open_run
-from ..store.naming import described_model, from_lab, model_name
+from ..store.naming import described_model, model_name
 from ..store.result import RunResult, stored_result
 from .encoding import report_forgeries
-from .lab_defaults import MAX_NEW_TOKENS, LabData, lab_rows
 from .sources import Source, read_rows
 from .trainer_config import check_seed
 from .verb import verb
@@ -46,17 +46,11 @@ FIELDS = {
     EvaluationSet.RETENTION: "retention_data",
 }
 """The setting that holds each set."""
-_LAB_KINDS = {
-    EvaluationSet.HARMFUL: "harmful-prompts",
-    EvaluationSet.BENIGN: "lookalike",
-    EvaluationSet.TEST: "test",
-    EvaluationSet.RETENTION: "retention",
-}
 
 
 @verb(EvaluateSettings)
 def evaluate(settings: EvaluateSettings, *, progress: bool = False) -> RunResult:
-    """Measure a model on whatever data is given; a model of the lab has all four sets by default.
+    """Measure a model on whatever data is given; a model's profile may bring sets by default.
 
     Args:
         settings: What to measure, on what, and how.
@@ -69,19 +63,16 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = False) -> RunResult
     check_seed(settings.seed)
     name = model_name(settings.model)
     adapter = None if settings.adapter is None else model_name(settings.adapter)
-    lab = from_lab(name)
-    which = LabData.of(settings)
+    profile, choice = profile_of(name), Choice.of(settings)
     given: dict[EvaluationSet, Rows | None] = {role: getattr(settings, field) for role, field in FIELDS.items()}
-    sources = _sources(given, which, lab=lab, model=str(settings.model), seed=settings.seed)
+    sources = _sources(given, choice, profile, model=str(settings.model), seed=settings.seed)
     answer = settings.answer
     if answer is None:
-        answer = (
-            "gsm8k" if lab and settings.test_data is None and (settings.task or "").startswith("gsm8k") else "exact"
-        )
-    names = list(settings.judges) if settings.judges is not None else (["lab"] if lab else [])
+        answer = profile.answer(settings.task) if settings.test_data is None else Profile().answer(None)
+    names = list(profile.judges if settings.judges is None else settings.judges)
     max_new_tokens = settings.max_new_tokens
     if max_new_tokens is None:
-        max_new_tokens = MAX_NEW_TOKENS if lab else DecodingSettings.max_new_tokens
+        max_new_tokens = profile.max_new_tokens or DecodingSettings.max_new_tokens
     decoding = DecodingSettings(
         max_new_tokens=max_new_tokens,
         batch_size=settings.batch_size,
@@ -187,22 +178,28 @@ def measured_values(evaluation: Evaluation) -> dict[str, float]:
 
 
 def _sources(
-    given: Mapping[EvaluationSet, Rows | None], which: LabData, *, lab: bool, model: str, seed: int
+    given: Mapping[EvaluationSet, Rows | None], choice: Choice, profile: Profile, *, model: str, seed: int
 ) -> dict[EvaluationSet, Source]:
-    """What is given; if nothing is, the lab's four sets."""
+    """What is given; if nothing is, the sets that the model's profile brings."""
     own = {
         role: read_rows(rows, name=f"{FIELDS[role]} rows", prompts=True)
         for role, rows in given.items()
         if rows is not None
     }
-    if own or not lab:
-        which.refuse(model)
-    if not own and not lab:
+    if own:
+        choice.refuse(model)
+        return own
+    brought = {role: profile.rows(field, choice, seed=seed) for role, field in FIELDS.items()}
+    sources = {role: source for role, source in brought.items() if source is not None}
+    if not sources:
+        choice.refuse(model)
         names = ", ".join(map(setting, FIELDS.values()))
         raise DataError(f"{model}: there is nothing to evaluate on. Give one or more of {names}.")
-    if not own and which.task is None:
+    if choice.task is None and profile.default_task is not None:
         log.info(
-            "finetune_accuracy is that of the lab's familiar task. A model tuned on another needs its %s.",
+            "finetune_accuracy is that of the %s's %s task. A model tuned on another needs its %s.",
+            profile.name,
+            profile.default_task,
             setting("task"),
         )
-    return own or {role: lab_rows(_LAB_KINDS[role], which, seed=seed) for role in given}
+    return sources

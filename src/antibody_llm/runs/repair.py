@@ -11,22 +11,20 @@ from ..defences.catalogue import make_defence
 from ..errors import DataError
 from ..mentions import setting
 from ..models.loading import load_model
+from ..profiles import Choice, Profile, profile_of
 from ..settings import RepairSettings, Rows, field_of, plain, rows_of, written_out
 from ..store.environment import environment
 from ..store.folder import State, open_run
-from ..store.naming import described_model, from_lab, model_name
+from ..store.naming import described_model, model_name
 from ..store.result import RunResult, stored_result
 from ..training.step import Defence, StepContext
 from .encoding import encode, make_renderer
-from .lab_defaults import LabData, calibration, lab_rows
 from .sources import Source, read_rows
 from .train import save_weights
 from .trainer_config import check_seed
 from .verb import verb
 
 log = logging.getLogger("antibody")
-
-_LAB_KINDS = {Role.HARMFUL: "harmful", Role.ALIGNMENT: "alignment", Role.BENIGN: "benign"}
 
 
 @verb(RepairSettings)
@@ -43,15 +41,17 @@ def repair(settings: RepairSettings) -> RunResult:
     check_seed(settings.seed)
     name = model_name(settings.model)
     adapter = None if settings.adapter is None else model_name(settings.adapter)
-    lab = from_lab(name)
+    profile = profile_of(name)
     defence = settings.defence
     if isinstance(defence, str):
-        preset = calibration(Stage.POST, defence, "full")[0] if lab else {}
+        preset, _ = profile.calibration(Stage.POST, defence, "full")
         mender = make_defence(Stage.POST, defence, preset | dict(settings.options or {}))
     else:
         mender = defence
     given = rows_of(settings)
-    sources = {role: _source(role, given.get(role), lab=lab, seed=settings.seed, who=mender) for role in mender.needs}
+    sources = {
+        role: _source(role, given.get(role), profile=profile, seed=settings.seed, who=mender) for role in mender.needs
+    }
     config: dict[str, Any] = {
         "verb": "repair",
         "model": described_model(name),
@@ -98,9 +98,9 @@ def repair(settings: RepairSettings) -> RunResult:
     return result
 
 
-def _source(role: Role, rows: Rows | None, *, lab: bool, seed: int, who: Defence) -> Source:
+def _source(role: Role, rows: Rows | None, *, profile: Profile, seed: int, who: Defence) -> Source:
     if rows is not None:
         return read_rows(rows, name=f"{field_of(role)} rows")
-    if lab:
-        return lab_rows(_LAB_KINDS[role], LabData(), seed=seed, main=False)
+    if brought := profile.rows(role, Choice(), seed=seed):
+        return brought
     raise DataError(f"{type(who).__name__} needs {role} rows and was given none. Give {setting(field_of(role))}.")

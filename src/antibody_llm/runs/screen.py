@@ -28,6 +28,7 @@ from ..errors import ConfigError, DataError, ModelError, OutputError
 from ..mentions import in_python, setting, spelled
 from ..models.layout import require_same_shape
 from ..models.loading import LoadedModel, load_model, resolve
+from ..profiles import profile_of
 from ..screening.anchors import Anchors, anchors_fingerprint, check_anchors, read_anchors
 from ..screening.cache import EvidenceCache, Found, cache_folder, digest_of, row_digest, weights_identity
 from ..screening.choice import LabelFirst
@@ -40,12 +41,11 @@ from ..screening.upload import Upload, UploadRow, open_upload
 from ..settings import Rows, ScreenSettings, written_out
 from ..store.environment import environment
 from ..store.folder import RunFolder, State, open_run, write_text
-from ..store.naming import base_of, described_model, from_lab, model_name
+from ..store.naming import base_of, described_model, model_name
 from ..store.result import RESULT, RunResult
 from ..text import quoted
 from ..training.step import StepContext
 from .encoding import make_renderer, render_refusals
-from .lab_defaults import lab_refusals
 from .sources import read_refusals, rows_file
 from .verb import verb
 
@@ -150,7 +150,7 @@ def screen(settings: ScreenSettings, *, progress: bool = False) -> ScreenResult:
     name = model_name(settings.model)
     adapter = None if settings.adapter is None else model_name(settings.adapter)
     base = None if settings.base is None else model_name(settings.base)
-    texts = read_refusals(settings.refusals, default=lab_refusals() if from_lab(name) else None)
+    texts = read_refusals(settings.refusals, default=profile_of(name).refusals)
     before = base or base_of(name, adapter)
     with _opened(settings.data) as upload:
         config: dict[str, Any] = {

@@ -1,18 +1,18 @@
-"""Rows for a run: from a file, a data set, a list of rows, or the lab."""
+"""Rows for a run: from a file, a data set or a list of rows."""
 
 import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from ..data.duplicates import repeats
-from ..data.formats import fingerprint, load_prompts, load_records, load_refusals
+from ..data.formats import load_prompts, load_records, load_refusals
 from ..data.records import Record
+from ..data.source import Source
 from ..errors import DataError
 from ..mentions import setting
 from ..paths import as_file, checked_path
@@ -20,18 +20,6 @@ from ..settings import Rows
 from ..text import quoted
 
 log = logging.getLogger("antibody")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Rows and where they came from."""
-
-    name: str
-    records: list[Record]
-
-    def described(self) -> dict[str, Any]:
-        """For config.yaml. The fingerprint tells when a file's content has changed under its name."""
-        return {"source": self.name, "num_rows": len(self.records), "sha256": fingerprint(self.records)}
 
 
 def read_rows(rows: Rows, *, name: str, prompts: bool = False, upload: bool = False) -> Source:

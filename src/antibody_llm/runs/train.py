@@ -24,11 +24,12 @@ from ..models.adapters import PAPER_TARGETS, add_lora
 from ..models.layout import require_same_shape
 from ..models.loading import LoadedModel, is_adapter, load_model, resolve
 from ..models.saving import save_adapter, save_model
+from ..profiles import Choice, Profile, profile_of
 from ..screening.anchors import write_anchors
 from ..settings import Regime, TrainingSettings, field_of, plain, rows_of, written_out
 from ..store.environment import environment
 from ..store.folder import CHECKPOINTS, METRICS, RunFolder, State, open_run
-from ..store.naming import BASE_WEIGHTS, base_of, described_model, from_lab, model_name
+from ..store.naming import BASE_WEIGHTS, base_of, described_model, model_name
 from ..store.result import RunResult, stored_result
 from ..training.checkpoints import newest_checkpoint
 from ..training.preparation import TrainingData
@@ -38,7 +39,6 @@ from ..training.step import Defence
 from ..training.trainer import DefendedTrainer, SFTConfig
 from .anchors import check_anchor_records, score_anchors
 from .encoding import ControlTokens, encode, make_renderer, render_refusals, without_forgeries
-from .lab_defaults import LabData, calibration, lab_refusals, lab_rows, new_adapter
 from .metrics import SAMPLES, MetricsFile, ProgressBar, last_values, write_metrics, write_samples
 from .sources import Source, read_refusals, read_rows
 from .trainer_config import make_training_config, merged_training, stored_training
@@ -71,18 +71,18 @@ def train(run: TrainingSettings, *, progress: bool, callbacks: tuple[TrainerCall
     control_tokens = ControlTokens(run.control_tokens)
     name = model_name(run.model)
     adapter = None if run.adapter is None else model_name(run.adapter)
-    lab = from_lab(name)
-    defence, args, lora = _settings(run, lab)
+    profile = profile_of(name)
+    defence, args, lora = _settings(run, profile)
     if run.regime == "full" and (adapter is not None or is_adapter(name)):
         raise ConfigError(
             f"{setting('regime', 'full')} cannot train through an adapter. Use {setting('regime', 'lora')}, or merge "
             "it into its base."
         )
-    sources = _sources(run, defence, lab)
-    anchors = _anchor_sources(run, lab, sources)
+    sources = _sources(run, defence, profile)
+    anchors = _anchor_sources(run, profile, sources)
     texts = None
     if defence.needs_refusals or anchors:
-        texts = read_refusals(run.refusals, default=lab_refusals() if lab else None)
+        texts = read_refusals(run.refusals, default=profile.refusals)
     main = sources[MAIN_ROLE[run.stage]]
     _require_one_step(main.name, len(main.records), args)
     named_base = None if run.base is None else str(run.base)
@@ -157,10 +157,10 @@ def train(run: TrainingSettings, *, progress: bool, callbacks: tuple[TrainerCall
 # -- before anything is loaded -----------------------------------------------------------------------------------
 
 
-def _settings(run: TrainingSettings, lab: bool) -> tuple[Defence, SFTConfig, LoraOptions]:
-    """The defence, the trainer's configuration and the adapter's, with the lab's calibration beneath what was set."""
+def _settings(run: TrainingSettings, profile: Profile) -> tuple[Defence, SFTConfig, LoraOptions]:
+    """The defence and the configurations of trainer and adapter, with the profile's calibration beneath."""
     name = run.defence if isinstance(run.defence, str) else type(run.defence).__name__
-    options, training = calibration(run.stage, name, run.regime) if lab else ({}, {})
+    options, training = profile.calibration(run.stage, name, run.regime)
     if isinstance(run.defence, str):
         defence = make_defence(run.stage, run.defence, options | dict(run.options or {}))
     elif run.options:
@@ -171,30 +171,29 @@ def _settings(run: TrainingSettings, lab: bool) -> tuple[Defence, SFTConfig, Lor
         defence = run.defence
     checkpoints, wanted = Path(run.output) / CHECKPOINTS, training | merged_training(run)
     args = make_training_config(checkpoints, wanted, seed=run.seed, exact=defence.twin_passes)
-    lora: LoraOptions = parse_options(LoraOptions, "lora", (new_adapter() if lab else {}) | dict(run.lora or {}))
+    lora: LoraOptions = parse_options(LoraOptions, "lora", dict(profile.adapter) | dict(run.lora or {}))
     return defence, args, lora
 
 
 ANCHOR_ROLES = (Role.ANCHOR_HARMFUL, Role.ANCHOR_BENIGN)
-_LAB_KINDS = {Role.USER: "user", Role.ALIGNMENT: "alignment", Role.HARMFUL: "harmful", Role.BENIGN: "benign"}
 
 
-def _sources(run: TrainingSettings, defence: Defence, lab: bool) -> dict[Role, Source]:
+def _sources(run: TrainingSettings, defence: Defence, profile: Profile) -> dict[Role, Source]:
     """Rows of the stage's main role and of those that the defence needs, to train or to prepare."""
     main = MAIN_ROLE[run.stage]
     needed = (main, *defence.needs, *defence.start_needs, *defence.prepare_needs)
-    rows_given, which = rows_of(run), LabData.of(run)
+    rows_given, choice = rows_of(run), Choice.of(run)
     sources: dict[Role, Source] = {}
     for role in needed:
         given, name = rows_given.get(role), field_of(role)
         if given is not None:
             sources[role] = read_rows(given, name=f"{name} rows", upload=role is Role.USER)
-        elif lab:
-            sources[role] = lab_rows(_LAB_KINDS[role], which, seed=run.seed, main=role is main)
+        elif brought := profile.rows(role, choice if role is main else Choice(), seed=run.seed):
+            sources[role] = brought
         else:
             raise DataError(f"{type(defence).__name__} needs {role} rows and was given none. Give {setting(name)}.")
-    if not lab or rows_given.get(main) is not None:
-        which.refuse(str(run.model))
+    if rows_given.get(main) is not None:
+        choice.refuse(str(run.model))
     benign = rows_given.get(Role.BENIGN)
     if run.stage is Stage.ALIGNMENT and benign is not None:  # what must still be answered, learnt beside the refusals
         sources[main] = _joined(sources[main], read_rows(benign, name=f"{field_of(Role.BENIGN)} rows"))
@@ -208,7 +207,7 @@ def _sources(run: TrainingSettings, defence: Defence, lab: bool) -> dict[Role, S
     return sources
 
 
-def _anchor_sources(run: TrainingSettings, lab: bool, sources: Mapping[Role, Source]) -> dict[Role, Source]:
+def _anchor_sources(run: TrainingSettings, profile: Profile, sources: Mapping[Role, Source]) -> dict[Role, Source]:
     """The provider's anchors, both labels or none; with an alignment alone."""
     if run.stage is not Stage.ALIGNMENT:
         return {}
@@ -217,8 +216,8 @@ def _anchor_sources(run: TrainingSettings, lab: bool, sources: Mapping[Role, Sou
         given = rows_of(run)[role]
         if given is not None:
             anchors[role] = read_rows(given, name=f"{field_of(role)} rows")
-        elif lab:
-            anchors[role] = lab_rows(str(role), LabData(), seed=run.seed, main=False)
+        elif brought := profile.rows(role, Choice(), seed=run.seed):
+            anchors[role] = brought
     if len(anchors) == 1:
         (absent,) = set(ANCHOR_ROLES) - set(anchors)
         raise DataError(f"anchors need both labels: {setting(field_of(absent))} is missing. Give it, or neither.")

@@ -7,7 +7,6 @@ from typing import Any
 
 from ..errors import ModelError
 from ..models.loading import (
-    PACKAGED,
     TOKENIZER_FILES,
     WEIGHT_SUFFIXES,
     adapter_base,
@@ -33,11 +32,6 @@ BASE_WEIGHTS = "base_weights"
 """Entry of an adapter's antibody.json: fingerprint of the base that it was trained on."""
 
 
-PACKAGED_PLACES = (("antibody_llm", "lab", "files"), ("antibody", "lab", "files"))
-"""Ends of the folders of the packaged models; the second is of runs and adapters that were stored under the package's
-former name."""
-
-
 def model_name(model: str | Path) -> str:
     """The model's name, or the folder in a run's folder that holds it."""
     folder = Path(model).expanduser()
@@ -45,18 +39,6 @@ def model_name(model: str | Path) -> str:
         if (folder / inside / marker).is_file() and not (folder / "config.json").is_file():
             return str(folder / inside)
     return str(model)
-
-
-def from_lab(name: str) -> bool:
-    """Whether a model is the lab's or descends from it: its rows, refusals and judge then fit."""
-    seen: set[str] = set()
-    while name not in seen:
-        seen.add(name)
-        place = resolve(name)
-        if name in PACKAGED or Path(place).parts[-4:-1] in PACKAGED_PLACES:
-            return True
-        name = adapter_base(name) if is_adapter(name) else str(read_provenance(place).get("base") or name)
-    return False
 
 
 def described_model(name: str, *, on: str | None = None) -> dict[str, Any]:

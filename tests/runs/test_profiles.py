@@ -5,8 +5,8 @@ import yaml
 
 from antibody_llm.errors import ConfigError
 from antibody_llm.lab.presets import LORA, PRESETS
+from antibody_llm.profiles import profile_of
 from antibody_llm.runs import align, evaluate, finetune
-from antibody_llm.store.naming import from_lab
 
 SHORT = {"training": {"max_steps": 2}}
 
@@ -36,10 +36,9 @@ def test_a_flag_wins_over_the_calibration(tmp_path):
 def test_a_descendant_of_the_lab_is_known_as_one(tmp_path, tiny_llama_folder):
     full = align("lab", output=tmp_path / "full", num=32, regime="full", defence="sft", **SHORT)
     adapter = finetune(full.output, output=tmp_path / "adapter", num=32, **SHORT)
-    assert from_lab("lab")
-    assert from_lab(str(full.model))
-    assert from_lab(str(adapter.model))
-    assert not from_lab(str(tiny_llama_folder))
+    for model in ("lab", str(full.model), str(adapter.model)):
+        assert profile_of(model).name == "lab"
+    assert profile_of(str(tiny_llama_folder)).name == "none"
 
 
 def test_what_only_lab_rows_can_obey_is_refused_beside_a_file(tmp_path):
