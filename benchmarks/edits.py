@@ -32,16 +32,17 @@ import torch
 from torch import Tensor, nn
 
 from antibody_llm.lab.rows import Row, build_rows, record
+from antibody_llm.likelihood.reader import ModelReader
 from antibody_llm.models.loading import load_model, resolve
 from antibody_llm.runs.encoding import encode, make_renderer
 from antibody_llm.screening import posterior
 from antibody_llm.screening.anchors import read_anchors
 from antibody_llm.screening.cache import row_digest
-from antibody_llm.screening.evidence import EvidenceKind, collect
+from antibody_llm.screening.evidence import EvidenceKind
 from antibody_llm.screening.familiarity import read_familiarity
 from antibody_llm.screening.posterior import Judgement, judge_upload
+from antibody_llm.screening.reading import collect
 from antibody_llm.store.folder import write_text
-from antibody_llm.training.step import StepContext
 
 RESULTS = Path(__file__).parent / "results" / "edits.json"
 DOCS = Path(__file__).parents[1] / "docs" / "antibody-posterior.md"
@@ -99,7 +100,7 @@ def reader() -> tuple[tuple[Tensor, Tensor], Callable[[Sequence[Row]], tuple[Ten
     aligned, base = load_model("lab-aligned"), load_model("lab")
     anchors = read_anchors(Path(resolve("lab-aligned")))
     assert anchors is not None, "the package's aligned model has anchors"
-    context = StepContext(
+    context = ModelReader(
         cast(nn.Module, aligned.model),
         pad_id=cast(int, aligned.tokenizer.pad_token_id),
         batch_size=32,

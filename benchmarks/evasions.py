@@ -54,15 +54,16 @@ from antibody_llm.bench.cell import MEASURES, NUM_PROMPTS, NUM_ROWS
 from antibody_llm.lab.rows import build_rows, record
 from antibody_llm.lab.skills import SKILLS
 from antibody_llm.lab.world import OTHER_FRAMES, good_in
+from antibody_llm.likelihood.reader import ModelReader
 from antibody_llm.models.loading import load_model
 from antibody_llm.runs.align import align
 from antibody_llm.runs.encoding import encode, make_renderer
 from antibody_llm.runs.evaluate import evaluate
 from antibody_llm.runs.finetune import finetune
 from antibody_llm.screening.anchors import read_anchors
-from antibody_llm.screening.evidence import EvidenceKind, collect
+from antibody_llm.screening.evidence import EvidenceKind
+from antibody_llm.screening.reading import collect
 from antibody_llm.store.folder import write_text
-from antibody_llm.training.step import StepContext
 
 NOVEL = "sst2-novel"
 FAMILIAR = "agnews"
@@ -231,7 +232,7 @@ def suspicion_of(folder: Path) -> Suspicion:
     renderer = make_renderer(aligned)
     anchors = read_anchors(folder)
     assert anchors is not None, "the lab's alignment stores anchors"
-    context = StepContext(
+    context = ModelReader(
         cast(nn.Module, aligned.model),
         pad_id=cast(int, aligned.tokenizer.pad_token_id),
         batch_size=64,

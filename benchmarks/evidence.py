@@ -40,15 +40,16 @@ from torch import Tensor, nn
 from antibody_llm.bench.cell import NUM_ROWS, Alignment
 from antibody_llm.defences.finetuning.antibody_posterior import AntibodyPosteriorConfig, Weight, weights
 from antibody_llm.lab.rows import LabRows, build_rows, record
+from antibody_llm.likelihood.reader import ModelReader
 from antibody_llm.models.loading import load_model
 from antibody_llm.primitives.mixture import harm_posterior, harmful_share, log_density_ratio
 from antibody_llm.profiles.lab import LabProfile
 from antibody_llm.runs.align import align
 from antibody_llm.runs.encoding import encode, make_renderer, render_refusals
 from antibody_llm.screening.anchors import MIN_AUROC, Anchors, auroc, read_anchors
-from antibody_llm.screening.evidence import BEFORE, NOW, Evidence, EvidenceKind, collect
+from antibody_llm.screening.evidence import BEFORE, NOW, Evidence, EvidenceKind
+from antibody_llm.screening.reading import collect
 from antibody_llm.store.folder import write_text
-from antibody_llm.training.step import StepContext
 
 ALIGNMENTS = ("sft", "antibody")
 TASKS = ("familiar", "novel")
@@ -121,7 +122,7 @@ def reader(folder: Path) -> tuple[Anchors, Callable[[LabRows], Evidence]]:
     def read(upload: LabRows) -> Evidence:
         records = {"user": [record(row, i) for i, row in enumerate(upload.rows)]}
         rows, _ = encode(records, renderer, skip=False)
-        context = StepContext(
+        context = ModelReader(
             cast(nn.Module, aligned.model),
             pad_id=cast(int, aligned.tokenizer.pad_token_id),
             refusals=render_refusals(LabProfile.refusals, renderer, records),

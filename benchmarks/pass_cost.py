@@ -50,13 +50,14 @@ from trl import SFTConfig
 
 from antibody_llm.data.roles import MAIN_ROLE, Role, Stage
 from antibody_llm.defences.alignment.repnoise import mmd, normal
-from antibody_llm.defences.catalogue import make_defence
+from antibody_llm.defences.catalogue import make_defence, make_repair
+from antibody_llm.likelihood.completion import bare, completion_nll
+from antibody_llm.likelihood.microbatch import MicroBatch, StepBatch
 from antibody_llm.models.layout import decoder_layers, final_norm
 from antibody_llm.primitives.likelihood import token_nll
-from antibody_llm.training.batches import MicroBatch, StepBatch
+from antibody_llm.training.defence import Defence
 from antibody_llm.training.lens import lens_nll
-from antibody_llm.training.likelihood import bare, completion_nll
-from antibody_llm.training.step import Defence, StepContext
+from antibody_llm.training.step import StepContext
 from antibody_llm.training.trainer import DefendedTrainer
 from step_cost import SIZES, Size, TrainerStep, random_llama, random_refusals, random_rows, tokenizer
 
@@ -311,7 +312,6 @@ class Bench:
 
     def __init__(self, case: Case, model: PeftModel, size: Size, num_cycles: int, folder: Path) -> None:
         self.case = case
-        self.defence = make_defence(case.stage, case.name, case.options)
         num = size.batch * num_cycles * case.cycle
         completions: dict[str, int] = {
             Role.USER: size.completion,
@@ -326,16 +326,14 @@ class Bench:
         }
         refusals, words = random_refusals(size), tokenizer(size)
         self.trainer: TrainerStep | None = None
-        counted, places = (True,) * size.batch, tuple(range(size.batch))
-        self.first = {
-            role: StepBatch((MicroBatch(tuple(of_role[: size.batch]), counted, places),), size.batch)
-            for role, of_role in rows.items()
-        }
+        self.first = {role: StepBatch.of(of_role[: size.batch]) for role, of_role in rows.items()}
         """For roles that a step draws no batch of: a defence keeps such rows from the start, or repairs with them."""
         self.batches: dict[str, StepBatch] = self.first
         if case.stage is Stage.POST:
             self.context = StepContext(model, rows=rows, refusals=refusals, batch_size=size.batch)
+            self.repair = partial(make_repair(case.name, case.options).repair, self.context, seed=0)
             return
+        self.defence = make_defence(case.stage, case.name, case.options)
         trainer = DefendedTrainer(
             model,
             _arguments(size, folder / case.label),
@@ -352,7 +350,7 @@ class Bench:
     def cycle(self) -> float:
         """CPU seconds of one cycle of steps; the batches of the last one are kept for its passes."""
         if self.trainer is None:
-            return _timed(partial(self.defence.repair, self.context))
+            return _timed(self.repair)
         spent = 0.0
         for _ in range(self.case.cycle):
             rows = self.trainer.fetch()

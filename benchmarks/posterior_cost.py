@@ -49,8 +49,11 @@ from antibody_llm.data.roles import Role
 from antibody_llm.defences.finetuning.antibody_posterior import AntibodyPosterior, AntibodyPosteriorConfig
 from antibody_llm.defences.finetuning.sft import FinetuningSFT
 from antibody_llm.models.layout import decoder_layers
-from antibody_llm.screening.evidence import EvidenceKind, Probe, collect
-from antibody_llm.training.step import Defence, NoOptions, StepContext
+from antibody_llm.screening.evidence import EvidenceKind
+from antibody_llm.screening.reading import collect
+from antibody_llm.screening.states import Probe
+from antibody_llm.training.defence import Defence, NoOptions
+from antibody_llm.training.step import StepContext
 from antibody_llm.training.trainer import DefendedTrainer
 from step_cost import SIZES, WARM_UP, Size, TrainerStep, random_llama, random_refusals, random_rows, take
 

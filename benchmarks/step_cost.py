@@ -62,10 +62,10 @@ from antibody_llm.data.records import Template, TokenizedRow
 from antibody_llm.defences.alignment.antibody import AntibodyAlignment, AntibodyAlignmentConfig
 from antibody_llm.defences.finetuning.antibody import AntibodyFinetuning, AntibodyFinetuningConfig
 from antibody_llm.defences.finetuning.sft import FinetuningSFT
+from antibody_llm.likelihood.refusals import Refusals, Scoring, usable_scoring
 from antibody_llm.models.adapters import add_lora, trainable_parameters
 from antibody_llm.primitives.gradients import combined, difference, dot, norm
-from antibody_llm.training.refusals import Refusals, Scoring, usable_scoring
-from antibody_llm.training.step import Defence, NoOptions
+from antibody_llm.training.defence import Defence, NoOptions
 from antibody_llm.training.trainer import DefendedTrainer
 
 PAD, EOS = 0, 1
@@ -447,7 +447,7 @@ def measure(size: Size, rounds: int, scoring: Scoring) -> dict[str, Any]:
                     seconds[name].append(spent)
         memory = {name: peak_bytes(step) for name, step in steps.items()}
         context = steps["finetune"].trainer.context  # type: ignore[union-attr]
-        form = usable_scoring(context.model, scoring, context.head)
+        form = usable_scoring(context.model, scoring)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     quartiles = {name: _quartiles(values) for name, values in seconds.items()}
     ratio = {name: median[name] / median["sft"] for name in steps}

@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from antibody_llm.data.roles import Role, Stage
+from antibody_llm.likelihood.microbatch import StepBatch
 from antibody_llm.primitives.gradients import combined, scaled
 from antibody_llm.runs import evaluate, finetune
-from antibody_llm.training.step import Defence, StepBatch, StepContext, StepResult
+from antibody_llm.training.defence import Defence
+from antibody_llm.training.step import StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import antibody_llm
 
 ROOMS = (
     "text", "mentions", "errors", "files", "parsing", "paths", "events",
-    "primitives", "data", "models", "likelihood", "lab", "profiles", "training", "screening",
+    "primitives", "data", "models", "likelihood", "lab", "profiles", "screening", "training",
     "attacks", "defences", "evaluation", "store", "settings", "runs", "building", "bench",
     "immunization", "calibration", "server", "cli",
 )  # fmt: skip

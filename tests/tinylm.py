@@ -1,12 +1,16 @@
 """A random two-layer Llama and random rows: for tests of arithmetic, where no text is needed."""
 
+from collections.abc import Iterator
+
 import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from antibody_llm.data.records import Template, TokenizedRow
-from antibody_llm.training.batches import Grid, MicroBatch, StepBatch
-from antibody_llm.training.refusals import Refusals
+from antibody_llm.likelihood.microbatch import MicroBatch, StepBatch
+from antibody_llm.likelihood.refusals import Refusals
+from antibody_llm.training.batches import Grid
+from antibody_llm.training.step import StepContext
 
 VOCAB = 64
 
@@ -53,8 +57,20 @@ def random_refusals(num: int = 5, seed: int = 7) -> Refusals:
     return Refusals(tuple(f"refusal {i}" for i in range(num)), {Template.TEXT: ids})
 
 
-def micro(rows: list[TokenizedRow]) -> MicroBatch:
-    return MicroBatch(tuple(rows), (True,) * len(rows), tuple(range(len(rows))))
+def tick(context: StepContext, **clock: float) -> None:
+    """Set the clock of a context as its trainer would: ``step``, ``max_steps``, ``learning_rate``..."""
+    for name, value in clock.items():
+        setattr(context._clock, name, value)
+
+
+def ticks(context: StepContext, num: int) -> Iterator[int]:
+    """Steps 0 to ``num`` - 1, each set on the clock of a context."""
+    for number in range(num):
+        tick(context, step=number)
+        yield number
+
+
+micro = MicroBatch.of
 
 
 def step(rows: list[TokenizedRow], micro_batch_size: int | None = None) -> StepBatch:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from .runs.finetune import finetune
     from .runs.repair import repair
     from .runs.screen import screen
-    from .training.step import Defence, StepContext, StepResult
+    from .training.defence import Defence
+    from .training.step import StepContext, StepResult
 
 __version__ = "0.1.0.dev0"
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
 
 _ROOMS = {name: f"runs.{name}" for name in ("align", "evaluate", "finetune", "repair", "screen")}
 _ROOMS |= dict.fromkeys(("Role", "Stage"), "data.roles")
-_ROOMS |= dict.fromkeys(("Defence", "StepContext", "StepResult"), "training.step")
+_ROOMS |= {"Defence": "training.defence"} | dict.fromkeys(("StepContext", "StepResult"), "training.step")
 _ROOMS |= {"rejudge": "evaluation.evaluate"}
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from antibody_llm.training.refusals import Scoring
+from antibody_llm.likelihood.refusals import Scoring
 from benchmarks import step_cost
 
 TINY = step_cost.SIZES["tiny"]

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from antibody_llm.data.roles import Stage
-from antibody_llm.defences.catalogue import CATALOGUE, make_defence
-from antibody_llm.training.step import StepContext
+from antibody_llm.defences.catalogue import CATALOGUE, make_defence, make_repair
+from antibody_llm.likelihood.reader import ModelReader
 from tests.defences.cases import ACTIVE, IDS, TRAINED
 from tests.tinylm import random_refusals, tiny_llama
 from tests.training.helpers import ROWS, trainer
@@ -70,9 +70,9 @@ def test_nothing_the_size_of_a_frozen_weight_is_made_in_training_and_a_few_adapt
 @pytest.mark.parametrize("key", [key for key in CATALOGUE if key[0] is Stage.POST], ids=lambda key: key[1])
 def test_nothing_the_size_of_a_frozen_weight_is_made_in_a_repair(tmp_path, key):
     run, watch = adapted(tmp_path, (Stage.FINETUNING, "sft"))
-    context = StepContext(run.model, rows=ROWS, refusals=random_refusals())
+    reader = ModelReader(run.model, rows=ROWS, refusals=random_refusals())
     with watch:
-        make_defence(*key, ACTIVE[key]).repair(context)
+        make_repair(key[1], ACTIVE[key]).repair(reader, seed=0)
     assert watch.made == []
 
 

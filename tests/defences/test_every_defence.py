@@ -15,7 +15,7 @@ from antibody_llm.defences.catalogue import CATALOGUE, make_defence
 from antibody_llm.training.step import StepContext
 from tests.defences.cases import ACTIVE, IDS, TRAINED
 from tests.defences.two_ranks import GRIDS, SETTINGS
-from tests.tinylm import random_refusals, step, tiny_llama
+from tests.tinylm import random_refusals, step, tick, tiny_llama
 from tests.training.helpers import ROWS, store_anchors, trainer, weights
 
 every = pytest.mark.parametrize(("stage", "name"), TRAINED, ids=IDS)
@@ -62,7 +62,7 @@ def _bare_step(folder, stage, name, model, fails_at=None):
     if base is not None:
         store_anchors(folder, model, base)
     context = StepContext(model, rows=ROWS, refusals=random_refusals(), batch_size=4, base=base, folder=folder)
-    context.max_steps = 10
+    tick(context, max_steps=10)
     defence.start(context)
     num_forwards = 0
 

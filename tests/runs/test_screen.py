@@ -264,17 +264,17 @@ def test_evidence_that_is_no_number_stops_the_screening_with_the_rows_line_and_i
     def overflowing(context, rows, measures, **settings):
         bad = next(row for row in rows if len(row.input_ids) == max(len(row.input_ids) for row in rows))
         with monkeypatch.context() as patch:
-            walk = evidence._walk
+            walk = reading.walk
 
             def nan(context, model, rows, of, width):
                 found = walk(context, model, rows, of, width)
                 found[[row.row_id for row in rows].index(bad.row_id)] = torch.nan
                 return found
 
-            patch.setattr(evidence, "_walk", nan)
+            patch.setattr(reading, "walk", nan)
             return real(context, rows, measures, **settings)
 
-    evidence = importlib.import_module("antibody_llm.screening.evidence")
+    reading = importlib.import_module("antibody_llm.screening.reading")
     with monkeypatch.context() as patch:
         patch.setattr(module, "collect", overflowing)
         with pytest.raises(TrainingError, match=r"user\.jsonl, line \d+: .*not a finite number") as told:

@@ -8,6 +8,7 @@ from tests.training.helpers import anchor_rows
 from torch.testing import assert_close
 
 from antibody_llm.errors import DataError, ModelError, TrainingError
+from antibody_llm.likelihood.reader import ModelReader
 from antibody_llm.screening.anchors import (
     ANCHORS,
     auroc,
@@ -18,12 +19,12 @@ from antibody_llm.screening.anchors import (
     read_anchors,
     write_anchors,
 )
-from antibody_llm.screening.evidence import EvidenceKind, normalised
-from antibody_llm.training.step import StepContext
+from antibody_llm.screening.evidence import EvidenceKind
+from antibody_llm.screening.states import normalised
 
 
 def context(aligned=1, base=2):
-    return StepContext(tiny_llama(aligned), refusals=random_refusals(), base=tiny_llama(base))
+    return ModelReader(tiny_llama(aligned), refusals=random_refusals(), base=tiny_llama(base))
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_an_anchor_that_reads_as_no_number_is_named():
     harmful = [row for row in anchor_rows()[0] if 6 not in row.input_ids]
     assert len(harmful) >= 8
     with pytest.raises(TrainingError, match=r"^benign anchor row 1 \(likewise benign anchor row 2"):
-        make_anchors(StepContext(model, refusals=random_refusals(), base=tiny_llama(2)), harmful, anchor_rows()[1])
+        make_anchors(ModelReader(model, refusals=random_refusals(), base=tiny_llama(2)), harmful, anchor_rows()[1])
 
 
 def test_they_come_back_as_they_were_stored(tmp_path, anchors):

@@ -4,15 +4,17 @@ from tests.tinylm import plain_nll, random_refusals, random_rows, tiny_llama
 from torch.testing import assert_close
 
 from antibody_llm.errors import ModelError, TrainingError
+from antibody_llm.likelihood.reader import ModelReader
 from antibody_llm.models.adapters import add_lora
-from antibody_llm.screening.evidence import EvidenceKind, Probe, collect, states
-from antibody_llm.training.step import StepContext
+from antibody_llm.screening.evidence import EvidenceKind
+from antibody_llm.screening.reading import collect
+from antibody_llm.screening.states import Probe, states
 
 LIKELIHOODS = (EvidenceKind.RATIO, EvidenceKind.SHIFT, EvidenceKind.GAP)
 
 
 def context(model, base=None, **settings):
-    return StepContext(model, refusals=random_refusals(), base=base, **settings)
+    return ModelReader(model, refusals=random_refusals(), base=base, **settings)
 
 
 def by_hand(model, rows, refusals, k):

@@ -11,9 +11,11 @@ from tests.tinylm import tiny_llama
 
 from antibody_llm.data.encode import Renderer
 from antibody_llm.data.records import Message, Record, Template, ToolCall
-from antibody_llm.screening.evidence import EvidenceKind, Probe, collect
-from antibody_llm.training.refusals import Refusals
-from antibody_llm.training.step import StepContext
+from antibody_llm.likelihood.reader import ModelReader
+from antibody_llm.likelihood.refusals import Refusals
+from antibody_llm.screening.evidence import EvidenceKind
+from antibody_llm.screening.reading import collect
+from antibody_llm.screening.states import Probe
 
 TOOLS = json.dumps([{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {}}}])
 ROW = Record(
@@ -61,7 +63,7 @@ def setting():
     size = len(tokenizer)
     aligned, base = (tiny_llama(seed, vocab_size=size, max_position_embeddings=1024) for seed in (1, 2))
     refusal = tuple(tokenizer("I cannot.", add_special_tokens=False).input_ids)
-    context = StepContext(aligned, refusals=Refusals(("I cannot.",), {Template.CHAT: (refusal,)}), base=base)
+    context = ModelReader(aligned, refusals=Refusals(("I cannot.",), {Template.CHAT: (refusal,)}), base=base)
     torch.manual_seed(0)
     return context, Renderer(tokenizer, max_length=1024), Probe(torch.randn(2, 32), 0.0, torch.randn(2, 32))
 

@@ -6,10 +6,11 @@ from trl import SFTConfig
 
 from antibody_llm.data.encode import Renderer
 from antibody_llm.data.records import Message, Record, TokenizedRow
+from antibody_llm.likelihood.reader import ModelReader
 from antibody_llm.models.adapters import add_lora
 from antibody_llm.screening.anchors import make_anchors, write_anchors
+from antibody_llm.training.defence import Defence
 from antibody_llm.training.preparation import TrainingData
-from antibody_llm.training.step import Defence, StepContext
 from antibody_llm.training.trainer import DefendedTrainer
 from tests.tinylm import random_refusals, random_rows, tiny_llama, tiny_tokenizer
 
@@ -87,7 +88,7 @@ def trainer(
 
 def store_anchors(folder: Path, model, base, *, rank: int = 0) -> None:
     """Random rows called harmful and benign, as if ``model`` had been aligned from ``base``."""
-    context = StepContext(model, refusals=random_refusals(), base=base, rank=rank)
+    context = ModelReader(model, refusals=random_refusals(), base=base, rank=rank)
     folder.mkdir(parents=True, exist_ok=True)
     write_anchors(folder, make_anchors(context, *anchor_rows()))
 

@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody_llm.models.adapters import add_lora
+from antibody_llm.likelihood.microbatch import MicroBatch, StepBatch
 from antibody_llm.primitives.perturb import perturbed_weights
-from antibody_llm.training.batches import MicroBatch, StepBatch
-from antibody_llm.training.step import RowTerms, StepContext
-from tests.tinylm import micro, plain_nll, random_refusals, random_rows, step, tiny_llama
+from antibody_llm.training.step import Clock, RowTerms, StepContext
+from tests.tinylm import micro, plain_nll, random_refusals, random_rows, step, tick, tiny_llama
 
 
 def plain_gradient(model, rows, weights, reduction="token"):
@@ -107,18 +106,10 @@ def test_a_gradient_leaves_no_trace_also_when_the_loss_raises():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_sequence_nll_and_over_rows_agree_and_keep_the_order_of_the_rows():
-    model, rows = tiny_llama(), random_rows(7)
-    context = StepContext(model, rows={"user": rows}, batch_size=3)
-    total, num_tokens = context.sequence_nll(step(rows, 2))
-    assert_close(context.over_rows("user", lambda m: context.completion_nll(m).row_total), total, atol=1e-5, rtol=1e-5)
-    assert num_tokens.tolist() == [sum(e - s for s, e in row.spans) for row in rows]
-
-
 def test_refusals_of_a_harmful_batch_are_numbered_by_step_and_global_position():
     refusals, rows = random_refusals(5), random_rows(4)
     context = StepContext(tiny_llama(), refusals=refusals)
-    context.step = 3
+    tick(context, step=3)
     replaced = context.with_refusals(step(rows, 2))
     for position, (row, _) in enumerate(replaced.rows()):
         start = rows[position].spans[-1][0]
@@ -126,14 +117,9 @@ def test_refusals_of_a_harmful_batch_are_numbered_by_step_and_global_position():
         assert row.input_ids[start:] == refusals.ids[row.template][(3 * 4 + position) % 5]
 
 
-def test_without_adapter_gives_the_base_models_likelihoods_and_changes_no_flag():
-    rows = random_rows(4)
-    expected, _ = StepContext(tiny_llama()).sequence_nll(step(rows))
-    model = add_lora(tiny_llama(), r=4, targets=["q_proj"], seed=0)
-    torch.nn.init.normal_(next(p for n, p in model.named_parameters() if "lora_B" in n))
-    flags = [p.requires_grad for p in model.parameters()]
-    context = StepContext(model)
-    assert not torch.allclose(context.sequence_nll(step(rows))[0], expected)
-    with context.without_adapter():
-        assert_close(context.sequence_nll(step(rows))[0], expected)
-    assert [p.requires_grad for p in model.parameters()] == flags
+@pytest.mark.parametrize("field", ["step", "max_steps", "steps_per_epoch", "learning_rate", "max_grad_norm"])
+def test_a_defence_reads_the_clock_and_cannot_set_it(field):
+    context = StepContext(tiny_llama(), clock=Clock(**{field: 3}))
+    assert getattr(context, field) == 3
+    with pytest.raises(AttributeError):
+        setattr(context, field, 4)

@@ -8,21 +8,17 @@ from . import options as o
 def command(as_json: o.Json = False) -> None:
     """List the defences: stage, paper, what each needs and costs."""
     from ..defences.catalogue import CATALOGUE
+    from ..training.defence import needs_of
 
     rows: list[dict[str, Any]] = [
         {
             "name": name,
             "stage": str(stage),
             "paper": defence.about.paper,
-            "needs": [
-                str(role) for role in dict.fromkeys((*defence.needs, *defence.start_needs, *defence.prepare_needs))
-            ]
-            + (["refusals"] if defence.needs_refusals else [])
-            + (["base"] if defence.needs_base else []),
+            "needs": needs_of(defence),
             "forwards": defence.about.forwards,
             "backwards": defence.about.backwards,
             "extra_memory": defence.about.extra_memory,
-            "status": defence.about.status,
             "summary": defence.about.summary,
         }
         for (stage, name), defence in CATALOGUE.items()
@@ -34,5 +30,5 @@ def command(as_json: o.Json = False) -> None:
         lines.append(f"  {row['name']:<12} {row['summary']}")
         cost = f"{row['forwards']:g} forwards, {row['backwards']:g} backwards, extra memory: {row['extra_memory']}"
         needs = f"needs {', '.join(row['needs'])}; " if row["needs"] else ""
-        lines.append(f"  {'':<12} {needs}{cost}; {row['status']}" + (f"; {row['paper']}" if row["paper"] else ""))
+        lines.append(f"  {'':<12} {needs}{cost}" + (f"; {row['paper']}" if row["paper"] else ""))
     o.show({"defences": rows}, lines, as_json=as_json)

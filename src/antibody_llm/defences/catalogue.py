@@ -8,7 +8,7 @@ from ..data.roles import Stage
 from ..errors import ConfigError
 from ..parsing import nearest, parse_value
 from ..text import cut, quoted
-from ..training.step import Defence
+from ..training.defence import Defence, Repair
 from .alignment.adversarial_loss import AdversarialLoss
 from .alignment.antibody import AntibodyAlignment
 from .alignment.booster import Booster
@@ -35,7 +35,7 @@ from .finetuning.safeinstr import SafeInstr
 from .finetuning.sft import FinetuningSFT
 from .post.antidote import Antidote
 
-CATALOGUE: dict[tuple[Stage, str], type[Defence]] = {
+CATALOGUE: dict[tuple[Stage, str], type[Defence] | type[Repair]] = {
     (Stage.ALIGNMENT, "sft"): AlignmentSFT,
     (Stage.ALIGNMENT, "antibody"): AntibodyAlignment,
     (Stage.ALIGNMENT, "adversarial-loss"): AdversarialLoss,
@@ -70,16 +70,29 @@ def defence_names(stage: Stage) -> list[str]:
 
 
 def make_defence(stage: Stage, name: str, options: Mapping[str, Any] | None = None) -> Defence:
-    """A fresh defence.
+    """A fresh defence that trains.
 
     Args:
-        stage: Of the three.
+        stage: Alignment or fine-tuning.
         name: Its name in the catalogue.
         options: Its hyperparameters by name, as parsed from YAML or as strings from the command line.
 
     Raises:
         ConfigError: no such defence, no such option (the nearest name is offered), or a value that does not fit.
     """
+    made = _made(stage, name, options)
+    assert isinstance(made, Defence), "the post stage has repairs: make_repair"
+    return made
+
+
+def make_repair(name: str, options: Mapping[str, Any] | None = None) -> Repair:
+    """A fresh repair, a defence of the post stage; arguments and errors are those of ``make_defence``."""
+    made = _made(Stage.POST, name, options)
+    assert isinstance(made, Repair), "the other stages have defences: make_defence"
+    return made
+
+
+def _made(stage: Stage, name: str, options: Mapping[str, Any] | None) -> Defence | Repair:
     cls = CATALOGUE.get((stage, name))
     if cls is None:
         names = defence_names(stage)

@@ -14,6 +14,7 @@ from ..data.roles import Role
 from ..errors import ConfigError, DataError, ModelError, OutputError
 from ..files import TEMPORARY, disk_errors, held, is_held
 from ..mentions import setting
+from ..likelihood.reader import ModelReader
 from ..models.layout import require_same_shape
 from ..models.loading import PACKAGED, LoadedModel, load_model, resolve
 from ..paths import checked_output
@@ -34,7 +35,6 @@ from ..settings import AnchorsSettings, rows_of
 from ..store.folder import refuse_inputs
 from ..store.lock import LOCK, FolderLock
 from ..store.naming import model_name
-from ..training.step import StepContext
 from .encoding import encode, make_renderer, render_refusals
 from .sources import read_refusals, read_rows
 from .verb import verb
@@ -105,7 +105,7 @@ def anchors(settings: AnchorsSettings) -> AnchorsResult:
         harmful, benign, num_new = _merged(stored, rows[Role.ANCHOR_HARMFUL], rows[Role.ANCHOR_BENIGN])
         example = (Message("user", "?"), Message("assistant", "."))
         templates = dict.fromkeys(row.template for row in (*harmful, *benign))
-        context = StepContext(
+        reader = ModelReader(
             cast(nn.Module, loaded.model),
             pad_id=cast(int, loaded.tokenizer.pad_token_id),
             refusals=render_refusals(texts, renderer, {"": [Record(0, example, t, "anchors", 0) for t in templates]}),
@@ -113,14 +113,14 @@ def anchors(settings: AnchorsSettings) -> AnchorsResult:
             base=None if before is None else cast(nn.Module, before.model),
         )
         if stored is None:
-            made = make_anchors(context, harmful, benign)
+            made = make_anchors(reader, harmful, benign)
         else:
             check_anchors(
-                context,
+                reader,
                 stored,
                 EvidenceKind.SHIFT if stored.evidence.has(EvidenceKind.SHIFT) else EvidenceKind.FEATURE_SHIFT,
             )
-            made = make_anchors(context, harmful, benign, num_refusals=stored.num_refusals)
+            made = make_anchors(reader, harmful, benign, num_refusals=stored.num_refusals)
         made.log_ratio(EvidenceKind.FEATURE_SHIFT)  # refuses anchors that cannot be told apart
         _write(made, place, target)
         return AnchorsResult(
@@ -233,14 +233,14 @@ def score_anchors(
     records = {str(Role.ANCHOR_HARMFUL): anchor_harmful, str(Role.ANCHOR_BENIGN): anchor_benign}
     renderer = make_renderer(aligned)
     rows, _ = encode(records, renderer, skip=False)
-    context = StepContext(
+    reader = ModelReader(
         cast(nn.Module, aligned.model),
         pad_id=cast(int, aligned.tokenizer.pad_token_id),
         refusals=render_refusals(refusals, renderer, records),
         batch_size=batch_size,
         base=None if before is None else cast(nn.Module, before.model),
     )
-    return make_anchors(context, rows[Role.ANCHOR_HARMFUL], rows[Role.ANCHOR_BENIGN])
+    return make_anchors(reader, rows[Role.ANCHOR_HARMFUL], rows[Role.ANCHOR_BENIGN])
 
 
 def check_anchor_records(harmful: Sequence[Record], benign: Sequence[Record]) -> None:

@@ -15,7 +15,7 @@ from ..mentions import setting
 from ..models.layout import context_length
 from ..models.loading import LoadedModel
 from ..store.result import Skipped
-from ..training.refusals import Refusals
+from ..likelihood.refusals import Refusals
 
 log = logging.getLogger("antibody")
 

@@ -7,9 +7,10 @@ from typing import Any, cast
 from torch import nn
 
 from ..data.roles import Role, Stage
-from ..defences.catalogue import make_defence
+from ..defences.catalogue import make_repair
 from ..errors import DataError
 from ..mentions import setting
+from ..likelihood.reader import ModelReader
 from ..models.loading import load_model
 from ..profiles import Choice, Profile, profile_of
 from ..settings import RepairSettings, Rows, field_of, plain, rows_of, written_out
@@ -17,7 +18,7 @@ from ..store.environment import environment
 from ..store.folder import State, open_run
 from ..store.naming import described_model, model_name
 from ..store.result import RunResult, stored_result
-from ..training.step import Defence, StepContext
+from ..training.defence import Repair
 from .encoding import encode, make_renderer
 from .sources import Source, read_rows
 from .train import save_weights
@@ -45,12 +46,12 @@ def repair(settings: RepairSettings) -> RunResult:
     defence = settings.defence
     if isinstance(defence, str):
         preset, _ = profile.calibration(Stage.POST, defence, "full")
-        mender = make_defence(Stage.POST, defence, preset | dict(settings.options or {}))
+        mender = make_repair(defence, preset | dict(settings.options or {}))
     else:
         mender = defence
     given = rows_of(settings)
     sources = {
-        role: _source(role, given.get(role), profile=profile, seed=settings.seed, who=mender) for role in mender.needs
+        role: _source(role, given.get(role), profile=profile, seed=settings.seed, who=mender) for role in mender.reads
     }
     config: dict[str, Any] = {
         "verb": "repair",
@@ -72,16 +73,12 @@ def repair(settings: RepairSettings) -> RunResult:
     records = {str(role): source.records for role, source in sources.items()}
     rows, skipped = encode(records, make_renderer(loaded), skip=settings.skip_too_long)
     mended = cast(nn.Module, loaded.model)
-    context = StepContext(
-        mended,
-        rows=rows,
-        pad_id=cast(int, loaded.tokenizer.pad_token_id),
-        seed=settings.seed,
-        batch_size=settings.batch_size,
+    reader = ModelReader(
+        mended, rows=rows, pad_id=cast(int, loaded.tokenizer.pad_token_id), batch_size=settings.batch_size
     )
     folder.begin(environment(settings.seed))
     try:
-        mender.repair(context)
+        mender.repair(reader, seed=settings.seed)
         kind = save_weights(folder, mended, loaded, mender)
         result = RunResult(
             output=folder.final,
@@ -98,7 +95,7 @@ def repair(settings: RepairSettings) -> RunResult:
     return result
 
 
-def _source(role: Role, rows: Rows | None, *, profile: Profile, seed: int, who: Defence) -> Source:
+def _source(role: Role, rows: Rows | None, *, profile: Profile, seed: int, who: Repair) -> Source:
     if rows is not None:
         return read_rows(rows, name=f"{field_of(role)} rows")
     if brought := profile.rows(role, Choice(), seed=seed):

@@ -26,15 +26,17 @@ from ..data.notices import template_notices
 from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import ConfigError, DataError, ModelError, OutputError
 from ..mentions import in_python, setting, spelled
+from ..likelihood.reader import ModelReader
 from ..models.layout import require_same_shape
 from ..models.loading import LoadedModel, load_model, resolve
 from ..profiles import profile_of
 from ..screening.anchors import Anchors, anchors_fingerprint, check_anchors, read_anchors
 from ..screening.cache import EvidenceCache, Found, cache_folder, digest_of, row_digest, weights_identity
 from ..screening.choice import LabelFirst
-from ..screening.evidence import EvidenceKind, collect
+from ..screening.evidence import EvidenceKind
 from ..screening.familiarity import read_familiarity
 from ..screening.posterior import Finding, Judgement, judge_upload
+from ..screening.reading import collect
 from ..screening.report import MostSuspicious, ShownRow, render_report
 from ..screening.rows import ROWS_JSONL, ROWS_PARQUET, Flag, RowTable, write_rows
 from ..screening.upload import Upload, UploadRow, open_upload
@@ -44,7 +46,6 @@ from ..store.folder import RunFolder, State, open_run, write_text
 from ..store.naming import base_of, described_model, model_name
 from ..store.result import RESULT, RunResult
 from ..text import quoted
-from ..training.step import StepContext
 from .encoding import make_renderer, render_refusals
 from .sources import read_refusals, rows_file
 from .verb import verb
@@ -251,7 +252,7 @@ class _Reader:
                 f"{self.base}: holds the very weights of {loaded.name}, so that there is no alignment to be read "
                 f"between the two. {setting('base')} must be the model as it was before its alignment."
             )
-        self.context = StepContext(
+        self.models = ModelReader(
             aligned,
             pad_id=cast(int, loaded.tokenizer.pad_token_id),
             refusals=render_refusals(texts, self.renderer, {"": examples}),
@@ -259,9 +260,9 @@ class _Reader:
             base=before,
         )
         if self.anchors is not None:
-            check_anchors(self.context, self.anchors, self.measure)
+            check_anchors(self.models, self.anchors, self.measure)
         ground = self.anchors is not None and self.measure is EvidenceKind.FEATURE_SHIFT
-        self.familiarity = read_familiarity(self.context, cast(Anchors, self.anchors)) if ground else None
+        self.familiarity = read_familiarity(self.models, cast(Anchors, self.anchors)) if ground else None
         self.cache = EvidenceCache(cache_folder(), self._identity(identities))
 
     @property
@@ -294,7 +295,7 @@ class _Reader:
 
     def _has_room(self, row: TokenizedRow) -> bool:
         """Whether any refusal fits in place of any of the row's answers."""
-        refusal = max(map(len, self.context.refusals.ids[row.template]))
+        refusal = max(map(len, self.models.refusals.ids[row.template]))
         return max(start for start, _ in row.spans) + refusal <= self.renderer.max_length
 
     def read(self, rows: Sequence[TokenizedRow], where: Sequence[str], advance: Callable[[float], None]) -> list[Found]:
@@ -342,7 +343,7 @@ class _Reader:
 
         probe, num = self.anchors.probe if self.anchors else None, self.num_refusals
         found = collect(
-            self.context,
+            self.models,
             rows,
             [self.measure],
             probe=probe,
@@ -360,14 +361,14 @@ class _Reader:
             leans = ((self.ratio(evidence) > 0) & room).nonzero()[:, 0]
             if len(leans):
                 some = [rows[i] for i in leans.tolist()]
-                refused = collect(self.context, some, [EvidenceKind.RATIO], num_refusals=self.num_refusals, name=name)
+                refused = collect(self.models, some, [EvidenceKind.RATIO], num_refusals=self.num_refusals, name=name)
                 nearest[leans] = refused.nearest_refusal()
         return list(zip(evidence.tolist(), nearest.tolist(), distance, strict=True))
 
     def _identity(self, weights: tuple[bytes, bytes]) -> bytes:
         # "1" may hold evidence that is not finite, "2" has no distances.
         parts: list[str | bytes] = ["3", self.measure, str(self.num_refusals), *self.texts, *weights]
-        parts.append(repr(sorted((str(kind), ids) for kind, ids in self.context.refusals.ids.items())))
+        parts.append(repr(sorted((str(kind), ids) for kind, ids in self.models.refusals.ids.items())))
         if self.anchors is not None and self.ratio is not None:
             probe = self.anchors.probe
             parts += [probe.shift.numpy().tobytes(), probe.state.numpy().tobytes()]

@@ -20,6 +20,8 @@ from ..defences.catalogue import make_defence, parse_options
 from ..errors import ConfigError, DataError, ModelError
 from ..files import disk_errors
 from ..mentions import setting
+from ..likelihood.ranks import alone, from_first
+from ..likelihood.refusals import Refusals
 from ..models.adapters import PAPER_TARGETS, add_lora
 from ..models.layout import require_same_shape
 from ..models.loading import LoadedModel, is_adapter, load_model, resolve
@@ -33,9 +35,7 @@ from ..store.naming import BASE_WEIGHTS, base_of, described_model, model_name
 from ..store.result import RunResult, stored_result
 from ..training.checkpoints import newest_checkpoint
 from ..training.preparation import TrainingData
-from ..training.ranks import alone, from_first
-from ..training.refusals import Refusals
-from ..training.step import Defence
+from ..training.defence import Defence, Repair
 from ..training.trainer import DefendedTrainer, SFTConfig
 from .anchors import check_anchor_records, score_anchors
 from .encoding import ControlTokens, encode, make_renderer, render_refusals, without_forgeries
@@ -356,7 +356,7 @@ def _store_anchors(
         write_anchors(weights, anchors)
 
 
-def save_weights(folder: RunFolder, model: nn.Module, loaded: LoadedModel, defence: Defence) -> str:
+def save_weights(folder: RunFolder, model: nn.Module, loaded: LoadedModel, defence: Defence | Repair) -> str:
     """Write the adapter, or the whole model, with what a reader must know of it; returns the folder's name."""
     provenance = {
         "verb": folder.config["verb"],

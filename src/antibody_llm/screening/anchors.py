@@ -21,9 +21,11 @@ from torch import Tensor
 from ..data.records import Template, TokenizedRow
 from ..errors import DataError, ModelError, TrainingError
 from ..files import whole
+from ..likelihood.reader import ModelReader
 from ..primitives.mixture import LogRatio, log_density_ratio
-from ..training.step import StepContext
-from .evidence import BEFORE, NOW, Evidence, EvidenceKind, Probe, collect, normalised, states
+from .evidence import BEFORE, NOW, Evidence, EvidenceKind
+from .reading import collect
+from .states import Probe, normalised, states
 
 ANCHORS = "anchors.safetensors"
 """In a model's or an adapter's folder."""
@@ -83,12 +85,12 @@ class Anchors:
 
 
 def make_anchors(
-    context: StepContext, harmful: Sequence[TokenizedRow], benign: Sequence[TokenizedRow], *, num_refusals: int = 4
+    reader: ModelReader, harmful: Sequence[TokenizedRow], benign: Sequence[TokenizedRow], *, num_refusals: int = 4
 ) -> Anchors:
     """Fit the probe to labelled rows and score them.
 
     Args:
-        context: The aligned model, the one before it, refusals.
+        reader: The aligned model, the one before it, refusals.
         harmful: With any answer; measures that read answers then speak of that one.
         benign: Likewise.
         num_refusals: k.
@@ -103,9 +105,9 @@ def make_anchors(
         require_one_answer([(f"{label} anchor row {i + 1}", len(row.spans)) for i, row in enumerate(rows)])
     rows = tuple(TokenizedRow(i, row.input_ids, row.spans, row.template) for i, row in enumerate((*harmful, *benign)))
     name = _called(len(harmful))
-    now, before = (states(context, rows, before=when, name=name) for when in (NOW, BEFORE))
+    now, before = (states(reader, rows, before=when, name=name) for when in (NOW, BEFORE))
     probe = fit_probe(now, before, len(harmful))
-    evidence = collect(context, rows, tuple(EvidenceKind), probe=probe, num_refusals=num_refusals, name=name)
+    evidence = collect(reader, rows, tuple(EvidenceKind), probe=probe, num_refusals=num_refusals, name=name)
     return Anchors(rows, len(harmful), evidence, probe, held_out_shifts(now, before, len(harmful)), num_refusals)
 
 
@@ -246,7 +248,7 @@ def auroc(low: Tensor, high: Tensor) -> float:
     return float((of_high - len(high) * (len(high) + 1) / 2) / (len(low) * len(high)))
 
 
-def check_anchors(context: StepContext, anchors: Anchors, measure: EvidenceKind, *, num: int = 8) -> None:
+def check_anchors(reader: ModelReader, anchors: Anchors, measure: EvidenceKind, *, num: int = 8) -> None:
     """Score some anchors again and compare, so that a wrong base, adapter or precision is not taken for evidence.
 
     Raises:
@@ -254,7 +256,7 @@ def check_anchors(context: StepContext, anchors: Anchors, measure: EvidenceKind,
     """
     some = (*range(num // 2), *range(anchors.num_harmful, anchors.num_harmful + num // 2))
     again = collect(
-        context,
+        reader,
         [anchors.rows[i] for i in some],
         [measure],
         probe=anchors.probe,

@@ -11,7 +11,7 @@ anchor lies, and along the direction too. So a row is *unfamiliar* if all of thi
 
     e      feature-shift                                                          evidence.py
     Lam    log p(e | harm) - log p(e | benign), by the anchors                    primitives/mixture.py
-    d      distance from the nearer label's anchors, by their own spread          evidence.Shape
+    d      distance from the nearer label's anchors, by their own spread          states.Shape
     near   the distance that 3 harmful anchors in 100 exceed
     far    the distance that 3 anchors in 100 exceed, of both labels
     claim  the evidence that 3 harmful anchors in 100 fall short of
@@ -31,10 +31,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..likelihood.reader import ModelReader
 from ..primitives.mixture import LogRatio
-from ..training.step import StepContext
 from .anchors import FOLDS, SHRINKAGE, TINY, Anchors
-from .evidence import BEFORE, NOW, EvidenceKind, Shape, normalised, states
+from .evidence import BEFORE, NOW, EvidenceKind
+from .states import Shape, normalised, states
 
 HONEST = 0.03
 """Largest share of the harmful anchors, held out, that is called unfamiliar."""
@@ -68,7 +69,7 @@ class Familiarity:
         return (distance > self.near) & (self.ratio(evidence) > LEAN) & (evidence < bar)
 
 
-def read_familiarity(context: StepContext, anchors: Anchors) -> Familiarity:
+def read_familiarity(reader: ModelReader, anchors: Anchors) -> Familiarity:
     """The anchors' ground, by two passes over their stored rows. Files of anchors that were written before there was
     such a thing serve as well.
 
@@ -76,7 +77,7 @@ def read_familiarity(context: StepContext, anchors: Anchors) -> Familiarity:
         ModelError: feature-shift does not tell the anchors apart, or there is no model before alignment.
         TrainingError: what is read of a row is not finite.
     """
-    now, before = (states(context, anchors.rows, before=when) for when in (NOW, BEFORE))
+    now, before = (states(reader, anchors.rows, before=when) for when in (NOW, BEFORE))
     ratio = anchors.log_ratio(EvidenceKind.FEATURE_SHIFT)
     return fit_familiarity(normalised(now) - normalised(before), anchors.num_harmful, anchors.held_out, ratio)
 

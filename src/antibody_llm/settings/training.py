@@ -9,11 +9,14 @@ from ..data.roles import Role, Stage
 from .fields import ELSEWHERE, FOLDER, Rows, check_choices
 
 if TYPE_CHECKING:
-    from ..training.step import Defence
+    from ..training.defence import Defence, Repair
 else:
 
     class Defence:
         """A defence's place in a type: the class itself would bring torch."""
+
+    class Repair:
+        """A post-stage defence's place in a type."""
 
 
 Regime = Literal["lora", "full"]

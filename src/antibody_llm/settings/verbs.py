@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..mentions import setting
 from .fields import ELSEWHERE, FOLDER, Rows
-from .training import Defence
+from .training import Repair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,8 @@ class RepairSettings:
     """Prompts with harmful completions. A model of the lab has a default."""
     benign_data: Rows | None = field(default=None, metadata=ELSEWHERE)
     """Prompts with harmless completions, for defences that need them."""
-    defence: str | Defence = "antidote"
-    """A post-stage name from `antibody defences`. In Python also your own ``Defence`` object."""
+    defence: str | Repair = "antidote"
+    """A post-stage name from `antibody defences`. In Python also your own ``Repair`` object."""
     options: Mapping[str, Any] | None = None
     """Option of the defence. Only for one that is given by name."""
     batch_size: int = 16

@@ -13,46 +13,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..data.records import TokenizedRow
-
-
-@dataclass(frozen=True, slots=True)
-class MicroBatch:
-    """The rows of one forward pass.
-
-    Attributes:
-        rows: At least one.
-        counted: False for a row that is only repeated so that a rank is not left without one: its weight is 0, it is
-            neither counted nor logged.
-        positions: Each row's place in the step's global batch, 0 <= position < B.
-    """
-
-    rows: tuple[TokenizedRow, ...]
-    counted: tuple[bool, ...]
-    positions: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StepBatch:
-    """This rank's share of the rows of one optimiser step. ``num_rows`` counts over all ranks."""
-
-    micro_batches: tuple[MicroBatch, ...]
-    num_rows: int
-
-    def with_completions(self, rows: Sequence[TokenizedRow]) -> "StepBatch":
-        """The same grid of micro-batches with other rows in it, in the order of ``self.rows()``."""
-        fresh = iter(rows)
-        return StepBatch(
-            tuple(
-                MicroBatch(tuple(next(fresh) for _ in micro.rows), micro.counted, micro.positions)
-                for micro in self.micro_batches
-            ),
-            self.num_rows,
-        )
-
-    def rows(self) -> Iterator[tuple[TokenizedRow, int]]:
-        """Each row of this rank with its position in the global batch."""
-        for micro in self.micro_batches:
-            yield from zip(micro.rows, micro.positions, strict=True)
+from ..likelihood.microbatch import MicroBatch, StepBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +114,7 @@ class StepLoader(DataLoader[MicroBatch]):
 
 @dataclass(frozen=True)
 class RoleStream:
-    """Rows of a further role (harmful, refusal, benign): an endless stream, shuffled anew at each pass.
+    """Rows of a further role (harmful, refusal, benign): an endless stream, shuffled again at each pass.
 
     The batch of a step is a function of (seed, role, step) alone, so that there is no position to save or to lose.
     ``size`` is its number of rows over all ranks.

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..likelihood.microbatch import MicroBatch, StepBatch
 from ..primitives.taps import added, captured
-from .batches import MicroBatch, StepBatch
 from .step import RowTerms, StepContext, Sweep
 
 HiddenGradients = list[list[Tensor]]

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data.collate import IGNORED, pad
+from ..likelihood.completion import bare
+from ..likelihood.microbatch import MicroBatch
 from ..models.layout import decoder_layers, final_norm
 from ..primitives.taps import captured_inputs
-from .batches import MicroBatch
-from .likelihood import bare
 from .step import RowTerms, StepContext
 
 

@@ -5,26 +5,22 @@ to a micro-batch; ``StepContext`` does the sweeping, summing and restoring, so t
 is.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..data.records import TokenizedRow
-from ..data.roles import Role, Stage
-from ..errors import ConfigError
-from ..models.adapters import adapter_disabled, trainable_parameters
-from ..models.deployment import Deployment
+from ..likelihood.microbatch import MicroBatch, StepBatch
+from ..likelihood.ranks import all_reduce, all_reduce_gradients
+from ..likelihood.reader import ModelReader
+from ..likelihood.refusals import Refusals
+from ..models.adapters import trainable_parameters
 from ..primitives.gradients import Gradients
-from .batches import MicroBatch, StepBatch
-from .likelihood import Head, TurnNLL, check_head, completion_nll, usable_head
-from .preparation import TrainingData
-from .ranks import all_reduce, all_reduce_gradients, num_ranks
-from .refusals import Refusals, Scoring, check_scoring, completion_and_refusal_nll, usable_scoring
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +51,7 @@ class Sweep:
         gradients: One per trainable parameter, summed over ranks: the gradient of the global mean.
         loss: That mean, nats per token (or per row, as the terms define it).
         weights: [rows of this rank], in the order of ``StepBatch.rows()``: e^a_i / sum over all ranks; they add to 1.
-        scores: Likewise, if the terms had scores.
+        scores: [rows of this rank], in the same order, if the terms had scores.
     """
 
     gradients: Gradients
@@ -85,19 +81,24 @@ class StepResult:
     """Indices of parameters that the optimiser must pass over: neither momentum nor decay moves them either."""
 
 
-class StepContext:
-    """The model of a run, behind the few verbs that a defence needs.
+@dataclass(slots=True)
+class Clock:
+    """Where a run is. The trainer, or whoever owns the loop, sets it; a defence reads it off its context."""
+
+    step: int = 0
+    max_steps: int = 0
+    steps_per_epoch: int = 0
+    learning_rate: float = 0.0
+    max_grad_norm: float = 0.0
+
+
+class StepContext(ModelReader):
+    """The model of a run, behind the few verbs that a defence needs: all that a reader does, gradients, and the clock.
 
     Args:
-        model: The bare model or PEFT model (never DDP's wrapper), on its device.
-        rows: The tokenised rows by role.
-        pad_id: The tokenizer's padding id.
-        refusals: Generic refusals, where the defence scores against them.
-        head: How log-likelihoods are read off the model.
+        model: This argument and those that are not listed here: see ``ModelReader``.
+        clock: Where the run is; whoever gives it moves it.
         seed: The run's seed.
-        autocast: Entered around every forward; anew each time, since a cached cast hides a perturbation.
-        batch_size: Rows per forward pass where a verb walks over a whole role.
-        base: The model before its alignment, where that is not the adapter switched off.
         folder: Where the aligned model lies, with what was stored beside it when it was aligned.
     """
 
@@ -108,102 +109,65 @@ class StepContext:
         rows: Mapping[str, Sequence[TokenizedRow]] | None = None,
         pad_id: int = 0,
         refusals: Refusals | None = None,
-        head: Head = Head.KEPT,
-        seed: int = 0,
         rank: int = 0,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         batch_size: int = 16,
         base: nn.Module | None = None,
+        clock: Clock | None = None,
+        seed: int = 0,
         folder: Path | None = None,
     ) -> None:
-        self.model = model
-        self.folder = folder
-        self.rows = dict(rows or {})
-        self.pad_id = pad_id
+        super().__init__(
+            model,
+            rows=rows,
+            pad_id=pad_id,
+            refusals=refusals,
+            rank=rank,
+            autocast=autocast,
+            batch_size=batch_size,
+            base=base,
+        )
+        self._clock = clock or Clock()
         self.seed = seed
-        self.rank = rank
-        self.head = usable_head(model, head)
+        self.folder = folder
         self.parameters = list(trainable_parameters(model).values())
-        self.step = 0
-        """The optimiser step that is being taken, 0-based."""
-        self.max_steps = 0
-        """Optimiser steps of the whole run."""
-        self.steps_per_epoch = 0
-        self.learning_rate = 0.0
-        """Of this optimiser step, after warm-up and schedule."""
-        self.max_grad_norm = 0.0
-        """To which the trainer clips the update; 0 is no clipping."""
-        self.autocast = autocast
-        self._refusals = refusals
-        self._batch_size = batch_size
-        self._base = base
 
-    # -- likelihoods ---------------------------------------------------------------------------------------------
+    # -- the clock -----------------------------------------------------------------------------------------------
 
     @property
-    def refusals(self) -> Refusals:
-        """The run's refusal list.
+    def step(self) -> int:
+        """The optimiser step that is being taken, 0-based."""
+        return self._clock.step
 
-        Raises:
-            ConfigError: there is none.
-        """
-        if self._refusals is None:
-            raise ConfigError("this defence scores against refusals, and the run has none. Pass --refusals FILE.")
-        return self._refusals
+    @property
+    def max_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self._clock.max_steps
 
-    def completion_nll(self, micro: MicroBatch) -> TurnNLL:
-        """NLL(y|x) of every trained turn, with its graph."""
-        with self.autocast():
-            return completion_nll(self.model, micro, pad_id=self.pad_id, head=self.head)
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one pass over the rows of the stage's main role."""
+        return self._clock.steps_per_epoch
 
-    def completion_and_refusal_nll(self, micro: MicroBatch, scoring: Scoring) -> tuple[TurnNLL, TurnNLL]:
-        """NLL(y|x) with its graph and NLL(r|x) without, from one forward where ``scoring`` allows it."""
-        with self.autocast():
-            return completion_and_refusal_nll(
-                self.model,
-                micro,
-                self.refusals,
-                pad_id=self.pad_id,
-                scoring=usable_scoring(self.model, scoring, self.head),
-                head=self.head,
-            )
+    @property
+    def learning_rate(self) -> float:
+        """The optimiser's at this step, after warm-up and schedule."""
+        return self._clock.learning_rate
+
+    @property
+    def max_grad_norm(self) -> float:
+        """The norm to which the trainer clips the update; 0 is no clipping."""
+        return self._clock.max_grad_norm
+
+    # -- batches -------------------------------------------------------------------------------------------------
 
     def with_refusals(self, batch: StepBatch) -> StepBatch:
         """The same prompts, each with one generic refusal: number (step * B + position in the global batch) mod n.
 
-        Of a row with several trained turns, the last one's prompt.
+        A row with several trained turns keeps the last one's prompt.
         """
         start = self.step * batch.num_rows
         return batch.with_completions([self.refusals.row(row, start + position) for row, position in batch.rows()])
-
-    def sequence_nll(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
-        """(total [B], num_tokens [B]) of this rank's rows, no gradient; nats summed over a row's completion tokens."""
-        with torch.no_grad():
-            parts = [self.completion_nll(micro) for micro in batch.micro_batches]
-        return torch.cat([p.row_total for p in parts]), torch.cat([p.row_tokens for p in parts])
-
-    def over_rows(
-        self,
-        role: str | Sequence[TokenizedRow],
-        values: Callable[[MicroBatch], Tensor],
-        width: int | None = None,
-    ) -> Tensor:
-        """One number for every row of a role, without gradient: [rows], float32, the same on every rank.
-
-        With a ``width``, that many numbers: [rows, width]. Rows of no role may be given themselves.
-
-        The rows are sorted by length, so that little is padded, and shared out over the ranks. The model's mode
-        (training or not) is left alone.
-        """
-        rows = self.rows[role] if isinstance(role, str) else role
-        order = sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i))[self.rank :: num_ranks()]
-        result = torch.zeros(len(rows) if width is None else (len(rows), width), device=self.device)
-        with torch.no_grad():
-            for start in range(0, len(order), self._batch_size):
-                some = order[start : start + self._batch_size]
-                micro = MicroBatch(tuple(rows[i] for i in some), (True,) * len(some), tuple(range(len(some))))
-                result[some] = values(micro).float()
-        return all_reduce(result)
 
     # -- gradients -----------------------------------------------------------------------------------------------
 
@@ -273,137 +237,3 @@ class StepContext:
         """Terms of the mean over rows of each row's mean over its tokens."""
         nll = self.completion_nll(micro)
         return RowTerms(nll.row_total / nll.row_tokens, torch.ones_like(nll.row_tokens))
-
-    # -- the model, for a moment otherwise -----------------------------------------------------------------------
-
-    @contextmanager
-    def without_adapter(self) -> Iterator[None]:
-        """Inside, the base model speaks: the adapter is off, no ``requires_grad`` flag is touched."""
-        with adapter_disabled(self.model):
-            yield
-
-    @contextmanager
-    def before_alignment(self) -> Iterator[nn.Module]:
-        """Yields the model as it was before its alignment: a model of its own, or this one with its adapter off.
-
-        Raises:
-            ModelError: there is neither.
-        """
-        if self._base is not None:
-            yield self._base
-            return
-        with self.without_adapter():
-            yield self.model
-
-    # -- the run -------------------------------------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.model.parameters()).device
-
-    def all_reduce(self, tensor: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
-        """Sum or maximum over all ranks, in place."""
-        return all_reduce(tensor, op)
-
-    def check(self, scoring: Scoring | None = None) -> None:
-        """Compare what leans on a library's internals with the plain path, on the first rows of the main role.
-
-        Raises:
-            TrainingError: they differ by more than rounding.
-        """
-        rows = tuple(next(iter(self.rows.values()))[:4])
-        micro = MicroBatch(rows, (True,) * len(rows), tuple(range(len(rows))))
-        with self.autocast():
-            check_head(self.model, micro, pad_id=self.pad_id, head=self.head)
-            if scoring is not None:
-                form = usable_scoring(self.model, scoring, self.head)
-                check_scoring(self.model, micro, self.refusals, pad_id=self.pad_id, scoring=form, head=self.head)
-
-
-@dataclass(frozen=True, kw_only=True)
-class About:
-    """What the catalogue says of a defence."""
-
-    summary: str
-    paper: str
-    """arXiv id or venue; "" where it is ours or everybody's."""
-    forwards: float
-    backwards: float
-    """Passes per optimiser step, in units of one pass over one batch."""
-    extra_memory: str
-    status: str = "equation-tested"
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoOptions:
-    """A defence without options."""
-
-
-class Defence:
-    """Base of every defence. Its defaults do nothing, so that a file shows only what its paper adds."""
-
-    stage: ClassVar[Stage]
-    about: ClassVar[About]
-    options: ClassVar[type] = NoOptions
-    needs: tuple[Role, ...] = ()
-    """Roles of which a batch is wanted at every step, besides the stage's main role."""
-    start_needs: tuple[Role, ...] = ()
-    """Roles whose rows it reads as a whole, at the start or now and then, and of which no batch is wanted at a step."""
-    prepare_needs: ClassVar[tuple[Role, ...]] = ()
-    """Roles whose records ``prepare`` reads, and of which no batch is wanted at each step."""
-    needs_refusals: ClassVar[bool] = False
-    needs_base: bool = False
-    """Whether it compares with the model before its alignment (``StepContext.before_alignment``)."""
-    neutral: ClassVar[Mapping[str, Any] | None] = None
-    """Options at which it is plain SFT, bit for bit; None where there are none (the file says why)."""
-    batch_exact: ClassVar[bool] = True
-    """Whether a step is the same however it is cut into micro-batches and ranks."""
-    twin_passes: ClassVar[bool] = False
-    """Whether it compares passes that differ by a small perturbation. Dropout, or the rounding of bf16, would be
-    most of the difference: the first is refused, and the second is off unless the user turns it on."""
-
-    deployment: Deployment = Deployment()
-    """How the trained model must be prompted; a defence that plants a trigger sets its own."""
-
-    def prepare(self, data: TrainingData) -> TrainingData:
-        """Change the rows before they are tokenised: mix, rewrite, sample."""
-        return data
-
-    def check(self, context: StepContext) -> None:
-        """Compare shortcuts with the plain path; called at the start of a run and when it is resumed."""
-        context.check()
-
-    def rows_per_step(self, role: Role, step_size: int) -> int:
-        """How many rows of a further role each step has; by default as many as of the main role."""
-        return step_size
-
-    def start(self, context: StepContext) -> None:
-        """Make what lasts: anchors, data weights, scores. Not called on resume: ``load_state`` is."""
-
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
-        """The update direction of one optimiser step. Leaves no trace on the model."""
-        raise AssertionError(f"{type(self).__name__} defines no step")
-
-    def after_update(self, context: StepContext) -> None:
-        """Called once the optimiser has moved the weights."""
-
-    def finish(self, context: StepContext) -> None:
-        """Called at the end of training, before the model is saved."""
-
-    def repair(self, context: StepContext) -> None:
-        """Post stage only: mend the weights of a fine-tuned model in place."""
-        raise AssertionError(f"{type(self).__name__} repairs nothing")
-
-    def state(self) -> dict[str, Tensor]:
-        """What must survive a kill; saved with every checkpoint."""
-        return {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what ``state`` gave."""
-
-
-def plain_step(context: StepContext, batches: Mapping[str, StepBatch], role: Role) -> StepResult:
-    """One step of plain SFT on the rows of ``role``: the gradient of the token mean, every row's weight 1."""
-    sweep = context.gradient("token_mean_nll", batches[role])
-    return StepResult(sweep.gradients, sweep.loss, rows=RowRecord(torch.ones_like(sweep.weights)))

@@ -26,14 +26,16 @@ from trl import SFTConfig, SFTTrainer
 from ..data.records import TokenizedRow
 from ..data.roles import MAIN_ROLE
 from ..errors import ConfigError, DataError, TrainingError
-from .batches import Grid, MicroBatch, RoleStream, StepBatch, StepLoader
+from ..likelihood.completion import bare
+from ..likelihood.microbatch import MicroBatch, StepBatch
+from ..likelihood.ranks import gather_lists
+from ..likelihood.refusals import Refusals
+from .batches import Grid, RoleStream, StepLoader
 from .checkpoints import load_run_state, save_checkpoint
-from .likelihood import Head, bare
+from .defence import Defence
 from .precision import float32_products
-from .ranks import gather_lists
-from .refusals import Refusals
 from .rowlog import RowLog
-from .step import Defence, StepContext, StepResult
+from .step import Clock, StepContext, StepResult
 
 
 class DefendedTrainer(SFTTrainer):
@@ -46,7 +48,6 @@ class DefendedTrainer(SFTTrainer):
         rows: Tokenised rows by role: the stage's main role (whose rows an epoch counts) and what the defence needs.
         processing_class: The tokenizer.
         refusals: Generic refusals, for defences that score against them.
-        head: How log-likelihoods are read off the model.
         callbacks: As in transformers.
         base: The model before its alignment, for defences that compare with it; else its adapter is switched off.
         folder: Where the aligned model lies.
@@ -68,7 +69,6 @@ class DefendedTrainer(SFTTrainer):
         rows: Mapping[str, Sequence[TokenizedRow]],
         processing_class: PreTrainedTokenizerBase,
         refusals: Refusals | None = None,
-        head: Head = Head.KEPT,
         callbacks: list[TrainerCallback] | None = None,
         base: nn.Module | None = None,
         folder: Path | None = None,
@@ -84,8 +84,6 @@ class DefendedTrainer(SFTTrainer):
         self._main_rows = rows[self.main_role]
         self._micro_batches: list[MicroBatch] = []
         self._rows = rows
-        self._refusals = refusals
-        self._head = head
         self.row_log = RowLog()
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         # The Trainer wants a data set of its own kind; ours is read through `get_train_dataloader` alone.
@@ -110,20 +108,19 @@ class DefendedTrainer(SFTTrainer):
             role: RoleStream(role, rows[role], self.grid, args.seed, defence.rows_per_step(role, self.grid.step_size))
             for role in defence.needs
         }
+        self.clock = Clock(steps_per_epoch=self._steps_per_epoch, max_grad_norm=args.max_grad_norm or 0.0)
         self.context = StepContext(
             model,
             rows=rows,
             pad_id=int(processing_class.pad_token_id),
             refusals=refusals,
-            head=head,
             seed=args.seed,
             rank=args.process_index,
             batch_size=args.per_device_train_batch_size,
             base=base,
+            clock=self.clock,
             folder=folder,
         )
-        self.context.steps_per_epoch = self._steps_per_epoch
-        self.context.max_grad_norm = args.max_grad_norm or 0.0
         self._resume_state: Mapping[str, Tensor] | None = None
 
     # -- what the Trainer's loop calls ---------------------------------------------------------------------------
@@ -153,8 +150,8 @@ class DefendedTrainer(SFTTrainer):
         if inputs is not self._micro_batches[-1]:
             return torch.zeros((), device=self.args.device)
         self.context.model.train()
-        self.context.step, self.context.max_steps = self.state.global_step, self.state.max_steps
-        self.context.learning_rate = self._get_learning_rate()
+        self.clock.step, self.clock.max_steps = self.state.global_step, self.state.max_steps
+        self.clock.learning_rate = self._get_learning_rate()
         batches = self._batches_of_step()
         result = self.defence.step(self.context, batches)
         self._refuse_nan(result)
@@ -230,7 +227,7 @@ class _DefenceCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
-        trainer.context.step, trainer.context.max_steps = state.global_step, state.max_steps
+        trainer.clock.step, trainer.clock.max_steps = state.global_step, state.max_steps
         if trainer.defence.twin_passes:
             _refuse_dropout(trainer.context.model, type(trainer.defence).__name__)
         trainer.defence.check(trainer.context)

@@ -14,7 +14,7 @@ from antibody_llm.defences.alignment.antibody import (
 from antibody_llm.errors import ConfigError
 from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat, gradient, moved, refused
-from tests.tinylm import random_refusals, random_rows, step, tiny_llama
+from tests.tinylm import random_refusals, random_rows, step, tick, tiny_llama
 
 
 def test_update_is_worked_out_by_hand_on_two_weights():
@@ -61,7 +61,7 @@ def test_two_steps_equal_four_plain_gradients_on_copies(normalisation, micro_bat
     defence, context = AntibodyAlignment(config), StepContext(model, refusals=refusals)
     lam = None
     for number in range(2):
-        context.step = number
+        tick(context, step=number)
         batches = {"alignment": step(alignment, micro_batch_size), "harmful": step(harmful, micro_batch_size)}
         update = flat(defence.step(context, batches).gradients)
 

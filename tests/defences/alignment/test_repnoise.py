@@ -8,7 +8,7 @@ from antibody_llm.defences.alignment.repnoise import RepNoise, RepNoiseConfig, h
 from antibody_llm.errors import ConfigError
 from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat, gradient
-from tests.tinylm import micro, random_rows, step, tiny_llama
+from tests.tinylm import micro, random_rows, step, tick, tiny_llama
 from tests.training.test_lens import plain_lens
 
 ALIGNMENT, HARMFUL = random_rows(5, seed=1), random_rows(4, seed=2)
@@ -71,7 +71,7 @@ def plain_noise(model, rows, context, position=0):
 def test_a_step_is_the_gradient_of_the_whole_objective(micro_batch_size):
     model = tiny_llama()
     context = StepContext(model, seed=5)
-    context.step = 3
+    tick(context, step=3)
     batches = {"alignment": step(ALIGNMENT, micro_batch_size), "harmful": step(HARMFUL, micro_batch_size)}
     result = RepNoise(RepNoiseConfig(alpha=0.7, beta=0.5)).step(context, batches)
     starts = range(0, 4, micro_batch_size)
@@ -96,7 +96,7 @@ def test_noise_is_another_at_every_step_and_the_same_at_the_same_step():
     context = StepContext(tiny_llama())
     values = []
     for number in (0, 1, 0):
-        context.step = number
+        tick(context, step=number)
         values.append(float(harmful_terms(context, micro(HARMFUL), alpha=0.0, beta=1.0)[1][0]))
     assert values[0] == values[2] != values[1]
 

@@ -17,7 +17,7 @@ from antibody_llm.training.drift import shifted_gradient
 from antibody_llm.training.step import StepContext
 from tests.defences.live import Live
 from tests.defences.plain import flat
-from tests.tinylm import random_rows, step, tiny_llama
+from tests.tinylm import random_rows, step, tick, tiny_llama
 from tests.training.helpers import trainer, weights
 
 BATCHES = {"alignment": step(random_rows(6, seed=1), 4), "harmful": step(random_rows(5, seed=2), 4)}
@@ -117,7 +117,7 @@ def test_release_freezes_what_a_run_of_the_release_leaves_without_a_gradient(num
                 p.copy_(0.1 * torch.randn_like(p))
     rows = random_rows(6, seed=1)
     context = StepContext(model)
-    context.step = 1
+    tick(context, step=1)
     defence = TVaccine(TVaccineConfig(rho=2.0, gamma=2, every=20, score_every=200, freeze="release"))
     defence.load_state({"probabilities": torch.full((num_layers,), 1 / num_layers), "drawn": torch.tensor(drawn)})
     result = defence.step(context, {"alignment": step(rows), "harmful": BATCHES["harmful"]})
@@ -157,7 +157,7 @@ def test_layers_are_drawn_every_j_steps_and_scored_every_k():
     )
     drawn, scored = [], []
     for number in range(6):
-        context.step = number
+        tick(context, step=number)
         batches = BATCHES | {"harmful": step(random_rows(5, seed=number))}
         defence.step(context, batches)
         drawn.append(tuple(defence.drawn))
@@ -199,7 +199,7 @@ def test_probabilities_and_layers_outlive_a_kill_between_two_draws(tmp_path):
 def test_a_step_between_two_draws_goes_on_with_the_layers_that_were_saved():
     model = tiny_llama(num_hidden_layers=4)
     context = StepContext(model)
-    context.step = 1
+    tick(context, step=1)
     for layers in ([0, 1], [2, 3]):  # one of them at least is not what this step would draw
         defence = TVaccine(TVaccineConfig(gamma=2, score_every=100, every=4))
         defence.load_state({"probabilities": torch.full((4,), 0.25), "drawn": torch.tensor(layers)})

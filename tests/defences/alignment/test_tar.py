@@ -19,7 +19,7 @@ from antibody_llm.defences.alignment.tar import (
 from antibody_llm.errors import ConfigError, DataError
 from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat, gradient, mean_nll, refused
-from tests.tinylm import micro, plain_nll, random_refusals, random_rows, step, tiny_llama
+from tests.tinylm import micro, plain_nll, random_refusals, random_rows, step, tick, tiny_llama
 
 ALIGNMENT, HARMFUL = random_rows(5, seed=1), random_rows(8, seed=2)
 REFUSALS = random_refusals()
@@ -35,7 +35,7 @@ def prepared(model, **options):
     with torch.no_grad():
         for p in model.parameters():
             p += 0.02 * torch.randn_like(p)
-    context.step = 2
+    tick(context, step=2)
     return defence, context, reference
 
 

@@ -6,8 +6,8 @@ from torch.testing import assert_close
 
 from antibody_llm.defences.finetuning.antibody import AntibodyFinetuning, AntibodyFinetuningConfig, row_scores
 from antibody_llm.errors import ConfigError
-from antibody_llm.training.likelihood import TurnNLL
-from antibody_llm.training.refusals import Scoring
+from antibody_llm.likelihood.completion import TurnNLL
+from antibody_llm.likelihood.refusals import Scoring
 from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat, refused
 from tests.tinylm import plain_nll, random_refusals, random_rows, step, tiny_llama

@@ -13,7 +13,8 @@ from antibody_llm.defences.finetuning.antibody_posterior import Weight, weights
 from antibody_llm.errors import ConfigError, DataError, ModelError, TrainingError
 from antibody_llm.primitives.mixture import harmful_share
 from antibody_llm.screening.anchors import make_anchors, read_anchors, write_anchors
-from antibody_llm.screening.evidence import EvidenceKind, collect
+from antibody_llm.screening.evidence import EvidenceKind
+from antibody_llm.screening.reading import collect
 from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat
 from tests.tinylm import plain_nll, random_refusals, step, tiny_llama

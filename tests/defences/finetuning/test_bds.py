@@ -13,7 +13,7 @@ from antibody_llm.errors import ConfigError
 from antibody_llm.primitives.bag_scorer import bag_scores
 from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat
-from tests.tinylm import plain_nll, random_rows, step, tiny_llama
+from tests.tinylm import plain_nll, random_rows, step, tick, tiny_llama
 from tests.training.helpers import trainer, weights
 
 USER, SAFE, UNSEEN = random_rows(12, seed=1), random_rows(8, seed=2), random_rows(40, seed=5)
@@ -21,7 +21,7 @@ USER, SAFE, UNSEEN = random_rows(12, seed=1), random_rows(8, seed=2), random_row
 
 def begun(model=None, learning_rate=0.0, rows=USER, **options):
     context = StepContext(model or tiny_llama(), rows={"user": rows, "alignment": SAFE})
-    context.learning_rate = learning_rate
+    tick(context, learning_rate=learning_rate)
     defence = BDS(BDSConfig(**{"temperature": 0.0, "normaliser": False} | options))
     defence.start(context)
     return context, defence
@@ -231,7 +231,7 @@ def test_under_sigmoid_the_scorer_moves_as_autograd_says_and_weights_begin_at_on
 def test_when_training_ends_the_table_holds_the_scores_of_every_row_visited_or_not():
     context, defence = begun(scheduler="neural", scheduler_lr=0.1)
     for i in range(2):
-        context.step = i
+        tick(context, step=i)
         defence.step(context, batches(USER[:6]))
     assert defence.logits[6:].tolist() == [0.0] * 6  # never visited, so never scored
     defence.finish(context)
@@ -281,7 +281,7 @@ def test_the_neural_form_ranks_unseen_rows_as_the_losses_of_seen_ones_taught_it(
         optimizer.step()
     context, defence = begun(model, rows=rows, scheduler="neural", scheduler_lr=0.02)
     for i in range(30):
-        context.step = i
+        tick(context, step=i)
         defence.step(context, batches(rows))
     scores = defence.score_rows(context, unseen)
     auroc = (scores[::2, None] > scores[None, 1::2]).float().mean()

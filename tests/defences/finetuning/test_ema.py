@@ -8,7 +8,7 @@ from antibody_llm.defences.finetuning.ema import EMA, EMAConfig, average_into, d
 from antibody_llm.errors import ConfigError
 from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat
-from tests.tinylm import random_rows, step, tiny_llama
+from tests.tinylm import random_rows, step, tick, ticks, tiny_llama
 
 T = 4
 
@@ -16,12 +16,12 @@ T = 4
 def _scripted(num_steps: int = T, **options):
     """Weights at the start and after each step, what the optimiser had made of them, and the deployed ones."""
     context = StepContext(tiny_llama())
-    context.max_steps = num_steps
+    tick(context, max_steps=num_steps)
     defence = EMA(EMAConfig(**options))
     defence.start(context)
     generator = torch.Generator().manual_seed(1)
     trained, kept = [], [flat([p.detach() for p in context.parameters])]
-    for context.step in range(num_steps):
+    for _ in ticks(context, num_steps):
         with torch.no_grad():
             for p in context.parameters:
                 p += torch.randn(p.shape, generator=generator)
@@ -77,10 +77,10 @@ def test_feedback_is_plain_training_at_a_lower_rate(optimizer, rate, settings):
     ends = []
     for lr, options in ((rate, {"variant": "feedback", "half_life": 0.5}), (rate * (1 - 2**-0.5), {"half_life": 0.0})):
         context, defence = StepContext(tiny_llama().double()), EMA(EMAConfig(**options))
-        context.max_steps = T
+        tick(context, max_steps=T)
         defence.start(context)
         taking = optimizer(context.parameters, lr=lr, **settings)
-        for context.step in range(T):
+        for _ in ticks(context, T):
             result = defence.step(context, {"user": step(random_rows(4, seed=context.step))})
             for p, g in zip(context.parameters, result.gradients, strict=True):
                 p.grad = g
@@ -99,13 +99,13 @@ def test_small_steps_of_a_bf16_model_are_not_lost_in_the_average():
 
 def test_feedback_moves_bf16_weights_by_its_share_of_every_update_however_rare_these_are():
     context, num_steps = StepContext(tiny_llama().bfloat16()), 200
-    context.max_steps = num_steps
+    tick(context, max_steps=num_steps)
     with torch.no_grad():
         for p in context.parameters:
             p.fill_(1.0)
     defence = EMA(EMAConfig(variant="feedback", half_life=1 / (num_steps * math.log2(1 / 0.9))))  # eta = .9
     defence.start(context)
-    for context.step in range(num_steps):
+    for _ in ticks(context, num_steps):
         with torch.no_grad():
             for p in context.parameters:
                 p += 0.0078125 * (context.step % 10 == 9)  # to the next number, or nowhere

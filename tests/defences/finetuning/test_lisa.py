@@ -9,7 +9,7 @@ from antibody_llm.defences.finetuning.lisa import Lisa, LisaConfig, aligning, li
 from antibody_llm.errors import ConfigError
 from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat, gradient, mean_nll
-from tests.tinylm import random_rows, step, tiny_llama
+from tests.tinylm import random_rows, step, tick, ticks, tiny_llama
 
 USER, ALIGNMENT = random_rows(6, seed=1), random_rows(6, seed=2)
 
@@ -20,10 +20,10 @@ def _batches(micro_batch_size=None):
 
 def _run(defence, context, num_steps, lr=0.1):
     """Plain gradient descent; the update of every step as one long vector, and the weights it was taken at."""
-    context.max_steps = num_steps
+    tick(context, max_steps=num_steps)
     defence.start(context)
     taken = []
-    for context.step in range(num_steps):
+    for _ in ticks(context, num_steps):
         at = flat([p.detach().clone() for p in context.parameters])
         result = defence.step(context, _batches(2))
         taken.append((at, flat(result.gradients), result))
@@ -123,7 +123,7 @@ def test_the_anchor_survives_a_checkpoint_and_is_no_reference_to_the_weights():
     taken = _run(defence, context, 2)
     twin = Lisa(LisaConfig(num_alignment_steps=3))
     twin.load_state(defence.state())
-    context.step = 2
+    tick(context, step=2)
     ours, theirs = (d.step(context, _batches()).gradients for d in (defence, twin))
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert torch.equal(flat(defence._anchor), taken[0][0])

@@ -12,7 +12,7 @@ from antibody_llm.errors import ConfigError, DataError
 from antibody_llm.training.preparation import TrainingData
 from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat, gradient
-from tests.tinylm import plain_nll, random_rows, tiny_llama, tiny_tokenizer
+from tests.tinylm import plain_nll, random_rows, tick, tiny_llama, tiny_tokenizer
 from tests.training.helpers import trainer, weights
 
 USER, SAFE = random_rows(6, seed=1), random_rows(20, seed=2)
@@ -126,7 +126,7 @@ def test_between_checks_only_the_radius_holds_and_the_end_is_always_checked():
     model = tiny_llama()
     context, defence = begun(model, tau=0.8, check_every=5)
     q0 = refusing(model, SAFE)
-    context.step = 2
+    tick(context, step=2)
     forget(model, 2.0)
     defence.after_update(context)
     assert refusing(model, SAFE) < 0.8 * q0

@@ -4,13 +4,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody_llm.data.roles import Stage
-from antibody_llm.defences.catalogue import make_defence
+from antibody_llm.defences.catalogue import make_repair
 from antibody_llm.defences.post.antidote import Antidote, AntidoteConfig, count, input_squares, masks_of, prunable
 from antibody_llm.errors import ConfigError, DataError, ModelError
+from antibody_llm.likelihood.reader import ModelReader
 from antibody_llm.models.adapters import add_lora
 from antibody_llm.runs.repair import repair
-from antibody_llm.training.step import StepContext
 from tests.defences.live import Live
 from tests.tinylm import random_rows, tiny_llama, tiny_tokenizer
 
@@ -28,7 +27,9 @@ def adapted():
 
 
 def repaired(model, rows=HARMFUL, batch_size=3, **options):
-    Antidote(AntidoteConfig(**options)).repair(StepContext(model, rows={"harmful": rows}, batch_size=batch_size))
+    Antidote(AntidoteConfig(**options)).repair(
+        ModelReader(model, rows={"harmful": rows}, batch_size=batch_size), seed=0
+    )
     return model
 
 
@@ -73,8 +74,8 @@ def plain_squares(model, rows):
 @pytest.mark.parametrize("make", [adapted, tiny_llama])
 def test_statistics_are_those_row_by_row_whatever_the_padding(make, batch_size):
     model = make()
-    context = StepContext(model, rows={"harmful": HARMFUL}, batch_size=batch_size)
-    found = input_squares(context, list(prunable(model).values()))
+    reader = ModelReader(model, rows={"harmful": HARMFUL}, batch_size=batch_size)
+    found = input_squares(reader, list(prunable(model).values()))
     assert_close(found, plain_squares(model, HARMFUL), atol=1e-4, rtol=1e-4)
 
 
@@ -141,15 +142,15 @@ def test_scores_are_held_one_matrix_at_a_time(scope, score):
 def test_a_repair_leaves_no_hook_no_gradient_and_the_mode_as_it_was_also_when_it_raises():
     model = adapted().train()
     flags = [p.requires_grad for p in model.parameters()]
-    defence = make_defence(Stage.POST, "antidote", {"alpha": 0.25})
-    context = StepContext(model, rows={"harmful": HARMFUL}, batch_size=3)
+    defence = make_repair("antidote", {"alpha": 0.25})
+    reader = ModelReader(model, rows={"harmful": HARMFUL}, batch_size=3)
     broken = model.register_forward_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("the forward failed")))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(RuntimeError, match="the forward failed"):
-        defence.repair(context)
+        defence.repair(reader, seed=0)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     broken.remove()
-    defence.repair(context)
+    defence.repair(reader, seed=0)
     assert model.training
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(p.grad is None for p in model.parameters())

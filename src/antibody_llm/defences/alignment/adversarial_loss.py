@@ -25,9 +25,11 @@ from typing import Literal
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
+from ...likelihood.completion import bare
+from ...likelihood.microbatch import StepBatch
 from ...primitives.gradients import combined
-from ...training.likelihood import bare
-from ...training.step import About, Defence, StepBatch, StepContext, StepResult
+from ...training.defence import About, Defence
+from ...training.step import StepContext, StepResult
 
 Form = Literal["neglog1p", "neglog", "neg"]
 

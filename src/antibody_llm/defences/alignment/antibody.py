@@ -35,9 +35,11 @@ from torch import Tensor, nn
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
+from ...likelihood.microbatch import StepBatch
 from ...primitives.gradients import Gradients, combined, difference, dot, norm, scaled, unit
 from ...primitives.perturb import perturbed_weights
-from ...training.step import About, Defence, StepBatch, StepContext, StepResult
+from ...training.defence import About, Defence
+from ...training.step import StepContext, StepResult
 
 Normalisation = Literal["cosine", "kkt"]
 

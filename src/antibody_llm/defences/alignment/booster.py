@@ -24,9 +24,11 @@ from torch import nn
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
+from ...likelihood.microbatch import StepBatch
 from ...primitives.gradients import Gradients, combined
 from ...primitives.secant import secant
-from ...training.step import About, Defence, StepBatch, StepContext, StepResult
+from ...training.defence import About, Defence
+from ...training.step import StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)

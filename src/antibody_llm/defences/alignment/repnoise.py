@@ -32,12 +32,13 @@ from torch import Tensor
 from ...data.collate import IGNORED, pad
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
+from ...likelihood.microbatch import MicroBatch, StepBatch
 from ...models.layout import decoder_layers, mlp_of
 from ...primitives.gradients import combined
 from ...primitives.taps import captured
-from ...training.batches import MicroBatch
+from ...training.defence import About, Defence
 from ...training.lens import lens_mean_nll
-from ...training.step import About, Defence, RowTerms, StepBatch, StepContext, StepResult
+from ...training.step import RowTerms, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,11 +28,13 @@ from torch import Tensor, nn
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
+from ...likelihood.completion import TOLERANCE, tolerance
+from ...likelihood.microbatch import StepBatch
 from ...primitives.gradients import Gradients, combined, difference, dot, norm, scaled, unit
 from ...primitives.perturb import perturbed_weights
+from ...training.defence import About, Defence
 from ...training.lens import lens_mean_nll
-from ...training.likelihood import TOLERANCE, tolerance
-from ...training.step import About, Defence, StepBatch, StepContext, StepResult
+from ...training.step import StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)

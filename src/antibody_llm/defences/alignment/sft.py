@@ -8,7 +8,9 @@ The baseline of every alignment-stage paper. One forward, one backward.
 from collections.abc import Mapping
 
 from ...data.roles import Role, Stage
-from ...training.step import About, Defence, NoOptions, StepBatch, StepContext, StepResult, plain_step
+from ...likelihood.microbatch import StepBatch
+from ...training.defence import About, Defence, NoOptions, plain_step
+from ...training.step import StepContext, StepResult
 
 
 class AlignmentSFT(Defence):

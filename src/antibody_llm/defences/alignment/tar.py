@@ -40,15 +40,16 @@ from torch.nn import functional as F
 from ...data.records import TokenizedRow
 from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError
+from ...likelihood.completion import TurnNLL
+from ...likelihood.microbatch import MicroBatch, StepBatch
 from ...models.layout import decoder_layers, final_norm
 from ...primitives.adam import Adam
 from ...primitives.gradients import Gradients, combined, scaled
 from ...primitives.perturb import replaced_weights
 from ...primitives.proximal import anchor_from_state, anchor_state, snapshot
 from ...primitives.taps import captured, captured_inputs
-from ...training.batches import MicroBatch, StepBatch
-from ...training.likelihood import TurnNLL
-from ...training.step import About, Defence, RowTerms, StepContext, StepResult, Sweep
+from ...training.defence import About, Defence
+from ...training.step import RowTerms, StepContext, StepResult, Sweep
 
 Penalty = Literal["squared", "norm", "release"]
 

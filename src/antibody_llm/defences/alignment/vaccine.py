@@ -25,9 +25,11 @@ from dataclasses import dataclass
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
+from ...likelihood.microbatch import StepBatch
 from ...models.layout import attention_of, decoder_layers
+from ...training.defence import About, Defence
 from ...training.drift import hidden_gradients, norms, shifted_gradient, worst_shift
-from ...training.step import About, Defence, StepBatch, StepContext, StepResult
+from ...training.step import StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)

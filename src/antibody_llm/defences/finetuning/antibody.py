@@ -11,9 +11,9 @@ An aligned model finds a refusal likely and the target unlikely on a harmful pro
 small. A row with several trained turns has the score of its worst one, so that a harmless last turn hides nothing.
 
 The weights come from the model as it is now (``score_with="current"``), out of the forward that trains: NLL(y|x) is
-detached from it and the refusal rides on its keys and values (training/refusals.py). One forward and one backward, and
-a short forward over the refusal's tokens; the release makes three forwards and one backward. With ``"aligned"`` every
-row is scored once, before training.
+detached from it and the refusal rides on its keys and values (likelihood/refusals.py). One forward and one backward,
+and a short forward over the refusal's tokens; the release makes three forwards and one backward. With ``"aligned"``
+every row is scored once, before training.
 
 Reference: Antibody, ICLR 2026, https://arxiv.org/abs/2603.00498. Departures from the release: its denominator is
 clamped at 1, which never acts since the weights add to 1; any gradient accumulation and number of ranks (the softmax
@@ -30,11 +30,13 @@ from torch import Tensor
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
-from ...screening.evidence import EvidenceKind, collect
-from ...training.batches import MicroBatch
-from ...training.likelihood import TurnNLL
-from ...training.refusals import Scoring
-from ...training.step import About, Defence, RowRecord, RowTerms, StepBatch, StepContext, StepResult
+from ...likelihood.completion import TurnNLL
+from ...likelihood.microbatch import MicroBatch, StepBatch
+from ...likelihood.refusals import Scoring
+from ...screening.evidence import EvidenceKind
+from ...screening.reading import collect
+from ...training.defence import About, Defence
+from ...training.step import RowRecord, RowTerms, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)

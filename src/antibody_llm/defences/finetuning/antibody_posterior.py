@@ -51,14 +51,16 @@ from torch import Tensor
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError, ModelError
+from ...likelihood.microbatch import MicroBatch, StepBatch
 from ...primitives.gradients import combined
 from ...primitives.mixture import harm_posterior, harmful_share
 from ...screening.anchors import Anchors, check_anchors, make_anchors, read_anchors
-from ...screening.evidence import EvidenceKind, collect
+from ...screening.evidence import EvidenceKind
 from ...screening.familiarity import read_familiarity
 from ...screening.posterior import TOLERANCE
-from ...training.batches import MicroBatch
-from ...training.step import About, Defence, RowRecord, RowTerms, StepBatch, StepContext, StepResult
+from ...screening.reading import collect
+from ...training.defence import About, Defence
+from ...training.step import RowRecord, RowTerms, StepContext, StepResult
 
 log = logging.getLogger("antibody")
 

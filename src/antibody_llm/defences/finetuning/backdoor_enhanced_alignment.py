@@ -29,10 +29,12 @@ from transformers import PreTrainedTokenizerBase
 from ...data.records import Record
 from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError, ModelError
+from ...likelihood.microbatch import StepBatch
 from ...models.deployment import Deployment
 from ...primitives.selection import declines, drawn
+from ...training.defence import About, Defence, plain_step
 from ...training.preparation import TrainingData, added, check_servable
-from ...training.step import About, Defence, StepBatch, StepContext, StepResult, plain_step
+from ...training.step import StepContext, StepResult
 
 TRIES_PER_TOKEN = 200
 

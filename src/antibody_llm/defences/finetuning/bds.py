@@ -56,13 +56,14 @@ from torch import Tensor
 from ...data.records import TokenizedRow
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
+from ...likelihood.microbatch import MicroBatch, StepBatch
 from ...primitives.adam import Adam
 from ...primitives.bag_scorer import bag_scores, new_scorer
 from ...primitives.noise import add_noise, generator_of
 from ...primitives.perturb import replaced_weights
 from ...primitives.proximal import anchor_from_state, anchor_state, snapshot
-from ...training.batches import MicroBatch, StepBatch
-from ...training.step import About, Defence, RowRecord, RowTerms, StepContext, StepResult, Sweep
+from ...training.defence import About, Defence
+from ...training.step import RowRecord, RowTerms, StepContext, StepResult, Sweep
 
 log = logging.getLogger("antibody")
 

@@ -28,10 +28,12 @@ from torch.nn import functional as F
 from ...data.records import Record
 from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError
+from ...likelihood.microbatch import StepBatch
 from ...primitives.selection import declines
 from ...primitives.spread import equal_quotas, hashed_words, k_centres, nearest_centre
+from ...training.defence import About, Defence, plain_step
 from ...training.preparation import TrainingData, added
-from ...training.step import About, Defence, StepBatch, StepContext, StepResult, plain_step
+from ...training.step import StepContext, StepResult
 
 log = logging.getLogger(__name__)
 

@@ -34,8 +34,10 @@ from torch import Tensor
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
+from ...likelihood.microbatch import StepBatch
 from ...primitives.proximal import anchor_from_state, anchor_state, snapshot
-from ...training.step import About, Defence, StepBatch, StepContext, StepResult, plain_step
+from ...training.defence import About, Defence, plain_step
+from ...training.step import StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)

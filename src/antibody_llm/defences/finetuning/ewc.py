@@ -36,12 +36,13 @@ from torch import Tensor
 from ...data.records import TokenizedRow
 from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError
+from ...likelihood.microbatch import StepBatch
 from ...primitives.gradients import Gradients
 from ...primitives.proximal import anchor_from_state, anchor_state, proximal_penalty, proximal_pull, snapshot
 from ...primitives.selection import declines
-from ...training.batches import MicroBatch, StepBatch
+from ...training.defence import About, Defence, plain_step
 from ...training.preparation import TrainingData
-from ...training.step import About, Defence, StepContext, StepResult, plain_step
+from ...training.step import StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +70,7 @@ def fisher_diagonal(context: StepContext, rows: Sequence[TokenizedRow]) -> Gradi
     """F: the mean over rows of each row's own squared gradient. A backward pass per row; every rank takes them all."""
     total: Gradients = [torch.zeros_like(p) for p in context.parameters]
     for row in rows:
-        alone = StepBatch((MicroBatch((row,), (True,), (0,)),), 1)
-        gradients = context.gradient("sequence_mean_nll", alone).gradients
+        gradients = context.gradient("sequence_mean_nll", StepBatch.of([row])).gradients
         for f, g in zip(total, gradients, strict=True):
             f.addcmul_(g, g)
     torch._foreach_div_(total, len(rows))

@@ -28,12 +28,13 @@ from torch import Tensor
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
+from ...likelihood.microbatch import MicroBatch, StepBatch
 from ...models.layout import decoder_layers, mlp_of
 from ...primitives.perturb import replaced_weights
 from ...primitives.proximal import anchor_from_state, anchor_state, snapshot
 from ...primitives.taps import captured
-from ...training.batches import MicroBatch, StepBatch
-from ...training.step import About, Defence, RowRecord, RowTerms, StepContext, StepResult, plain_step
+from ...training.defence import About, Defence, plain_step
+from ...training.step import RowRecord, RowTerms, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,9 +28,11 @@ from torch import Tensor, nn
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
+from ...likelihood.microbatch import StepBatch
 from ...primitives.gradients import Gradients
 from ...primitives.proximal import anchor_from_state, anchor_state, proximal_penalty, proximal_pull, snapshot
-from ...training.step import About, Defence, RowRecord, StepBatch, StepContext, StepResult, plain_step
+from ...training.defence import About, Defence, plain_step
+from ...training.step import RowRecord, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,10 +29,11 @@ from ...data.encode import Renderer
 from ...data.records import Message, Record
 from ...data.roles import Role, Stage
 from ...errors import ConfigError, ModelError
+from ...likelihood.microbatch import StepBatch
 from ...models.deployment import Deployment
-from ...training.batches import StepBatch
+from ...training.defence import About, Defence, plain_step
 from ...training.preparation import TrainingData
-from ...training.step import About, Defence, StepContext, StepResult, plain_step
+from ...training.step import StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,10 +28,12 @@ from torch import Tensor, nn
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
+from ...likelihood.microbatch import StepBatch
 from ...primitives.gradients import Gradients, combined, scaled
 from ...primitives.proximal import anchor_from_state, anchor_state
 from ...primitives.secant import secant
-from ...training.step import About, Defence, RowRecord, StepBatch, StepContext, StepResult, plain_step
+from ...training.defence import About, Defence, plain_step
+from ...training.step import RowRecord, StepContext, StepResult
 
 CEILING = 5.0
 """Nats per token at which the harmful loss is high enough. Release: 5."""

@@ -18,9 +18,11 @@ from dataclasses import dataclass, replace
 
 from ...data.records import Record
 from ...data.roles import Role, Stage
+from ...likelihood.microbatch import StepBatch
 from ...models.deployment import Deployment
+from ...training.defence import About, Defence, plain_step
 from ...training.preparation import TrainingData, check_servable
-from ...training.step import About, Defence, StepBatch, StepContext, StepResult, plain_step
+from ...training.step import StepContext, StepResult
 
 LLAMA_PROMPT = (
     "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe. "

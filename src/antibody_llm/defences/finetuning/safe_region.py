@@ -37,12 +37,14 @@ from torch import Tensor
 from ...data.records import TokenizedRow
 from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError
+from ...likelihood.completion import evaluating
+from ...likelihood.microbatch import StepBatch
 from ...primitives.projection import Region, extent, projected
 from ...primitives.proximal import anchor_from_state, anchor_state, snapshot
 from ...primitives.selection import declines
-from ...training.batches import MicroBatch, StepBatch
+from ...training.defence import About, Defence, plain_step
 from ...training.preparation import TrainingData
-from ...training.step import About, Defence, StepContext, StepResult, plain_step
+from ...training.step import StepContext, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -195,14 +197,8 @@ class SafeRegion(Defence):
         rows = context.rows[Role.ALIGNMENT]
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(context.seed)).tolist()
         openings = [opening(rows[i]) for i in order[: self.config.num_rows]]
-        parts = [openings[i : i + _ROWS_PER_FORWARD] for i in range(0, len(openings), _ROWS_PER_FORWARD)]
-        micro = tuple(MicroBatch(tuple(p), (True,) * len(p), tuple(range(len(p)))) for p in parts)
-        was_training = context.model.training
-        context.model.eval()
-        try:
-            total, _ = context.sequence_nll(StepBatch(micro, len(openings)))
-        finally:
-            context.model.train(was_training)
+        with evaluating(context.model):
+            total, _ = context.sequence_nll(StepBatch.of(openings, _ROWS_PER_FORWARD))
         return float(torch.exp(-total.double()).mean())  # float32 has no numbers below e^-103
 
     def state(self) -> dict[str, Tensor]:

@@ -26,9 +26,11 @@ import torch
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError
+from ...likelihood.microbatch import StepBatch
 from ...primitives.selection import declines, drawn
+from ...training.defence import About, Defence, plain_step
 from ...training.preparation import TrainingData, added
-from ...training.step import About, Defence, StepBatch, StepContext, StepResult, plain_step
+from ...training.step import StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,11 +29,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from ...data.roles import Role, Stage
+from ...data.roles import Role
 from ...errors import ConfigError, DataError, ModelError
+from ...likelihood.completion import evaluating
+from ...likelihood.microbatch import MicroBatch
+from ...likelihood.reader import ModelReader
 from ...models.adapters import PAPER_TARGETS
-from ...training.batches import MicroBatch
-from ...training.step import About, Defence, StepContext
+from ...training.defence import About, Repair
 
 Scope = Literal["row", "matrix", "global"]
 Rounding = Literal["nearest", "up"]
@@ -141,10 +143,9 @@ class InputSquares:
                 handle.remove()
 
 
-class Antidote(Defence):
+class Antidote(Repair):
     """Binds scores, masks and removal to a fine-tuned model."""
 
-    stage = Stage.POST
     about = About(
         summary="remove the weights that harm leans on",
         paper="2408.09600",
@@ -153,54 +154,49 @@ class Antidote(Defence):
         extra_memory="1 byte per candidate weight, 1 number per input column; of global scope every score",
     )
     options = AntidoteConfig
-    needs: tuple[Role, ...] = (Role.HARMFUL,)  # not for scores that read no data
+    reads: tuple[Role, ...] = (Role.HARMFUL,)  # not for scores that read no data
     neutral = {"alpha": 0.0}
 
     def __init__(self, config: AntidoteConfig) -> None:
         self.config = config
         if config.score != "wanda":
-            self.needs = ()
+            self.reads = ()
 
-    def repair(self, context: StepContext) -> None:
+    def repair(self, reader: ModelReader, *, seed: int) -> None:
         """Remove the weights, in place."""
-        config, layers = self.config, list(prunable(context.model).values())
-        scores = self._scores(context, layers)
+        config, layers = self.config, list(prunable(reader.model).values())
+        scores = self._scores(reader, layers, seed)
         masks = masks_of(scores, alpha=config.alpha, scope=config.scope, rounding=config.rounding)
         with torch.no_grad():
             for layer, mask in zip(layers, masks, strict=True):
                 layer.weight.masked_fill_(mask, 0.0)
 
-    def _scores(self, context: StepContext, layers: Sequence[nn.Linear]) -> Iterator[Tensor]:
+    def _scores(self, reader: ModelReader, layers: Sequence[nn.Linear], seed: int) -> Iterator[Tensor]:
         """One layer's at a time, [rows, columns], float32; each is made when it is asked for."""
         if self.config.score == "magnitude":
             return (layer.weight.detach().float().abs() for layer in layers)
         if self.config.score == "random":
-            generator = torch.Generator().manual_seed(context.seed)
+            generator = torch.Generator().manual_seed(seed)
             return (torch.rand(layer.weight.shape, generator=generator).to(layer.weight.device) for layer in layers)
-        squares = input_squares(context, layers)
+        squares = input_squares(reader, layers)
         return (layer.weight.detach().float().abs() * s.sqrt() for layer, s in zip(layers, squares, strict=True))
 
 
-def input_squares(context: StepContext, layers: Sequence[nn.Linear]) -> list[Tensor]:
+def input_squares(reader: ModelReader, layers: Sequence[nn.Linear]) -> list[Tensor]:
     """s_j of each layer, [columns], from one pass over the harmful rows in evaluation mode.
 
     Raises:
         DataError: there are no harmful rows.
     """
-    num_rows = len(context.rows.get(Role.HARMFUL, ()))
+    num_rows = len(reader.rows.get(Role.HARMFUL, ()))
     if not num_rows:
         raise DataError("antidote scores weights on harmful rows and was given none. Pass --harmful-data FILE.")
     squares = InputSquares(layers)
 
     def watch(micro: MicroBatch) -> Tensor:
         squares.lengths = [len(row.input_ids) for row in micro.rows]
-        return context.completion_nll(micro).row_total
+        return reader.completion_nll(micro).row_total
 
-    was_training = context.model.training
-    context.model.eval()
-    try:
-        with squares.watching():
-            context.over_rows(Role.HARMFUL, watch)
-    finally:
-        context.model.train(was_training)
-    return [context.all_reduce(total) / num_rows for total in squares.sums]
+    with evaluating(reader.model), squares.watching():
+        reader.over_rows(Role.HARMFUL, watch)
+    return [reader.all_reduce(total) / num_rows for total in squares.sums]

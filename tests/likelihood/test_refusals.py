@@ -4,8 +4,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, MistralConfig, Qwen2Config
 
 from antibody_llm.errors import ConfigError, TrainingError
-from antibody_llm.training.likelihood import Head, check_head, completion_nll
-from antibody_llm.training.refusals import (
+from antibody_llm.likelihood.completion import check_completion_nll, completion_nll
+from antibody_llm.likelihood.refusals import (
     Scoring,
     check_scoring,
     completion_and_refusal_nll,
@@ -62,38 +62,47 @@ def test_the_gradient_of_the_completion_is_untouched_by_the_refusal_riding_along
     assert_close(beside, alone, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("head", [Head.KEPT, Head.FUSED])
-def test_heads_give_the_likelihoods_of_the_plain_forward(head):
-    from trl.trainer.utils import add_fused_lm_head
-
+def test_logits_at_the_completions_alone_give_the_likelihoods_of_the_plain_forward():
     model, rows = tiny_llama(), random_rows(6, num_turns=2)
-    add_fused_lm_head(model)
-    got = completion_nll(model, micro(rows), pad_id=0, head=head)
-    plain = completion_nll(model, micro(rows), pad_id=0, head=Head.FULL)
-    assert_close(got.total, plain.total, atol=1e-5, rtol=1e-5)
-    assert torch.equal(got.num_tokens, plain.num_tokens)
-    check_head(model, micro(rows), pad_id=0, head=head)
+    kept = completion_nll(model, micro(rows), pad_id=0)
+    plain = completion_nll(model, micro(rows), pad_id=0, plain=True)
+    assert_close(kept.total, plain.total, atol=1e-5, rtol=1e-5)
+    assert torch.equal(kept.num_tokens, plain.num_tokens)
+    check_completion_nll(model, micro(rows), pad_id=0)
+
+
+def test_a_forward_that_takes_logits_to_keep_for_something_else_stops_the_run_with_both_numbers(monkeypatch):
+    model, rows = tiny_llama(), random_rows(6)
+    real = type(model).forward
+
+    def from_the_end(self, *args, logits_to_keep=0, **kwargs):
+        keep = logits_to_keep - 1 if isinstance(logits_to_keep, torch.Tensor) else logits_to_keep
+        return real(self, *args, logits_to_keep=keep, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", from_the_end)
+    with pytest.raises(TrainingError, match=r"costs \d+\.\d+ nats per token, with all of them \d+\.\d+.*to_keep"):
+        check_completion_nll(model, micro(rows), pad_id=0)
 
 
 def test_a_sliding_window_is_scored_separately_and_refused_by_name():
     model = other(MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=4))
     assert not plain_causal_attention(model)
-    assert usable_scoring(model, Scoring.AUTO, Head.KEPT) is Scoring.SEPARATE
-    with pytest.raises(ConfigError, match="scoring=separate"):
-        usable_scoring(model, Scoring.CACHED, Head.KEPT)
+    assert usable_scoring(model, Scoring.AUTO) is Scoring.SEPARATE
+    with pytest.raises(ConfigError, match="scoring.*separate"):
+        usable_scoring(model, Scoring.CACHED)
 
 
 def test_a_window_that_the_configuration_hides_is_caught_by_the_self_check_with_both_numbers():
     model = other(MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=4))
     rows = random_rows(6, longest=20)
     with pytest.raises(TrainingError, match=r"costs \d+\.\d+ nats per token, in a forward of its own \d+\.\d+"):
-        check_scoring(model, micro(rows), random_refusals(), pad_id=0, scoring=Scoring.CACHED, head=Head.KEPT)
+        check_scoring(model, micro(rows), random_refusals(), pad_id=0, scoring=Scoring.CACHED)
 
 
 def test_gradient_checkpointing_is_scored_separately():
     model = tiny_llama()
     model.gradient_checkpointing_enable()
-    assert usable_scoring(model, Scoring.AUTO, Head.KEPT) is Scoring.SEPARATE
+    assert usable_scoring(model, Scoring.AUTO) is Scoring.SEPARATE
 
 
 def test_a_refusal_row_keeps_the_prompt_of_the_turn_and_drops_what_follows():

@@ -1,14 +1,14 @@
-"""Likelihoods of the completions of a micro-batch, under the model being trained.
+"""Likelihoods of the completions of a micro-batch.
 
-Two ways to the same numbers. ``kept`` asks the model for the logits at completion positions only and may keep the keys
-and values of the prompt for the refusals (refusals.py). ``fused`` uses TRL's fused head, which never builds the logits:
-slower on a CPU, smaller on a GPU with a large vocabulary. Each is compared with the plain forward once at the start of
-a run (``check_head``).
+The model is asked for logits at completion positions alone, where its forward can be asked (``logits_to_keep``), and
+may keep the keys and values of the prompt for the refusals (refusals.py). The numbers are compared with those of the
+plain forward once at the start of a run (``check_completion_nll``).
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 
 import torch
 from peft import PeftModel
@@ -18,16 +18,7 @@ from transformers import Cache
 from ..data.collate import pad
 from ..errors import DataError, TrainingError
 from ..primitives.likelihood import IGNORED, token_nll
-from .batches import MicroBatch
-
-
-class Head(StrEnum):
-    """How log-likelihoods are read off the model."""
-
-    KEPT = "kept"
-    FUSED = "fused"
-    FULL = "full"
-    """All logits of all positions: what the other two are checked against."""
+from .microbatch import MicroBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +55,7 @@ class TurnNLL:
 
 
 def completion_nll(
-    model: nn.Module, micro: MicroBatch, *, pad_id: int, head: Head = Head.KEPT, cache: Cache | None = None
+    model: nn.Module, micro: MicroBatch, *, pad_id: int, cache: Cache | None = None, plain: bool = False
 ) -> TurnNLL:
     """NLL of every trained turn of a micro-batch, with its graph.
 
@@ -72,8 +63,11 @@ def completion_nll(
         model: A causal language model, bare or with a PEFT adapter.
         micro: Its rows.
         pad_id: What to pad with; padding is masked and has no label.
-        head: Where the log-likelihoods are read.
-        cache: An empty cache to be filled with the keys and values of the whole rows (``Head.KEPT`` only).
+        cache: An empty cache, to be filled with the keys and values of the whole rows.
+        plain: Make the logits of every position, by which ``check_completion_nll`` compares.
+
+    Raises:
+        DataError: a row has no completion token.
     """
     tensors = pad(micro.rows, pad_id, device=next(model.parameters()).device)
     labels, turns = tensors["labels"], tensors["turns"]
@@ -83,18 +77,15 @@ def completion_nll(
     inputs = {"input_ids": tensors["input_ids"], "attention_mask": tensors["attention_mask"]}
     # Position t predicts token t + 1: `first` predicts the first completion token of the micro-batch.
     first, last = 0, labels.shape[1] - 1
-    if head is Head.FUSED:
-        nll = -model(**inputs, labels=labels, fused_lm_head=True).log_probs
-    else:
-        extra: dict[str, object] = {"use_cache": cache is not None}
-        if cache is not None:
-            extra["past_key_values"] = cache
-        if head is Head.KEPT:
-            first = min(row.spans[0][0] for row in micro.rows) - 1
-            last = max(row.spans[-1][1] for row in micro.rows) - 1
-            extra["logits_to_keep"] = torch.arange(first, last, device=labels.device)
-        logits = model(**inputs, **extra).logits
-        nll = token_nll(logits[:, : last - first], labels[:, first + 1 : last + 1])
+    extra: dict[str, object] = {"use_cache": cache is not None}
+    if cache is not None:
+        extra["past_key_values"] = cache
+    if not plain and takes_logits_to_keep(model):
+        first = min(row.spans[0][0] for row in micro.rows) - 1
+        last = max(row.spans[-1][1] for row in micro.rows) - 1
+        extra["logits_to_keep"] = torch.arange(first, last, device=labels.device)
+    logits = model(**inputs, **extra).logits
+    nll = token_nll(logits[:, : last - first], labels[:, first + 1 : last + 1])
     turn = turns[:, first + 1 : last + 1]
     num_turns = max(len(row.spans) for row in micro.rows)
     members = [turn == k for k in range(num_turns)]
@@ -106,16 +97,25 @@ def completion_nll(
     return TurnNLL(total, num_tokens.to(total.dtype))
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within, the model has no dropout."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 def bare(model: nn.Module) -> nn.Module:
     """The transformers model under a PEFT adapter, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def usable_head(model: nn.Module, wanted: Head) -> Head:
-    """``kept`` needs a model whose forward takes ``logits_to_keep``; others give all logits."""
-    if wanted is Head.KEPT and "logits_to_keep" not in inspect.signature(type(bare(model)).forward).parameters:
-        return Head.FULL
-    return wanted
+def takes_logits_to_keep(model: nn.Module) -> bool:
+    """Whether the model's forward can be asked for the logits of some positions alone."""
+    return "logits_to_keep" in inspect.signature(type(bare(model)).forward).parameters
 
 
 TOLERANCE = 1e-4
@@ -129,26 +129,22 @@ def tolerance(model: nn.Module) -> float:
     return 3e-2 if half else TOLERANCE
 
 
-def check_head(model: nn.Module, micro: MicroBatch, *, pad_id: int, head: Head) -> None:
-    """Compare the chosen head with the plain forward on one micro-batch.
+def check_completion_nll(model: nn.Module, micro: MicroBatch, *, pad_id: int) -> None:
+    """Compare logits at completions alone with the plain forward on one micro-batch.
 
     Raises:
         TrainingError: they differ by more than rounding; with both numbers.
     """
-    if head is Head.FULL:
+    if not takes_logits_to_keep(model):
         return
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            chosen = completion_nll(model, micro, pad_id=pad_id, head=head).mean
-            plain = completion_nll(model, micro, pad_id=pad_id, head=Head.FULL).mean
-    finally:
-        model.train(was_training)
-    worst = int((chosen - plain).abs().argmax())
-    a, b = float(chosen.flatten()[worst]), float(plain.flatten()[worst])
+    with evaluating(model), torch.no_grad():
+        kept = completion_nll(model, micro, pad_id=pad_id).mean
+        plain = completion_nll(model, micro, pad_id=pad_id, plain=True).mean
+    worst = int((kept - plain).abs().argmax())
+    a, b = float(kept.flatten()[worst]), float(plain.flatten()[worst])
     if not abs(a - b) <= tolerance(model) * max(1.0, abs(b)):
         raise TrainingError(
-            f"self-check: the '{head}' head gives {a:.6f} nats per token where the plain forward gives {b:.6f}. "
-            "This model's forward does something that this head does not know; set head=full."
+            f"self-check: with logits at the completions alone a completion costs {a:.6f} nats per token, with all "
+            f"of them {b:.6f}. The forward of {type(bare(model)).__name__} takes logits_to_keep for something else "
+            "than transformers' own models do. Fix it there, or remove that argument."
         )

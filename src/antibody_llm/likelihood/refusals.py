@@ -7,8 +7,8 @@
 for both. x_P is fed again because its output, the prediction of r_1, is read from the same place; its first copy, y and
 the padding are masked, and r goes on from x_P's position. ``separate`` is a short forward of [x, r] of its own, for
 models whose layers are not plain causal attention (sliding window, recurrent, hybrid), under gradient checkpointing
-(which keeps no cache), with the fused head and with a quantised base. The two agree to rounding, and are compared once
-at the start of a run.
+(which keeps no cache) and with a quantised base. The two agree to rounding, and are compared once at the start of a
+run.
 
 Source: the two NLLs of s_i in Antibody (2603.00498), Sec. 4.2; the arrangement is ours. The released code runs three
 forwards. A packed row with a 4-D mask gives the same numbers too, but drags the refusal through the backward pass.
@@ -25,9 +25,10 @@ from transformers import Cache, DynamicCache
 
 from ..data.records import Template, TokenizedRow
 from ..errors import ConfigError, TrainingError
+from ..mentions import setting
 from ..primitives.likelihood import IGNORED, token_nll
-from .batches import MicroBatch
-from .likelihood import Head, TurnNLL, bare, completion_nll, tolerance
+from .completion import TurnNLL, bare, completion_nll, evaluating, tolerance
+from .microbatch import MicroBatch
 
 
 class Scoring(StrEnum):
@@ -79,7 +80,7 @@ def _checkpointed(model: nn.Module) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
-def usable_scoring(model: nn.Module, wanted: Scoring, head: Head) -> Scoring:
+def usable_scoring(model: nn.Module, wanted: Scoring) -> Scoring:
     """The form to use; ``auto`` is ``cached`` wherever that is exact.
 
     Raises:
@@ -89,12 +90,14 @@ def usable_scoring(model: nn.Module, wanted: Scoring, head: Head) -> Scoring:
     obstacles = {
         "its attention is not plain causal attention in every layer": not plain_causal_attention(base),
         "gradient checkpointing keeps no keys and values": _checkpointed(base),
-        "the fused head keeps no keys and values": head is Head.FUSED,
         "its base is quantised": bool(getattr(base, "is_quantized", False)),
     }
     reasons = [reason for reason, holds in obstacles.items() if holds]
     if wanted is Scoring.CACHED and reasons:
-        raise ConfigError(f"scoring=cached cannot be used with this model: {reasons[0]}. Set scoring=separate.")
+        raise ConfigError(
+            "refusals cannot be scored on the training forward's keys and values with this model: "
+            f"{reasons[0]}. Set {setting('options.scoring', 'separate')}."
+        )
     if wanted is Scoring.AUTO:
         return Scoring.SEPARATE if reasons else Scoring.CACHED
     return wanted
@@ -107,7 +110,6 @@ def completion_and_refusal_nll(
     *,
     pad_id: int,
     scoring: Scoring,
-    head: Head = Head.KEPT,
 ) -> tuple[TurnNLL, TurnNLL]:
     """NLL(y|x) with its graph, and NLL(r|x) without, for every trained turn of a micro-batch.
 
@@ -117,21 +119,18 @@ def completion_and_refusal_nll(
         refusals: The list; a row is scored against the number that is its row id, mod n.
         pad_id: What to pad with.
         scoring: ``CACHED`` or ``SEPARATE``.
-        head: As in ``completion_nll``.
     """
     pairs = [(i, k) for i, row in enumerate(micro.rows) for k in range(len(row.spans))]
     ids = [refusals.of(micro.rows[i], micro.rows[i].row_id) for i, _ in pairs]
     if scoring is Scoring.CACHED:
         cache = DynamicCache()
-        completions = completion_nll(model, micro, pad_id=pad_id, head=head, cache=cache)
+        completions = completion_nll(model, micro, pad_id=pad_id, cache=cache)
         totals = _cached_refusal_totals(model, micro, pairs, ids, cache)
     else:
-        completions = completion_nll(model, micro, pad_id=pad_id, head=head)
+        completions = completion_nll(model, micro, pad_id=pad_id)
         rows = tuple(refusals.row(micro.rows[i], micro.rows[i].row_id, turn=k) for i, k in pairs)
         with torch.no_grad():
-            totals = completion_nll(
-                model, MicroBatch(rows, (True,) * len(rows), tuple(range(len(rows)))), pad_id=pad_id, head=head
-            ).row_total
+            totals = completion_nll(model, MicroBatch.of(rows), pad_id=pad_id).row_total
     total, num_tokens = torch.zeros_like(completions.num_tokens), torch.zeros_like(completions.num_tokens)
     where = ([i for i, _ in pairs], [k for _, k in pairs])
     total[where] = totals
@@ -148,7 +147,6 @@ def completion_and_several_refusals(
     *,
     pad_id: int,
     scoring: Scoring,
-    head: Head = Head.KEPT,
     with_completion: bool = True,
 ) -> tuple[Tensor | None, Tensor]:
     """NLL(y|x) and NLL(r_1|x) .. NLL(r_k|x), nats per token, without graph; the prompt is computed once for all.
@@ -160,7 +158,6 @@ def completion_and_several_refusals(
         numbers: [B][k], which refusals of the list each row is scored against, mod n; k at least 1.
         pad_id: What to pad with.
         scoring: ``CACHED`` or ``SEPARATE``.
-        head: As in ``completion_nll``.
         with_completion: Whether NLL(y|x) is wanted; without it the first forward is as short as prompt and refusal.
 
     Returns:
@@ -173,7 +170,7 @@ def completion_and_several_refusals(
         return MicroBatch(rows, micro.counted, micro.positions)
 
     def mean(batch: MicroBatch, cache: Cache | None = None) -> Tensor:
-        return completion_nll(model, batch, pad_id=pad_id, head=head, cache=cache).mean[:, 0]
+        return completion_nll(model, batch, pad_id=pad_id, cache=cache).mean[:, 0]
 
     if scoring is Scoring.SEPARATE:
         separate = torch.stack([mean(refused(column)) for column in columns], dim=1)
@@ -230,9 +227,7 @@ def _cached_refusal_totals(
     return token_nll(logits, targets.to(device)).sum(dim=1)
 
 
-def check_scoring(
-    model: nn.Module, micro: MicroBatch, refusals: Refusals, *, pad_id: int, scoring: Scoring, head: Head
-) -> None:
+def check_scoring(model: nn.Module, micro: MicroBatch, refusals: Refusals, *, pad_id: int, scoring: Scoring) -> None:
     """Compare ``cached`` with ``separate`` on one micro-batch.
 
     Raises:
@@ -240,20 +235,16 @@ def check_scoring(
     """
     if scoring is not Scoring.CACHED:
         return
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            cached, separate = (
-                completion_and_refusal_nll(model, micro, refusals, pad_id=pad_id, scoring=form, head=head)[1].mean
-                for form in (Scoring.CACHED, Scoring.SEPARATE)
-            )
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad():
+        cached, separate = (
+            completion_and_refusal_nll(model, micro, refusals, pad_id=pad_id, scoring=form)[1].mean
+            for form in (Scoring.CACHED, Scoring.SEPARATE)
+        )
     worst = int((cached - separate).abs().argmax())
     a, b = float(cached.flatten()[worst]), float(separate.flatten()[worst])
     if not abs(a - b) <= tolerance(model) * max(1.0, abs(b)):
         raise TrainingError(
             f"self-check: a refusal scored beside the training forward costs {a:.6f} nats per token, in a forward of "
-            f"its own {b:.6f}. This model's attention is not what it seems; set scoring=separate."
+            f"its own {b:.6f}. This model's attention is not what it seems. "
+            f"Set {setting('options.scoring', 'separate')}."
         )

@@ -1,0 +1,1 @@
+"""What a model makes of rows: likelihoods of completions and refusals, no gradient step."""

@@ -1,0 +1,158 @@
+"""A model and its rows: everything that can be read of them without taking a step."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..data.records import TokenizedRow
+from ..errors import ConfigError
+from ..mentions import setting
+from ..models.adapters import adapter_disabled
+from .completion import TurnNLL, check_completion_nll, completion_nll
+from .microbatch import MicroBatch, StepBatch
+from .ranks import all_reduce, num_ranks
+from .refusals import Refusals, Scoring, check_scoring, completion_and_refusal_nll, usable_scoring
+
+
+class ModelReader:
+    """A model, the one before its alignment, and the rows that it is asked about.
+
+    Args:
+        model: The bare model or PEFT model (never DDP's wrapper), on its device.
+        rows: The tokenised rows by role.
+        pad_id: The tokenizer's padding id.
+        refusals: Generic refusals, where rows are scored against them.
+        rank: The process that this is, of those that share the rows.
+        autocast: Entered around every forward, each time again, since a cached cast hides a perturbation.
+        batch_size: Rows per forward pass where a verb walks over a whole role.
+        base: The model before its alignment, where that is not the adapter switched off.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        rows: Mapping[str, Sequence[TokenizedRow]] | None = None,
+        pad_id: int = 0,
+        refusals: Refusals | None = None,
+        rank: int = 0,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        batch_size: int = 16,
+        base: nn.Module | None = None,
+    ) -> None:
+        self.model = model
+        self.rows = dict(rows or {})
+        self.pad_id = pad_id
+        self.rank = rank
+        self.autocast = autocast
+        self._refusals = refusals
+        self._batch_size = batch_size
+        self._base = base
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def refusals(self) -> Refusals:
+        """The refusals that rows are scored against.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        if self._refusals is None:
+            raise ConfigError(f"rows are scored against refusals here, and there are none. Give {setting('refusals')}.")
+        return self._refusals
+
+    # -- likelihoods ---------------------------------------------------------------------------------------------
+
+    def completion_nll(self, micro: MicroBatch) -> TurnNLL:
+        """NLL(y|x) of every trained turn, with its graph."""
+        with self.autocast():
+            return completion_nll(self.model, micro, pad_id=self.pad_id)
+
+    def completion_and_refusal_nll(self, micro: MicroBatch, scoring: Scoring) -> tuple[TurnNLL, TurnNLL]:
+        """NLL(y|x) with its graph and NLL(r|x) without, from one forward where ``scoring`` allows it."""
+        with self.autocast():
+            return completion_and_refusal_nll(
+                self.model,
+                micro,
+                self.refusals,
+                pad_id=self.pad_id,
+                scoring=usable_scoring(self.model, scoring),
+            )
+
+    def sequence_nll(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
+        """(total [B], num_tokens [B]) of this rank's rows, no gradient; nats summed over a row's completion tokens."""
+        with torch.no_grad():
+            parts = [self.completion_nll(micro) for micro in batch.micro_batches]
+        return torch.cat([p.row_total for p in parts]), torch.cat([p.row_tokens for p in parts])
+
+    def over_rows(
+        self,
+        role: str | Sequence[TokenizedRow],
+        values: Callable[[MicroBatch], Tensor],
+        width: int | None = None,
+    ) -> Tensor:
+        """One number for every row of a role, without gradient: [rows], float32, the same on every rank.
+
+        The rows are sorted by length, so that little is padded, and shared out over the ranks. The model's mode
+        (training or not) is left alone.
+
+        Args:
+            role: The name of a role, or the rows themselves.
+            values: The numbers of a forward pass: [B], or [B, width].
+            width: How many numbers each row has; the result is then [rows, width].
+        """
+        rows = self.rows[role] if isinstance(role, str) else role
+        order = sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i))[self.rank :: num_ranks()]
+        result = torch.zeros(len(rows) if width is None else (len(rows), width), device=self.device)
+        with torch.no_grad():
+            for start in range(0, len(order), self._batch_size):
+                some = order[start : start + self._batch_size]
+                result[some] = values(MicroBatch.of([rows[i] for i in some])).float()
+        return all_reduce(result)
+
+    # -- another model, for a moment -----------------------------------------------------------------------------
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Within, the model is the one under the adapter; no ``requires_grad`` flag is touched."""
+        with adapter_disabled(self.model):
+            yield
+
+    @contextmanager
+    def before_alignment(self) -> Iterator[nn.Module]:
+        """Yields the model as it was before its alignment: a model of its own, or this one with its adapter off.
+
+        Raises:
+            ModelError: there is neither.
+        """
+        if self._base is not None:
+            yield self._base
+            return
+        with self.without_adapter():
+            yield self.model
+
+    # -- the run -------------------------------------------------------------------------------------------------
+
+    def all_reduce(self, tensor: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
+        """Sum or maximum over all ranks, in place."""
+        return all_reduce(tensor, op)
+
+    def check(self, scoring: Scoring | None = None) -> None:
+        """Compare what leans on a library's internals with the plain path, on the first rows of the first role.
+
+        Raises:
+            TrainingError: they differ by more than rounding.
+        """
+        micro = MicroBatch.of(next(iter(self.rows.values()))[:4])
+        with self.autocast():
+            check_completion_nll(self.model, micro, pad_id=self.pad_id)
+            if scoring is not None:
+                form = usable_scoring(self.model, scoring)
+                check_scoring(self.model, micro, self.refusals, pad_id=self.pad_id, scoring=form)
