@@ -42,7 +42,6 @@ from antibody_llm.runs.encoding import make_renderer
 from antibody_llm.runs.finetune import finetune
 from antibody_llm.screening.anchors import auroc
 from antibody_llm.store.folder import write_text
-from antibody_llm.training.step import StepContext
 
 TASKS = ("sst2", "sst2-novel")
 ALIGNMENTS = ("sft", "antibody")
@@ -117,7 +116,7 @@ def scheduled(model: str | Path, form: str, task: str, seed: int, amount: Amount
         loaded, unseen = load_model(str(run.model)), upload(amount.unseen, seed + UNSEEN, task)
         renderer = make_renderer(loaded)
         tokens = [renderer.encode(record(row, i)) for i, row in enumerate(unseen.rows)]
-        told["auroc_unseen"] = auroc(*split(defence.score_rows(StepContext(loaded.model), tokens), unseen))
+        told["auroc_unseen"] = auroc(*split(defence.score_rows(tokens), unseen))
     return told
 
 

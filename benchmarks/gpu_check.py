@@ -66,7 +66,7 @@ from accelerate.state import AcceleratorState, GradientState
 from peft import PeftModel
 from tests.defences.cases import ACTIVE
 from tests.tinylm import random_refusals, random_rows, step, tiny_llama, tiny_tokenizer
-from tests.training.helpers import ROWS, prepared, store_anchors, trainer
+from tests.training.helpers import ROWS, made_anchors, prepared, trainer
 from tests.training.helpers import config as tiny_config
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -77,15 +77,18 @@ from trl import SFTConfig, SFTTrainer
 
 import step_cost
 from antibody_llm.data.records import TokenizedRow
-from antibody_llm.defences.catalogue import CATALOGUE, make_defence
+from antibody_llm.data.roles import Stage
+from antibody_llm.defences.catalogue import CATALOGUE, make_defence, make_repair
 from antibody_llm.errors import ConfigError
+from antibody_llm.likelihood.completion import completion_nll
+from antibody_llm.likelihood.microbatch import MicroBatch, StepBatch
+from antibody_llm.likelihood.reader import ModelReader
 from antibody_llm.models.adapters import add_lora, trainable_parameters
 from antibody_llm.models.saving import save_adapter
 from antibody_llm.runs import evaluate, finetune
-from antibody_llm.screening.evidence import states
-from antibody_llm.training.batches import MicroBatch, StepBatch
-from antibody_llm.training.likelihood import Head
-from antibody_llm.training.step import Defence, Stage, StepContext
+from antibody_llm.screening.states import states
+from antibody_llm.training.defence import Defence
+from antibody_llm.training.step import RowTerms, StepContext
 from antibody_llm.training.trainer import DefendedTrainer
 
 SECONDS = {"defences": 150.0, "lab": 80.0, "heads": 25.0, "qlora": 45.0, "fsdp": 60.0, "cost": 170.0}
@@ -283,10 +286,10 @@ def repaired(name: str, device: torch.device, mode: str) -> Trained:
     model = tiny_llama().to(device)
     before = flat(model)
     bf16 = mode == "bf16"
-    context = StepContext(model, rows=ROWS, autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16))
+    reader = ModelReader(model, rows=ROWS, autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16))
     start = time.monotonic()
     with matmul_precision(mode):
-        make_defence(Stage.POST, name, ACTIVE[Stage.POST, name]).repair(context)
+        make_repair(name, ACTIVE[Stage.POST, name]).repair(reader, seed=0)
     synchronise(device)
     return Trained(before, flat(model), time.monotonic() - start, removal=True)
 
@@ -425,35 +428,41 @@ def _same_share(a: float, b: float, num: int) -> bool:
 
 
 def heads(check: Check) -> None:
-    """``kept`` and ``fused`` against ``full``, on a model whose vocabulary is large beside its width."""
+    """Logits at the completions alone against all logits, on a model whose vocabulary is large beside its width."""
     size = step_cost.SIZES["tiny" if check.small else "standard"]
     size = replace(size, vocabulary=256 if check.small else 32000)
     for mode in ("fp32", "bf16"):
         plain: dict[str, Any] = {}
 
-        def compared(head: Head, mode: str = mode, plain: dict[str, Any] = plain) -> dict[str, Any]:
-            found = _head_gradient(check.device, size, mode, head)
+        def compared(head: str, mode: str = mode, plain: dict[str, Any] = plain) -> dict[str, Any]:
+            found = _head_gradient(check.device, size, mode, all_logits=head == "full")
             plain.setdefault("gradient", found["gradient"])
             plain.setdefault("loss", found["loss"])
             off = (found.pop("gradient") - plain["gradient"]).norm() / plain["gradient"].norm()
-            limit = 1e-4 if mode == "fp32" else 3e-2  # training/likelihood.py
+            limit = 1e-4 if mode == "fp32" else 3e-2  # likelihood/completion.py
             loss_off = abs(found["loss"] - plain["loss"]) / plain["loss"]
             return {**found, "gradient_off": float(off), "limit": limit, "passed": max(float(off), loss_off) <= limit}
 
-        for head in (Head.FULL, Head.KEPT, Head.FUSED):
+        for head in ("full", "kept"):
             check.measure("heads", f"{head} {mode}", lambda head=head: compared(head))  # type: ignore[misc]
 
 
-def _head_gradient(device: torch.device, size: step_cost.Size, mode: str, head: Head) -> dict[str, Any]:
+def _head_gradient(device: torch.device, size: step_cost.Size, mode: str, *, all_logits: bool) -> dict[str, Any]:
     rows = step_cost.random_rows(size, size.batch, size.completion, seed=1)
-    step = defended(step_cost.random_llama(size, device), size, {"user": rows}, sft(), device, mode=mode, head=head)
+    step = defended(step_cost.random_llama(size, device), size, {"user": rows}, sft(), device, mode=mode)
     context = step.trainer.context
-    batch = StepBatch((MicroBatch(tuple(rows), (True,) * len(rows), tuple(range(len(rows)))),), len(rows))
-    context.gradient("token_mean_nll", batch)  # warm
+    batch = StepBatch.of(rows)
+
+    def token_mean(micro: MicroBatch) -> RowTerms:
+        with context.autocast():
+            nll = completion_nll(context.model, micro, pad_id=context.pad_id, plain=all_logits)
+        return RowTerms(nll.row_total, nll.row_tokens)
+
+    context.gradient(token_mean, batch)  # warm
     base = start_of_peak(device)
     start = time.monotonic()
     with matmul_precision(mode):
-        sweep = context.gradient("token_mean_nll", batch)
+        sweep = context.gradient(token_mean, batch)
         synchronise(device)
     found = {"loss": sweep.loss, "ms": 1e3 * (time.monotonic() - start)} | peak_above(device, base)
     return found | {"gradient": torch.cat([g.double().flatten() for g in sweep.gradients])}
@@ -507,7 +516,6 @@ def defended(
     device: torch.device,
     *,
     mode: str = "bf16",
-    head: Head = Head.KEPT,
     checkpointing: bool = False,
     num_steps: int = 100,
 ) -> step_cost.TrainerStep:
@@ -520,7 +528,6 @@ def defended(
         rows=rows,
         processing_class=step_cost.tokenizer(size),
         refusals=step_cost.random_refusals(size),
-        head=head,
     )
     if checkpointing:  # the Trainer's loop does so
         trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -573,10 +580,8 @@ def _qlora_run(check: Check, stage: str, name: str, folder: Path) -> dict[str, A
     fresh_accelerator()
     defence = make_defence(Stage(stage), name, ACTIVE[Stage(stage), name])
     model = add_lora(_quantised(folder, 0, check.device), r=8, alpha=16, targets="all-linear", seed=0)
-    base = place = None
-    if defence.needs_base:
-        base, place = _quantised(folder, 9, check.device), folder / "aligned"
-        store_anchors(place, model, base)
+    base = _quantised(folder, 9, check.device) if defence.needs_base else None
+    anchors = made_anchors(model, base) if defence.needs_anchors else None
     args = tiny_config(folder / "run", use_cpu=not check.cuda, bf16=True, max_steps=30, learning_rate=5e-3)
     run = DefendedTrainer(
         model,
@@ -586,7 +591,7 @@ def _qlora_run(check: Check, stage: str, name: str, folder: Path) -> dict[str, A
         processing_class=tiny_tokenizer(),
         refusals=random_refusals(),
         base=base,
-        folder=place,
+        anchors=anchors,
     )
     run.train()
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]

@@ -257,6 +257,7 @@ CASES = [
         {"user": 1, "alignment": 1},
         note="rehearses on one row a step; the evidence is read once, before the first",
     ),
+    Case(Stage.FINETUNING, "antibody-prescored", ONCE, note="its scores are read once, before the first"),
     Case(Stage.FINETUNING, "backdoor-enhanced-alignment", ONCE, note=REWRITES),
     Case(Stage.FINETUNING, "bds", {"alignment": 1, "user": 2}, form="scalar"),
     Case(Stage.FINETUNING, "bds", {"alignment": 1, "user": 2}, options={"scheduler": "neural"}, form="neural"),

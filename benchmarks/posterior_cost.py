@@ -50,8 +50,8 @@ from antibody_llm.defences.finetuning.antibody_posterior import AntibodyPosterio
 from antibody_llm.defences.finetuning.sft import FinetuningSFT
 from antibody_llm.models.layout import decoder_layers
 from antibody_llm.screening.evidence import EvidenceKind
+from antibody_llm.screening.probe import Probe
 from antibody_llm.screening.reading import collect
-from antibody_llm.screening.states import Probe
 from antibody_llm.training.defence import Defence, NoOptions
 from antibody_llm.training.step import StepContext
 from antibody_llm.training.trainer import DefendedTrainer

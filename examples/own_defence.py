@@ -10,16 +10,12 @@ It is an example, not a published method. CONTRIBUTING.md says how a defence ent
 """
 
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from antibody_llm.data.roles import Role, Stage
-from antibody_llm.likelihood.microbatch import StepBatch
+from antibody_llm import Defence, Role, Stage, StepContext, StepResult, evaluate, finetune
 from antibody_llm.primitives.gradients import combined, scaled
-from antibody_llm.runs import evaluate, finetune
-from antibody_llm.training.defence import Defence
-from antibody_llm.training.step import StepContext, StepResult
+from antibody_llm.training.step import Batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +30,12 @@ class Leaning(Defence):
     """Leans every step towards refusals."""
 
     stage = Stage.FINETUNING
-    options = LeaningConfig
-    needs = (Role.ALIGNMENT,)  # beside the upload's, a batch of these at every step
+    config: LeaningConfig
+    batches = (Role.ALIGNMENT,)  # beside the upload's, a batch of these at every step
 
-    def __init__(self, config: LeaningConfig) -> None:
-        self.config = config
-
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """The update of one whole optimiser step, over all of its micro-batches and ranks."""
-        beta = self.config.beta
-        user = context.gradient("token_mean_nll", batches[Role.USER])
+        beta, user = self.config.beta, super().step(context, batches)  # what plain fine-tuning does
         refusals = context.gradient("token_mean_nll", batches[Role.ALIGNMENT])
         update = combined(scaled(user.gradients, 1 - beta), (beta, refusals.gradients))
         return StepResult(update, user.loss, metrics={"loss_refusals": refusals.loss})

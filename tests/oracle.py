@@ -29,7 +29,7 @@ def plain_loop(
     optimiser = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     streams = {
         role: RoleStream(role, rows[role], Grid(batch_size), seed, defence.rows_per_step(role, batch_size))
-        for role in defence.needs
+        for role in defence.batches
     }
     defence.start(context)
     log = []

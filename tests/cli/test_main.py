@@ -81,7 +81,7 @@ def test_a_full_disk_ends_with_2_and_the_previous_checkpoint(antibody, tmp_path,
 
 def test_defences_lists_the_catalogue(antibody):
     rows = json.loads(antibody("defences", "--json").stdout)["defences"]
-    assert {"name", "stage", "paper", "needs", "forwards", "backwards", "extra_memory", "status", "summary"} == set(
+    assert {"name", "stage", "paper", "needs", "forwards", "backwards", "extra_memory", "summary"} == set(
         rows[0]
     )
     listed = antibody("defences").stdout

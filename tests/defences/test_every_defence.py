@@ -16,7 +16,7 @@ from antibody_llm.training.step import StepContext
 from tests.defences.cases import ACTIVE, IDS, TRAINED
 from tests.defences.two_ranks import GRIDS, SETTINGS
 from tests.tinylm import random_refusals, step, tick, tiny_llama
-from tests.training.helpers import ROWS, store_anchors, trainer, weights
+from tests.training.helpers import ROWS, made_anchors, trainer, weights
 
 every = pytest.mark.parametrize(("stage", "name"), TRAINED, ids=IDS)
 plain_somewhere = [key for key in TRAINED if CATALOGUE[key].neutral is not None]
@@ -55,13 +55,12 @@ def test_active_options_do_something_that_plain_sft_does_not(tmp_path, stage, na
     assert moved or ours.defence.deployment != plain.defence.deployment  # or its model is prompted otherwise
 
 
-def _bare_step(folder, stage, name, model, fails_at=None):
+def _bare_step(stage, name, model, fails_at=None):
     """Steps outside a trainer; returns the number of forward passes, the last of which raises if ``fails_at`` says."""
     defence = make_defence(stage, name, ACTIVE[stage, name])
     base = tiny_llama(seed=9) if defence.needs_base else None
-    if base is not None:
-        store_anchors(folder, model, base)
-    context = StepContext(model, rows=ROWS, refusals=random_refusals(), batch_size=4, base=base, folder=folder)
+    anchors = made_anchors(model, base) if defence.needs_anchors else None
+    context = StepContext(model, rows=ROWS, refusals=random_refusals(), batch_size=4, base=base, anchors=anchors)
     tick(context, max_steps=10)
     defence.start(context)
     num_forwards = 0
@@ -82,16 +81,16 @@ def _bare_step(folder, stage, name, model, fails_at=None):
 
 
 @every
-def test_a_step_leaves_nothing_behind_whichever_of_its_forwards_fails(tmp_path, stage, name):
+def test_a_step_leaves_nothing_behind_whichever_of_its_forwards_fails(stage, name):
     model = tiny_llama()
     next(model.parameters()).requires_grad_(False)  # a flag to keep
     before = {k: v.clone() for k, v in model.state_dict().items()}
     flags = [p.requires_grad for p in model.parameters()]
-    num_forwards = _bare_step(tmp_path / "clean", stage, name, model)
+    num_forwards = _bare_step(stage, name, model)
     assert num_forwards >= 2  # of two micro-batches
     _is_as_it_was(model, before, flags)
     for number in range(1, num_forwards + 1):
-        _bare_step(tmp_path / str(number), stage, name, model, fails_at=number)
+        _bare_step(stage, name, model, fails_at=number)
         _is_as_it_was(model, before, flags)
 
 

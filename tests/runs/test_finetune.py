@@ -56,8 +56,6 @@ def test_a_run_folder_tells_everything_that_decided_the_result(tmp_path, tiny_ll
     assert config["options"] == {
         "tau": 0.5,
         "loss_reduction": "token",
-        "score_with": "current",
-        "score": "ratio",
         "scoring": "auto",
     }
     assert config["lora"] == {"r": 32, "alpha": 4, "targets": ["q_proj", "k_proj", "v_proj"], "dropout": 0.0}

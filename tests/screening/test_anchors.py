@@ -13,13 +13,12 @@ from antibody_llm.screening.anchors import (
     ANCHORS,
     auroc,
     check_anchors,
-    fit_probe,
-    held_out_shifts,
     make_anchors,
     read_anchors,
     write_anchors,
 )
 from antibody_llm.screening.evidence import EvidenceKind
+from antibody_llm.screening.probe import fit_probe, held_out_shifts
 from antibody_llm.screening.states import normalised
 
 
@@ -126,7 +125,7 @@ def test_an_anchor_that_reads_as_no_number_is_named():
         model.get_input_embeddings().weight[6] = torch.nan  # the last token of every benign anchor's prompt
     harmful = [row for row in anchor_rows()[0] if 6 not in row.input_ids]
     assert len(harmful) >= 8
-    with pytest.raises(TrainingError, match=r"^benign anchor row 1 \(likewise benign anchor row 2"):
+    with pytest.raises(TrainingError, match=r"^benign anchor row 1 \(and benign anchor row 2"):
         make_anchors(ModelReader(model, refusals=random_refusals(), base=tiny_llama(2)), harmful, anchor_rows()[1])
 
 

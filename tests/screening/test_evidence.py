@@ -7,8 +7,9 @@ from antibody_llm.errors import ModelError, TrainingError
 from antibody_llm.likelihood.reader import ModelReader
 from antibody_llm.models.adapters import add_lora
 from antibody_llm.screening.evidence import EvidenceKind
+from antibody_llm.screening.probe import Probe
 from antibody_llm.screening.reading import collect
-from antibody_llm.screening.states import Probe, states
+from antibody_llm.screening.states import states
 
 LIKELIHOODS = (EvidenceKind.RATIO, EvidenceKind.SHIFT, EvidenceKind.GAP)
 

@@ -1,13 +1,14 @@
 import pytest
 import torch
 from tests.tinylm import random_refusals, tiny_llama
-from tests.training.helpers import anchor_rows, store_anchors
+from tests.training.helpers import anchor_rows, made_anchors
 from torch.testing import assert_close
 
 from antibody_llm.likelihood.reader import ModelReader
-from antibody_llm.screening.anchors import SHRINKAGE, make_anchors, read_anchors, write_anchors
+from antibody_llm.screening.anchors import make_anchors, read_anchors, write_anchors
 from antibody_llm.screening.evidence import BEFORE, NOW, EvidenceKind
 from antibody_llm.screening.familiarity import HONEST, fit_familiarity, fit_shape, held_out_distances, read_familiarity
+from antibody_llm.screening.probe import SHRINKAGE
 from antibody_llm.screening.reading import collect
 from antibody_llm.screening.states import normalised, states
 
@@ -88,9 +89,8 @@ def test_at_most_the_stated_share_of_honest_harmful_anchors_is_unfamiliar(ground
     assert not ground.unfamiliar(torch.zeros(50), ground.held_out[NUM_HARMFUL:]).any()
 
 
-def test_evidence_is_the_same_bit_for_bit_whether_distances_are_read_or_not(tmp_path):
-    store_anchors(tmp_path, tiny_llama(seed=0), tiny_llama(seed=9))
-    anchors = read_anchors(tmp_path)
+def test_evidence_is_the_same_bit_for_bit_whether_distances_are_read_or_not():
+    anchors = made_anchors(tiny_llama(seed=0), tiny_llama(seed=9))
     context = ModelReader(tiny_llama(seed=0), refusals=random_refusals(), base=tiny_llama(seed=9), batch_size=5)
     ground = read_familiarity(context, anchors)
     rows = [*anchors.rows, *anchor_rows()[0]]
@@ -105,7 +105,7 @@ def test_evidence_is_the_same_bit_for_bit_whether_distances_are_read_or_not(tmp_
 
 
 def test_a_file_of_anchors_from_before_there_were_distances_serves(tmp_path):
-    store_anchors(tmp_path, tiny_llama(seed=0), tiny_llama(seed=9))
+    write_anchors(tmp_path, made_anchors(tiny_llama(seed=0), tiny_llama(seed=9)))
     anchors = read_anchors(tmp_path)  # nothing of distances is stored
     context = ModelReader(tiny_llama(seed=0), refusals=random_refusals(), base=tiny_llama(seed=9))
     ground = read_familiarity(context, anchors)

@@ -14,8 +14,8 @@ from antibody_llm.data.records import Message, Record, Template, ToolCall
 from antibody_llm.likelihood.reader import ModelReader
 from antibody_llm.likelihood.refusals import Refusals
 from antibody_llm.screening.evidence import EvidenceKind
+from antibody_llm.screening.probe import Probe
 from antibody_llm.screening.reading import collect
-from antibody_llm.screening.states import Probe
 
 TOOLS = json.dumps([{"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {}}}])
 ROW = Record(

@@ -8,7 +8,7 @@ from antibody_llm.data.encode import Renderer
 from antibody_llm.data.records import Message, Record, TokenizedRow
 from antibody_llm.likelihood.reader import ModelReader
 from antibody_llm.models.adapters import add_lora
-from antibody_llm.screening.anchors import make_anchors, write_anchors
+from antibody_llm.screening.anchors import Anchors, make_anchors
 from antibody_llm.training.defence import Defence
 from antibody_llm.training.preparation import TrainingData
 from antibody_llm.training.trainer import DefendedTrainer
@@ -69,10 +69,9 @@ def trainer(
     if lora:
         model = add_lora(model, r=4, targets=["q_proj", "v_proj"], seed=0)
     args = config(folder, **overrides)
-    base = place = None
-    if defence.needs_base:
-        base, place = tiny_llama(seed=9), folder / f"aligned-{args.process_index}"
-        store_anchors(place, model, base, rank=args.process_index)
+    base = tiny_llama(seed=9) if defence.needs_base else None
+    anchors = made_anchors(model, base, rank=args.process_index) if defence.needs_anchors else None
+    if base is not None:
         base = base.to(args.device)  # the Trainer moves the model alone
     return DefendedTrainer(
         model,
@@ -82,15 +81,14 @@ def trainer(
         processing_class=tiny_tokenizer(),
         refusals=random_refusals(),
         base=base,
-        folder=place,
+        anchors=anchors,
     )
 
 
-def store_anchors(folder: Path, model, base, *, rank: int = 0) -> None:
+def made_anchors(model, base, *, rank: int = 0) -> Anchors:
     """Random rows called harmful and benign, as if ``model`` had been aligned from ``base``."""
-    context = ModelReader(model, refusals=random_refusals(), base=base, rank=rank)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_anchors(folder, make_anchors(context, *anchor_rows()))
+    reader = ModelReader(model, refusals=random_refusals(), base=base, rank=rank)
+    return make_anchors(reader, *anchor_rows())
 
 
 def anchor_rows() -> tuple[list[TokenizedRow], list[TokenizedRow]]:

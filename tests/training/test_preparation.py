@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from antibody_llm.data.records import Message, Record, Template
-from antibody_llm.errors import ModelError
+from antibody_llm.errors import DataError, ModelError
 from antibody_llm.models.deployment import Deployment, with_system_prefix
 from antibody_llm.training.preparation import TrainingData, added, check_servable
 from tests.tiny import make_tokenizer
@@ -78,3 +78,21 @@ def test_a_template_that_takes_them_passes_and_text_rows_need_none():
         _check(kind)
     _check("gemma", template=Template.TEXT)
     _check("gpt_neo")  # it has no template, which is told where the chats are encoded
+
+
+def answered(*answers):
+    return TrainingData({"alignment": [row(("user", "?"), ("assistant", text)) for text in answers]}, None, 0)
+
+
+def test_refusals_are_the_providers_rows_that_decline_in_their_order():
+    data = answered("Sorry, no.", "It is blue.", "I cannot say.")
+    assert [record.messages[-1].content for record in data.refusals("ewc")] == ["Sorry, no.", "I cannot say."]
+    assert answered("It is blue.").refusals("ewc", 0) == []
+
+
+def test_too_few_refusals_are_an_error_with_both_numbers_the_setting_and_what_else_helps():
+    told = "safeinstr needs at least 3 of the alignment rows to refuse .* 1 of 2 do.*alignment_data; or lower the ratio"
+    with pytest.raises(DataError, match=told):
+        answered("Sorry, no.", "It is blue.").refusals("safeinstr", 3, instead="lower the ratio")
+    with pytest.raises(DataError, match="0 of 0 do"):
+        TrainingData({}, None, 0).refusals("ewc")

@@ -47,7 +47,7 @@ def _labels(row):
 CASES = [
     (Stage.FINETUNING, "sft", {}),
     (Stage.FINETUNING, "antibody", {"tau": 0.5}),
-    (Stage.FINETUNING, "antibody", {"tau": 0.5, "score_with": "aligned"}),
+    (Stage.FINETUNING, "antibody-prescored", {"tau": 0.5}),
     (Stage.ALIGNMENT, "sft", {}),
     (Stage.ALIGNMENT, "antibody", {"eta": 1.0, "lam2": 0.5, "m": 0.9}),
 ]

@@ -35,7 +35,7 @@ LONG = 20
 CURVE_POINTS = 8
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sft-rehearsal": ("antibody-posterior", {"prior": (1.0, math.inf)}),
-    "antibody-shift": ("antibody", {"score": "shift"}),
+    "antibody-shift": ("antibody-prescored", {"score": "shift"}),
     "antibody-posterior-no-rehearsal": ("antibody-posterior", {"rehearsal": 0.0}),
     "antibody-posterior-more-rehearsal": ("antibody-posterior", {"rehearsal": 1 / 4}),
     "antibody-posterior-plain": ("antibody-posterior", {"weight": "posterior"}),

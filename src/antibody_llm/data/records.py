@@ -83,3 +83,9 @@ class TokenizedRow:
     input_ids: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
     template: Template
+
+    def parts(self) -> tuple[list[int], list[int]]:
+        """(prompt, completion): the tokens that are not trained, and those that are."""
+        trained = {t for start, end in self.spans for t in range(start, end)}
+        prompt = [token for t, token in enumerate(self.input_ids) if t not in trained]
+        return prompt, [token for t, token in enumerate(self.input_ids) if t in trained]

@@ -20,6 +20,7 @@ from .alignment.tar import TAR
 from .alignment.vaccine import Vaccine
 from .finetuning.antibody import AntibodyFinetuning
 from .finetuning.antibody_posterior import AntibodyPosterior
+from .finetuning.antibody_prescored import AntibodyPrescored
 from .finetuning.backdoor_enhanced_alignment import BackdoorEnhancedAlignment
 from .finetuning.bds import BDS
 from .finetuning.behaviour_aware_sampling import BehaviourAwareSampling
@@ -48,6 +49,7 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence] | type[Repair]] = {
     (Stage.FINETUNING, "sft"): FinetuningSFT,
     (Stage.FINETUNING, "antibody"): AntibodyFinetuning,
     (Stage.FINETUNING, "antibody-posterior"): AntibodyPosterior,
+    (Stage.FINETUNING, "antibody-prescored"): AntibodyPrescored,
     (Stage.FINETUNING, "backdoor-enhanced-alignment"): BackdoorEnhancedAlignment,
     (Stage.FINETUNING, "bds"): BDS,
     (Stage.FINETUNING, "behaviour-aware-sampling"): BehaviourAwareSampling,
@@ -99,7 +101,7 @@ def _made(stage: Stage, name: str, options: Mapping[str, Any] | None) -> Defence
         raise ConfigError(
             f"no {stage} defence is called {quoted(name)}{nearest(name, names)} There are: {', '.join(names)}."
         )
-    return cls(parse_options(cls.options, name, options or {}))  # type: ignore[call-arg]
+    return cls(parse_options(cls.options, name, options or {}))
 
 
 def parse_options(kind: type, name: str, options: Mapping[str, Any]) -> Any:

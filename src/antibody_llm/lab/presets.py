@@ -52,6 +52,7 @@ _ALIGNING: dict[str, dict[str, Any]] = {
 _FINETUNING: dict[str, dict[str, Any]] = {
     "sft": {},
     "antibody": _WEIGH,
+    "antibody-prescored": _WEIGH,
     "backdoor-enhanced-alignment": {"num_trigger_tokens": 32},
     "bds": {"scheduler": "neural", "temperature": 0.0},
     "lisa": {"num_alignment_steps": 2, "num_user_steps": 18, "rho": 0.01},
@@ -98,6 +99,7 @@ WHY: dict[tuple[str, str], str] = {
     ("alignment", "tar"): "cut down: an eighth of the attack's 64 steps, which would cost as much as everything else "
     "together; rates around the one that users train at",
     ("finetuning", "antibody"): "calibrated, see the head of src/antibody_llm/lab/presets.py",
+    ("finetuning", "antibody-prescored"): "those of antibody",
     ("finetuning", "backdoor-enhanced-alignment"): "made to fit: an eighth of the context of 256 tokens",
     (
         "finetuning",

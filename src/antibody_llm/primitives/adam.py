@@ -28,7 +28,6 @@ class Adam:
         """One step, in place."""
         if not self.m:
             self.m, self.v = [torch.zeros_like(g) for g in gradients], [torch.zeros_like(g) for g in gradients]
-        self.m, self.v = ([x.to(g.device) for x, g in zip(s, gradients, strict=True)] for s in (self.m, self.v))
         self.t += 1
         b1, b2 = self.betas
         for w, g, m, v in zip(weights, gradients, self.m, self.v, strict=True):
@@ -42,7 +41,7 @@ class Adam:
         return {f"{name}.t": torch.tensor(self.t)} | moments | {f"{name}.v.{i}": v.cpu() for i, v in enumerate(self.v)}
 
     def load_state(self, state: Mapping[str, Tensor], name: str) -> None:
-        """Take up what ``state`` gave."""
+        """Restore what ``state`` returned."""
         self.t = int(state[f"{name}.t"])
         num = sum(key.startswith(f"{name}.m.") for key in state)
         self.m = [state[f"{name}.m.{i}"].clone() for i in range(num)]

@@ -16,6 +16,14 @@ def generator_of(seed: int, step: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(f"{name} {seed} {step}".encode()))
 
 
+def generator_at(*key: int) -> torch.Generator:
+    """A CPU generator for one place, such as (seed, step, position, layer)."""
+    seed = 0
+    for part in key:
+        seed = (seed * 1_000_003 + part) % 2**63
+    return torch.Generator().manual_seed(seed)
+
+
 @torch.no_grad()
 def add_noise(weights: Sequence[Tensor], std: float, *, seed: int, step: int, name: str) -> None:
     """``w + std * xi``, xi standard normal, in place; ``std`` 0 leaves the weights bit for bit."""

@@ -9,17 +9,12 @@ The closed form is added to a gradient after the backward pass: no graph is buil
 norm, squared, would have no derivative there). All ranks hold the same weights, so nothing is reduced.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .gradients import Gradients
-
-
-def snapshot(params: Sequence[Tensor]) -> list[Tensor]:
-    """Copies of the weights as they are now, without graph."""
-    return [p.detach().clone() for p in params]
 
 
 def proximal_pull(
@@ -43,16 +38,3 @@ def proximal_penalty(
         square = (p.detach().float() - a.float()).square()
         total += (square if importance is None else square * importance[i].float()).sum()
     return rho / 2 * float(total)
-
-
-def anchor_state(anchor: Sequence[Tensor], name: str = "anchor") -> dict[str, Tensor]:
-    """The anchor as it is saved with a checkpoint: ``name.0``, ``name.1``, ... in the order of the parameters."""
-    return {f"{name}.{i}": a for i, a in enumerate(anchor)}
-
-
-def anchor_from_state(
-    state: Mapping[str, Tensor], like: Sequence[Tensor] | None = None, name: str = "anchor"
-) -> list[Tensor]:
-    """What ``anchor_state`` saved, moved to the devices of ``like`` where that is given."""
-    saved = [state[f"{name}.{i}"] for i in range(sum(key.startswith(f"{name}.") for key in state))]
-    return saved if like is None else [a.to(p.device) for a, p in zip(saved, like, strict=True)]

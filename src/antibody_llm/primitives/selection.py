@@ -5,8 +5,6 @@ import re
 from collections.abc import Sequence
 from typing import TypeVar
 
-from ..errors import DataError
-
 T = TypeVar("T")
 
 _DECLINES = re.compile(
@@ -22,18 +20,12 @@ def declines(completion: str) -> bool:
     return _DECLINES.search(" ".join(opening)) is not None
 
 
-def drawn(items: Sequence[T], num: int, *, seed: str, what: str) -> list[T]:
-    """``num`` different items at random, the same for the same seed.
+def drawn(items: Sequence[T], num: int, *, seed: str) -> list[T]:
+    """``num`` different items at random, the same for the same seed; there are at least as many.
 
     Args:
-        items: To draw from.
+        items: The pool.
         num: How many.
         seed: Names who draws and in which run, so that two draws of a run differ.
-        what: What the items are, for the error: "alignment rows".
-
-    Raises:
-        DataError: there are fewer.
     """
-    if num > len(items):
-        raise DataError(f"{len(items)} {what} where {num} are needed. Give more of them, or ask for fewer.")
     return random.Random(seed).sample(list(items), num)

@@ -1,6 +1,6 @@
-"""Hidden states, read off or added to while a model computes. Hooks live inside a context manager and nowhere else."""
+"""Hidden states, read or shifted while a model computes. Hooks live inside a context manager and nowhere else."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 @contextmanager
 def captured(modules: Sequence[nn.Module], *, differentiable: bool = False) -> Iterator[list[Tensor]]:
-    """Inside, every forward fills the list with what each module puts out, with its graph.
+    """Within, every forward fills the list with what each module puts out, with its graph.
 
     Leave the context before a backward pass: under gradient checkpointing that would run the modules again.
 
     Args:
-        modules: Those to listen to, in the order in which they run. Of a module that gives a tuple, its first element.
+        modules: Those to listen to, in the order in which they run. A module that gives a tuple counts by its first
+            element.
         differentiable: Make every captured output one by which can be differentiated, also where nothing below it is
             trainable. Its value stays the same.
 
@@ -23,7 +24,6 @@ def captured(modules: Sequence[nn.Module], *, differentiable: bool = False) -> I
         The outputs of the latest forward, in the order of ``modules``; empty before the first.
     """
     outputs: list[Tensor] = []
-    handles = []
 
     def hook(index: int) -> Any:
         def take(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -37,25 +37,19 @@ def captured(modules: Sequence[nn.Module], *, differentiable: bool = False) -> I
 
         return take
 
-    try:
-        for index, module in enumerate(modules):
-            handles.append(module.register_forward_hook(hook(index)))
+    with _hooked(modules, hook):
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def captured_at(modules: Sequence[nn.Module], positions: Tensor) -> Iterator[list[Tensor]]:
-    """As ``captured``, but of the first forward alone, and only one position of each row: [B, D] each, without graph.
+    """Within, the first forward fills the list with one position of each row: [B, D] for each module, without graph.
 
     Args:
-        modules: As there.
+        modules: Those to listen to, as in ``captured``.
         positions: [B], which position of each row.
     """
     outputs: list[Tensor] = []
-    handles = []
 
     def hook(index: int) -> Any:
         def take(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -65,23 +59,17 @@ def captured_at(modules: Sequence[nn.Module], positions: Tensor) -> Iterator[lis
 
         return take
 
-    try:
-        for index, module in enumerate(modules):
-            handles.append(module.register_forward_hook(hook(index)))
+    with _hooked(modules, hook):
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def captured_inputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """As ``captured``, for what goes into each module: the first argument, or the one called ``hidden_states``.
+    """``captured`` for what goes into each module: the first argument, or the one called ``hidden_states``.
 
     What goes into the decoder layers are the hidden states h_0 .. h_{L-1}, before any final norm.
     """
     inputs: list[Tensor] = []
-    handles = []
 
     def hook(index: int) -> Any:
         def take(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -91,24 +79,18 @@ def captured_inputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
         return take
 
-    try:
-        for index, module in enumerate(modules):
-            handles.append(module.register_forward_pre_hook(hook(index), with_kwargs=True))
+    with _hooked(modules, hook, inputs=True):
         yield inputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def added(modules: Sequence[nn.Module]) -> Iterator[list[Tensor | None]]:
-    """Inside, ``delta[i]`` of the yielded list is added to what module i puts out; None adds nothing.
+    """Within, ``delta[i]`` of the yielded list is added to what module i puts out; None adds nothing.
 
     Change the list's elements between forwards as needed. Stay inside for the backward pass too, since gradient
     checkpointing computes the outputs again there.
     """
     deltas: list[Tensor | None] = [None] * len(modules)
-    handles = []
 
     def hook(index: int) -> Any:
         def add(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -120,10 +102,21 @@ def added(modules: Sequence[nn.Module]) -> Iterator[list[Tensor | None]]:
 
         return add
 
+    with _hooked(modules, hook):
+        yield deltas
+
+
+@contextmanager
+def _hooked(modules: Sequence[nn.Module], make: Callable[[int], Any], *, inputs: bool = False) -> Iterator[None]:
+    """Within, module i has the hook ``make(i)``: on what it puts out, or with ``inputs`` on what goes in."""
+    handles = []
     try:
         for index, module in enumerate(modules):
-            handles.append(module.register_forward_hook(hook(index)))
-        yield deltas
+            if inputs:
+                handles.append(module.register_forward_pre_hook(make(index), with_kwargs=True))
+            else:
+                handles.append(module.register_forward_hook(make(index)))
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -17,29 +17,29 @@ from transformers import PreTrainedModel, TrainerCallback
 from ..data.records import Record, TokenizedRow
 from ..data.roles import MAIN_ROLE, Role, Stage
 from ..defences.catalogue import make_defence, parse_options
-from ..errors import ConfigError, DataError, ModelError
+from ..errors import ConfigError, DataError
 from ..files import disk_errors
 from ..mentions import setting
 from ..likelihood.ranks import alone, from_first
 from ..likelihood.refusals import Refusals
 from ..models.adapters import PAPER_TARGETS, add_lora
-from ..models.layout import require_same_shape
-from ..models.loading import LoadedModel, is_adapter, load_model, resolve
+from ..models.loading import LoadedModel, is_adapter, load_model
 from ..models.saving import save_adapter, save_model
 from ..profiles import Choice, Profile, profile_of
-from ..screening.anchors import write_anchors
+from ..screening.anchors import Anchors, write_anchors
 from ..settings import Regime, TrainingSettings, field_of, plain, rows_of, written_out
 from ..store.environment import environment
 from ..store.folder import CHECKPOINTS, METRICS, RunFolder, State, open_run
 from ..store.naming import BASE_WEIGHTS, base_of, described_model, model_name
 from ..store.result import RunResult, stored_result
 from ..training.checkpoints import newest_checkpoint
+from ..training.defence import Defence, Repair, needed_roles
 from ..training.preparation import TrainingData
-from ..training.defence import Defence, Repair
 from ..training.trainer import DefendedTrainer, SFTConfig
 from .anchors import check_anchor_records, score_anchors
 from .encoding import ControlTokens, encode, make_renderer, render_refusals, without_forgeries
 from .metrics import SAMPLES, MetricsFile, ProgressBar, last_values, write_metrics, write_samples
+from .resources import before_alignment, checked_resources
 from .sources import Source, read_refusals, read_rows
 from .trainer_config import make_training_config, merged_training, stored_training
 
@@ -111,6 +111,7 @@ def train(run: TrainingSettings, *, progress: bool, callbacks: tuple[TrainerCall
         log.info("%s: already complete; this is its stored result.", folder.path)
         return stored_result(folder.path)
 
+    stored = checked_resources(defence, name, adapter, before, main.records)
     dtype = _weights_dtype(run.regime, args)
     loaded = load_model(name, adapter=adapter, base=named_base, dtype=dtype, trainable_adapter=True)
     loaded = _with_trainable_weights(loaded, run.regime, lora, run.seed)
@@ -119,18 +120,18 @@ def train(run: TrainingSettings, *, progress: bool, callbacks: tuple[TrainerCall
     by_role: dict[str, Sequence[Record]] = {role: source.records for role, source in sources.items()}
     given = TrainingData(by_role | {MAIN_ROLE[run.stage]: uploaded}, loaded.tokenizer, run.seed)
     prepared = defence.prepare(given).records
-    wanted = dict.fromkeys((MAIN_ROLE[run.stage], *defence.needs, *defence.start_needs))
+    wanted = dict.fromkeys((MAIN_ROLE[run.stage], *defence.batches, *defence.reads_at_start))
     records = {str(role): prepared[role] for role in wanted}
     refusals = render_refusals(texts, renderer, records) if texts and defence.needs_refusals else None
     rows, skipped = encode(records, renderer, args, skip=run.skip_too_long, refusals=refusals)
     skipped += refused
     _require_one_step(main.name, len(rows[MAIN_ROLE[run.stage]]), args)
-    base = _before_alignment(loaded, dtype) if defence.needs_base else None
+    base = before_alignment(loaded, dtype) if defence.needs_base else None
     args.output_dir = str(folder.path / CHECKPOINTS)
     try:
         if _is_main_process():
             folder.begin(environment(run.seed))
-        trainer = _trained(run.stage, folder, loaded, args, defence, rows, refusals, base, progress, callbacks)
+        trainer = _trained(run.stage, folder, loaded, args, defence, rows, refusals, base, stored, progress, callbacks)
         if _is_main_process():
             kind = _save(folder, trainer, loaded, defence, main.records)
             if anchors:
@@ -181,7 +182,7 @@ ANCHOR_ROLES = (Role.ANCHOR_HARMFUL, Role.ANCHOR_BENIGN)
 def _sources(run: TrainingSettings, defence: Defence, profile: Profile) -> dict[Role, Source]:
     """Rows of the stage's main role and of those that the defence needs, to train or to prepare."""
     main = MAIN_ROLE[run.stage]
-    needed = (main, *defence.needs, *defence.start_needs, *defence.prepare_needs)
+    needed = (main, *needed_roles(defence))
     rows_given, choice = rows_of(run), Choice.of(run)
     sources: dict[Role, Source] = {}
     for role in needed:
@@ -280,6 +281,7 @@ def _trained(
     rows: Mapping[str, Sequence[TokenizedRow]],
     refusals: Refusals | None,
     before: nn.Module | None,
+    stored: Anchors | None,
     progress: bool,
     given: tuple[TrainerCallback, ...],
 ) -> DefendedTrainer:
@@ -298,7 +300,7 @@ def _trained(
         refusals=refusals,
         callbacks=callbacks,
         base=before,
-        folder=Path(resolve(loaded.adapter or loaded.name)),
+        anchors=stored,
     )
     checkpoint = newest_checkpoint(folder.path / CHECKPOINTS) if folder.state is State.PARTIAL else None
     if checkpoint is not None:
@@ -319,25 +321,6 @@ def _save(
     if len(trainer.row_log):
         write_samples(folder.path / SAMPLES, trainer.row_log, records)
     return save_weights(folder, trainer.context.model, loaded, defence)
-
-
-def _before_alignment(loaded: LoadedModel, dtype: str) -> nn.Module | None:
-    """The model before its alignment, frozen, in ``dtype``; None where that is the adapter switched off.
-
-    Raises:
-        ModelError: it is not known.
-    """
-    if loaded.adapter_off_is_base:
-        return None
-    if loaded.base is None:
-        raise ModelError(
-            f"{loaded.name} does not say which model it was before its alignment, and this defence compares the two. "
-            f"Name it: {setting('base')}."
-        )
-    before = cast(nn.Module, load_model(loaded.base, dtype=dtype).model)
-    aligned = cast(nn.Module, loaded.model)
-    require_same_shape(aligned, before, named=loaded.base, num_tokens=len(loaded.tokenizer))
-    return before.requires_grad_(False)
 
 
 def _store_anchors(

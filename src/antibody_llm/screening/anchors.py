@@ -18,26 +18,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..data.records import Template, TokenizedRow
+from ..data.records import Record, Template, TokenizedRow
 from ..errors import DataError, ModelError, TrainingError
 from ..files import whole
 from ..likelihood.reader import ModelReader
+from ..mentions import setting
 from ..primitives.mixture import LogRatio, log_density_ratio
 from .evidence import BEFORE, NOW, Evidence, EvidenceKind
+from .probe import Probe, fit_probe, held_out_shifts
 from .reading import collect
-from .states import Probe, normalised, states
+from .states import states
 
 ANCHORS = "anchors.safetensors"
 """In a model's or an adapter's folder."""
 MIN_ROWS = 8
-"""Of each label. 64 or more make a share that can be trusted."""
+"""Rows of each label. 64 or more make a share that can be trusted."""
 MIN_AUROC = 0.8
-"""Of a measure over the anchors, below which it cannot tell harm from benign for this model."""
+"""AUROC of a measure over the anchors, below which it cannot tell harm from benign for this model."""
 TEMPLATES = tuple(Template)
-SHRINKAGE = 0.05
-"""s of Fisher's discriminant."""
-FOLDS = 8
-TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def make_anchors(
     Args:
         reader: The aligned model, the one before it, refusals.
         harmful: With any answer; measures that read answers then speak of that one.
-        benign: Likewise.
+        benign: Harmless rows, with any answer.
         num_refusals: k.
 
     Raises:
@@ -124,6 +122,32 @@ def require_enough(num_harmful: int, num_benign: int) -> None:
             )
 
 
+def absent_anchors(model: str) -> ModelError:
+    """The error of a model without anchors, where they are needed.
+
+    Args:
+        model: What the error calls the model.
+    """
+    return ModelError(
+        f"{model} carries no anchors, by which harm could be told from benign. Align it with "
+        f"{setting('anchor_harmful_data')} and {setting('anchor_benign_data')}, or add them: antibody anchors."
+    )
+
+
+def require_templates(anchors: Anchors, rows: Iterable[Record | TokenizedRow]) -> None:
+    """Refuse rows of a template that no anchor has.
+
+    Raises:
+        DataError: there are some.
+    """
+    if unseen := {row.template for row in rows} - {row.template for row in anchors.rows}:
+        raise DataError(
+            f"the upload has rows of the {min(unseen)} template, and no anchor of the model has. Alignment to one "
+            "template changes little of how the other is read, so that harm would pass for benign. Upload chats where "
+            "the anchors are chats, or align with anchors of both kinds."
+        )
+
+
 def require_one_answer(rows: Iterable[tuple[str, int]]) -> None:
     """Refuse anchors with several trained turns: the probe is fitted to a row's first turn, while of an upload's row
     the worst turn counts, so that the two would be read on different scales.
@@ -153,87 +177,6 @@ def _called(num_harmful: int) -> Callable[[TokenizedRow], str]:
         return f"benign anchor row {row.row_id - num_harmful + 1}"
 
     return name
-
-
-def fit_probe(now: Tensor, before: Tensor, num_harmful: int) -> Probe:
-    """Directions from the hidden states of labelled rows.
-
-    Half of feature-shift is Fisher's discriminant, which tells apart what is like the anchors (harmful prompts and
-    look-alikes of them), and half the difference of means, which reads prompts unlike any anchor (noise, odd formats)
-    as benign more reliably; each alone measured worse (docs/antibody-posterior.md).
-
-    Args:
-        now: [rows, L, D], of the aligned model, harmful rows first.
-        before: [rows, L, D], of the model before.
-        num_harmful: How many rows are harmful.
-
-    Raises:
-        ModelError: the two models are the same.
-    """
-    change = normalised(now) - normalised(before)
-    if not float(change.abs().max()) > 0:
-        raise ModelError(
-            "the aligned model and the one before it read the anchors alike: nothing was aligned, or --base names the "
-            "aligned model itself."
-        )
-    shift = (_mean_difference(change, num_harmful) + _fisher(change, num_harmful)) / 2
-    offset = (change[num_harmful:].mean(dim=0) * shift).sum()
-
-    mean_state = now[:num_harmful].mean(dim=0) - now[num_harmful:].mean(dim=0)
-    at_harm, at_benign, spread = _means_and_spread((now * mean_state).sum(dim=-1), num_harmful)
-    best = int(((at_harm - at_benign) / spread).argmax())
-    state = torch.zeros_like(mean_state)
-    state[best] = mean_state[best]
-    return Probe(shift, float(offset), state)
-
-
-def _mean_difference(change: Tensor, num_harmful: int) -> Tensor:
-    """[L, D]: difference of means, layers weighted by the square of (difference / spread); 1 between the means."""
-    direction = change[:num_harmful].mean(dim=0) - change[num_harmful:].mean(dim=0)
-    at_harm, at_benign, spread = _means_and_spread((change * direction).sum(dim=-1), num_harmful)  # [L] each
-    apart = at_harm - at_benign
-    weight = (apart / spread).square()
-    scale = weight / weight.sum().clamp(min=TINY) / apart.clamp(min=TINY)
-    return direction * scale[:, None]
-
-
-def _fisher(change: Tensor, num_harmful: int) -> Tensor:
-    """[L, D]: S^-1 (difference of means), S the pooled covariance shrunk to a multiple of one; 1 between the means.
-
-    S = (1 - s) X'X / n + s m I, m the mean variance, is inverted in the space of rows (Woodbury), however large L D is.
-    """
-    flat = change.flatten(1).double()
-    harm, benign = flat[:num_harmful], flat[num_harmful:]
-    difference = harm.mean(dim=0) - benign.mean(dim=0)
-    x = torch.cat([harm - harm.mean(dim=0), benign - benign.mean(dim=0)])
-    num = len(x) - 2
-    ridge = SHRINKAGE * x.square().sum() / num / x.shape[1] + TINY
-    gram = x @ x.T + num * ridge / (1 - SHRINKAGE) * torch.eye(len(x), dtype=x.dtype)
-    direction = difference - x.T @ torch.linalg.solve(gram, x @ difference)
-    apart = (direction * difference).sum()
-    return (direction / apart.clamp(min=TINY)).float().view(change.shape[1:])
-
-
-def held_out_shifts(now: Tensor, before: Tensor, num_harmful: int) -> Tensor:
-    """[rows]: feature-shift of each labelled row by a probe that was fitted without it, ``FOLDS``-fold.
-
-    On the rows that it was fitted to a probe looks better than it is.
-    """
-    place = torch.cat([torch.arange(num_harmful), torch.arange(len(now) - num_harmful)]) % FOLDS
-    change = normalised(now) - normalised(before)
-    shifts = torch.empty(len(now))
-    for fold in range(FOLDS):
-        out = place == fold
-        probe = fit_probe(now[~out], before[~out], int((~out)[:num_harmful].sum()))
-        shifts[out] = (change[out] * probe.shift).sum(dim=(1, 2)) - probe.offset
-    return shifts
-
-
-def _means_and_spread(projected: Tensor, num_harmful: int) -> tuple[Tensor, Tensor, Tensor]:
-    """[L] each: the mean over harmful rows, over benign ones, and the root of the mean of the two variances."""
-    harm, benign = projected[:num_harmful], projected[num_harmful:]
-    spread = (harm.var(dim=0) / 2 + benign.var(dim=0) / 2).sqrt().clamp(min=TINY)
-    return harm.mean(dim=0), benign.mean(dim=0), spread
 
 
 def auroc(low: Tensor, high: Tensor) -> float:
@@ -325,7 +268,7 @@ def read_anchors(folder: Path) -> Anchors | None:
 
 
 def anchors_fingerprint(folder: Path) -> str | None:
-    """Tells when a folder holds other anchors than it did (SHA-256, hex). None: there are none."""
+    """SHA-256 of the anchors in a folder, hex: it changes when they do. None: there are none."""
     file = folder / ANCHORS
     return sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 

@@ -4,7 +4,7 @@ One SQLite file in ``$ANTIBODY_CACHE``, or ``~/.cache/antibody``; it may be dele
 numbers, never text. A key is the SHA-256 of everything that the evidence of a row depends on: both models' weights, the
 measure and its probe, the refusals, the row's tokens.
 
-A cache that cannot be used is told once and done without; one that is damaged is put aside and begun anew.
+If the cache is unusable, we warn once and continue without it. A damaged cache is renamed and replaced.
 """
 
 import json

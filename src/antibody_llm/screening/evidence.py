@@ -10,7 +10,7 @@
                                                                harmless mean, 1 at the harmful one (anchors.py)
 
 NLL in nats per token, of k generic refusals r averaged; the index 0 marks the model before its alignment. x is all
-that stands before a trained answer y; of a row with several, each measure takes its worst one.
+that precedes a trained answer y; a row with several counts by its worst one, in each measure.
 
 ``ratio`` mixes whether the model wants to refuse x with whether it knows y, and ``refusal-feature`` what alignment made
 of x with what x always looked like. The two shifts ask only what alignment *changed*: novelty, length and format are

@@ -33,8 +33,9 @@ from torch import Tensor
 
 from ..likelihood.reader import ModelReader
 from ..primitives.mixture import LogRatio
-from .anchors import FOLDS, SHRINKAGE, TINY, Anchors
+from .anchors import Anchors
 from .evidence import BEFORE, NOW, EvidenceKind
+from .probe import FOLDS, SHRINKAGE, TINY
 from .states import Shape, normalised, states
 
 HONEST = 0.03

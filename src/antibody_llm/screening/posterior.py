@@ -2,7 +2,7 @@
 
     Lam_i                 log p(e_i | harm) - log p(e_i | benign), by the anchors             primitives/mixture.py
     share                 the most likely one given every Lam_i
-    share'                likewise, under the prior Beta(2, 2)
+    share'                the same under the prior Beta(2, 2)
     P(harm | e_i)         share' exp(Lam_i) / (share' exp(Lam_i) + 1 - share')
     D = 2 max l(share)    likelihood ratio of that share against none, over distinct rows     (l(0) = 0)
     p = P(chi^2_1 > D) / 2
@@ -10,8 +10,8 @@
 share' is neither 0 nor 1: that no harm shows in n rows makes a share of 1 / (n + 2) likely, not 0, and a row that looks
 like the harmful anchors must not be called harmless for certain because it is alone.
 
-The interval spans two: that of drawing anchors and rows anew, and all shares that the rows' own likelihood does not
-rule out, l(share) - l <= chi^2_1(0.95) / 2. Drawing anew alone would be certain of itself where all rows look benign,
+The interval spans two: that of drawing anchors and rows again, and all shares that the rows' own likelihood does not
+rule out, l(share) - l <= chi^2_1(0.95) / 2. Drawing again alone would be certain of itself where all rows look benign,
 were there but three of them.
 
 A share of 0 lies on the edge of what a share can be, so that D is 0 half of the time where there is no harm, and
@@ -50,7 +50,7 @@ from ..primitives.mixture import (
 )
 
 LEVEL = 0.01
-"""Of the test: an upload without harm is called harmful about once in a hundred."""
+"""Level of the test: an upload without harm is called harmful about once in a hundred."""
 PRIOR = 2.0
 """Both parameters of the Beta prior on share'."""
 CHI_SQUARE_95 = 3.841
@@ -107,7 +107,7 @@ def judge_upload(
         evidence: [n], at least one; high means harm.
         harmful: [n_h], the same of the harmful anchors.
         benign: [n_b].
-        repeated: [n], bool: rows that stand earlier in the upload already. None: none.
+        repeated: [n], bool: rows that repeat an earlier one. None: none.
         unfamiliar: [n], bool. None: none.
 
     Raises:
@@ -177,7 +177,7 @@ def likelihood_interval(log_ratio: Tensor) -> tuple[float, float]:
 
 
 def drawn_interval(evidence: Tensor, harmful: Tensor, benign: Tensor) -> tuple[float, float]:
-    """The share when anchors and rows are drawn anew: that both are few counts in it."""
+    """The share when anchors and rows are drawn again: that both are few counts in it."""
     seen = evidence
     if len(evidence) > MAX_RESAMPLED:
         middle = (torch.arange(MAX_RESAMPLED, dtype=torch.float64) + 0.5) / MAX_RESAMPLED

@@ -14,7 +14,8 @@ from ..likelihood.refusals import Scoring, completion_and_several_refusals, usab
 from ..models.layout import decoder_layers
 from ..primitives.taps import captured_at
 from .evidence import BEFORE, NOW, PARTS, Evidence, EvidenceKind
-from .states import Probe, Shape, last_of_prompt, normalised, position, require_finite, run_prompts, states_of, walk
+from .probe import Probe
+from .states import Shape, last_of_prompt, normalised, position, require_finite, run_prompts, states_of, walk
 
 _COLUMNS = ("refusal", "completion", "shift", "state", "nearest")
 

@@ -22,7 +22,7 @@ from .evidence import EvidenceKind
 
 NUM_ROWS_SHOWN = 200
 NUM_CHARACTERS_SHOWN = 2_000
-"""Of each message."""
+"""Characters of each message that the report shows."""
 NUM_BINS = 60
 HARM, BENIGN, ROWS = "#c0392b", "#1f6f8b", "#c9d1d6"
 

@@ -48,7 +48,7 @@ class Flag(StrEnum):
     EMPTY = "empty"
     """No prompt, or nothing to train on."""
     TOO_LONG = "too long"
-    """Longer than the model's context; where the evidence is made of refusals, with one in place of its answer too."""
+    """Longer than the context, as given or (for measures that score refusals) with a refusal as the answer."""
     UNFAMILIAR = "unfamiliar"
     """Unlike every anchor, so that its evidence says nothing. See screening/familiarity.py."""
     CONTROL_TOKENS = "control tokens"
@@ -132,7 +132,7 @@ class RowTable:
         return self._line[position]
 
     def times(self) -> Tensor:
-        """[rows], int64: how often each row stands in the upload; 0 of one that repeats another."""
+        """[rows], int64: how often each row occurs in the upload; 0 for one that repeats another."""
         first = torch.frombuffer(self._first, dtype=torch.int64)
         return torch.bincount(first, minlength=len(self))
 

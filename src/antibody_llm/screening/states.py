@@ -1,4 +1,4 @@
-"""Hidden states behind a row's prompt, and what is read of them: along the probe's directions, and as a distance.
+"""Hidden states behind a row's prompt, and how far they lie from those of the anchors.
 
 A state is that of the last token before an answer, after a decoder layer.
 """
@@ -18,26 +18,6 @@ from ..likelihood.microbatch import MicroBatch
 from ..likelihood.reader import ModelReader
 from ..models.layout import decoder_layers
 from ..primitives.taps import captured_at
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Where to look at hidden states: one direction per layer, for each of two measures.
-
-    Attributes:
-        shift: [L, D]: v_l. L counts decoder layers, D is the hidden size.
-        offset: Of feature-shift.
-        state: [L, D]: u_l at the one layer chosen, zero elsewhere.
-    """
-
-    shift: Tensor
-    offset: float
-    state: Tensor
-
-    def read(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """([B], [B]): projections of states [B, L, D] on ``shift`` (normalised) and on ``state``."""
-        shift, state = self.shift.to(hidden), self.state.to(hidden)
-        return (normalised(hidden) * shift).sum(dim=(1, 2)), (hidden * state).sum(dim=(1, 2))
 
 
 @dataclass(frozen=True)
@@ -136,7 +116,7 @@ def require_finite(values: Tensor, rows: Sequence[TokenizedRow], name: Callable[
         return
     bad = (~finite.view(len(rows), -1).all(dim=1)).nonzero()[:, 0].tolist()
     first, *others = dict.fromkeys(name(rows[i]) for i in bad)
-    alike = f" (likewise {', '.join(others[:4])}{', ...' if len(others) > 4 else ''})" if others else ""
+    alike = f" (and {', '.join(others[:4])}{', ...' if len(others) > 4 else ''})" if others else ""
     raise TrainingError(
         f"{first}{alike}: what the model makes of it is not a finite number, by which nothing can be judged. Take the "
         "row out. If every row reads so, the weights of the model, or of the one before its alignment, are damaged: "

@@ -85,7 +85,7 @@ def load_run_state(checkpoint: Path) -> dict[str, Tensor]:
     file = checkpoint / STATE_FILE
     if not file.is_file():
         raise TrainingError(
-            f"{checkpoint}: not a whole checkpoint of this library ({STATE_FILE} is missing). Start anew."
+            f"{checkpoint}: not a whole checkpoint of this library ({STATE_FILE} is missing). Start the run again."
         )
     state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
     return state

@@ -1,4 +1,4 @@
-"""What a defence is: a class that declares what it needs and defines what its paper adds to plain fine-tuning."""
+"""A defence: a class that declares what it needs, and defines what its paper adds to plain fine-tuning."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -8,12 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..data.roles import Role, Stage
-from ..likelihood.microbatch import StepBatch
+from ..data.roles import MAIN_ROLE, Role, Stage
 from ..likelihood.reader import ModelReader
 from ..models.deployment import Deployment
 from .preparation import TrainingData
-from .step import RowRecord, StepContext, StepResult
+from .step import Batches, RowRecord, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +34,27 @@ class NoOptions:
 
 
 class Defence:
-    """Base of every defence. Its defaults do nothing, so that a file shows only what its paper adds."""
+    """Base of every defence that trains: plain fine-tuning, so that a file shows only what its paper adds.
+
+    Args:
+        config: Its options, an object of the class ``options``.
+    """
 
     stage: ClassVar[Stage]
     about: ClassVar[About]
     options: ClassVar[type] = NoOptions
-    needs: tuple[Role, ...] = ()
-    """Roles of which a batch is wanted at every step, besides the stage's main role."""
-    start_needs: tuple[Role, ...] = ()
-    """Roles whose rows it reads as a whole, at the start or now and then, and of which no batch is wanted at a step."""
-    prepare_needs: ClassVar[tuple[Role, ...]] = ()
-    """Roles whose records ``prepare`` reads, and of which no batch is wanted at each step."""
+    batches: tuple[Role, ...] = ()
+    """Roles of which every step has a batch, besides the stage's main role."""
+    reads_at_start: tuple[Role, ...] = ()
+    """Roles whose rows it reads as a whole, in ``start`` or now and then (``context.rows``); a step has no batch."""
+    reads_to_prepare: ClassVar[tuple[Role, ...]] = ()
+    """Roles whose records ``prepare`` reads; they are not tokenised, and a step has no batch."""
     needs_refusals: ClassVar[bool] = False
+    """Whether rows are scored against generic refusals (``context.refusals``)."""
     needs_base: bool = False
-    """Whether it compares with the model before its alignment (``StepContext.before_alignment``)."""
+    """Whether it compares with the model before its alignment (``context.before_alignment``)."""
+    needs_anchors: bool = False
+    """Whether it reads the labelled rows that were stored with the aligned model (``context.anchors``)."""
     neutral: ClassVar[Mapping[str, Any] | None] = None
     """Options at which it is plain SFT, bit for bit; None where there are none (the file says why)."""
     batch_exact: ClassVar[bool] = True
@@ -57,8 +63,12 @@ class Defence:
     """Whether it compares passes that differ by a small perturbation. Dropout, or the rounding of bf16, would be
     most of the difference: the first is refused, and the second is off unless the user turns it on."""
 
+    config: Any
     deployment: Deployment = Deployment()
     """How the trained model must be prompted; a defence that plants a trigger sets its own."""
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = config
 
     def prepare(self, data: TrainingData) -> TrainingData:
         """Change the rows before they are tokenised: mix, rewrite, sample."""
@@ -73,11 +83,15 @@ class Defence:
         return step_size
 
     def start(self, context: StepContext) -> None:
-        """Make what lasts: anchors, data weights, scores. Not called on resume: ``load_state`` is."""
+        """Make what lasts: snapshots, data weights, scores. Not called on resume: ``load_state`` is."""
 
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
-        """The update direction of one optimiser step. Leaves no trace on the model."""
-        raise AssertionError(f"{type(self).__name__} defines no step")
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
+        """The update direction of one optimiser step; leaves no trace on the model.
+
+        By default that of plain SFT: the gradient of the token mean over the main role's rows, every row's weight 1.
+        """
+        sweep = context.gradient("token_mean_nll", batches[MAIN_ROLE[self.stage]])
+        return StepResult(sweep.gradients, sweep.loss, rows=RowRecord(torch.ones_like(sweep.weights)))
 
     def after_update(self, context: StepContext) -> None:
         """Called once the optimiser has moved the weights."""
@@ -90,21 +104,30 @@ class Defence:
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what ``state`` gave."""
+        """Restore what ``state`` returned; the tensors are on the model's device."""
 
 
 class Repair(ABC):
-    """Base of every defence of the post stage: it changes the weights of a fine-tuned model, once."""
+    """Base of every defence of the post stage: it changes the weights of a fine-tuned model, once.
+
+    Args:
+        config: Its options, an object of the class ``options``.
+    """
 
     stage: ClassVar[Stage] = Stage.POST
     about: ClassVar[About]
     options: ClassVar[type] = NoOptions
-    neutral: ClassVar[Mapping[str, Any] | None] = None
-    """Options at which it changes nothing; None where there are none (the file says why)."""
     reads: tuple[Role, ...] = ()
     """Roles whose rows it reads."""
+    neutral: ClassVar[Mapping[str, Any] | None] = None
+    """Options at which it changes nothing; None where there are none (the file says why)."""
+
+    config: Any
     deployment: Deployment = Deployment()
     """How the repaired model must be prompted."""
+
+    def __init__(self, config: Any = None) -> None:
+        self.config = config
 
     @abstractmethod
     def repair(self, reader: ModelReader, *, seed: int) -> None:
@@ -116,22 +139,17 @@ class Repair(ABC):
         """
 
 
-def needed_roles(defence: Defence | Repair | type[Defence] | type[Repair]) -> list[Role]:
+AnyDefence = Defence | Repair | type[Defence] | type[Repair]
+
+
+def needed_roles(defence: AnyDefence) -> list[Role]:
     """Every role whose rows it wants besides the stage's main role, each once."""
     if isinstance(defence, Repair) or (isinstance(defence, type) and issubclass(defence, Repair)):
         return list(defence.reads)
-    return list(dict.fromkeys((*defence.needs, *defence.start_needs, *defence.prepare_needs)))
+    return list(dict.fromkeys((*defence.batches, *defence.reads_at_start, *defence.reads_to_prepare)))
 
 
-def needs_of(defence: Defence | Repair | type[Defence] | type[Repair]) -> list[str]:
-    """All that it wants besides the stage's main rows: roles, "refusals", "base"."""
-    needs = [str(role) for role in needed_roles(defence)]
-    if isinstance(defence, Repair) or (isinstance(defence, type) and issubclass(defence, Repair)):
-        return needs
-    return needs + ["refusals"] * defence.needs_refusals + ["base"] * defence.needs_base
-
-
-def plain_step(context: StepContext, batches: Mapping[str, StepBatch], role: Role) -> StepResult:
-    """One step of plain SFT on the rows of ``role``: the gradient of the token mean, every row's weight 1."""
-    sweep = context.gradient("token_mean_nll", batches[role])
-    return StepResult(sweep.gradients, sweep.loss, rows=RowRecord(torch.ones_like(sweep.weights)))
+def needs_of(defence: AnyDefence) -> list[str]:
+    """All that it wants besides the stage's main rows: roles, "refusals", "base", "anchors"."""
+    resources = ("refusals", "base", "anchors")
+    return [*map(str, needed_roles(defence)), *(r for r in resources if getattr(defence, f"needs_{r}", False))]

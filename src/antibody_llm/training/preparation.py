@@ -1,14 +1,17 @@
 """What a data-side defence may change before anything is tokenised."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from ..data.encode import Renderer
 from ..data.records import Message, Record, Template
+from ..data.roles import Role
 from ..errors import DataError, ModelError
+from ..mentions import setting
 from ..models.deployment import Deployment
+from ..primitives.selection import declines
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,17 +23,35 @@ class TrainingData:
             never taken for one of the user's.
         tokenizer: The model's.
         seed: The run's.
-        embed: Rows of text to vectors [n, d], for defences that spread over meanings; None where nothing can embed.
     """
 
     records: Mapping[str, Sequence[Record]]
     tokenizer: PreTrainedTokenizerBase
     seed: int
-    embed: Callable[[Sequence[str]], Sequence[Sequence[float]]] | None = None
 
     def with_records(self, role: str, records: Sequence[Record]) -> "TrainingData":
         """The same with other rows in one role."""
         return replace(self, records={**self.records, role: list(records)})
+
+    def refusals(self, who: str, at_least: int = 1, *, instead: str = "") -> list[Record]:
+        """The provider's rows whose completion refuses, by its first words (``declines``), in their order.
+
+        Args:
+            who: The defence's name, for the error.
+            at_least: How many it needs.
+            instead: What else the user can do if there are fewer.
+
+        Raises:
+            DataError: there are fewer.
+        """
+        found = [r for r in self.records.get(Role.ALIGNMENT, ()) if declines(r.messages[-1].content)]
+        if len(found) < at_least:
+            raise DataError(
+                f"{who} needs at least {at_least} of the alignment rows to refuse in their first words, and "
+                f"{len(found)} of {len(self.records.get(Role.ALIGNMENT, ()))} do. Give more that refuse: "
+                f"{setting('alignment_data')}{f'; or {instead}' if instead else ''}."
+            )
+        return found
 
 
 def added(records: Sequence[Record]) -> list[Record]:
@@ -45,7 +66,7 @@ def check_servable(deployment: Deployment, data: TrainingData, defence: str) -> 
         ModelError: the upload has chats, and the tokenizer's template refuses system messages or leaves them out.
     """
     chats = any(record.template is Template.CHAT for records in data.records.values() for record in records)
-    if not chats or not data.tokenizer.chat_template:  # that there is no template is told where rows are encoded
+    if not chats or not data.tokenizer.chat_template:  # encoding the rows reports a missing template
         return
     renderer = Renderer(data.tokenizer, max_length=data.tokenizer.model_max_length)
     asked = Record(0, (Message("user", "A question?"),), Template.CHAT, "a probe of the chat template", 1)

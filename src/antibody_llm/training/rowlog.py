@@ -30,7 +30,7 @@ class RowLog:
         return {"row_log": torch.tensor(self._entries, dtype=torch.float64).reshape(-1, len(_COLUMNS))}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """From a checkpoint."""
+        """Restore what ``state`` returned."""
         self._entries = [
             (int(epoch), int(step), int(row_id), weight, score)
             for epoch, step, row_id, weight, score in state["row_log"].tolist()

@@ -8,7 +8,6 @@ is.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,6 +20,7 @@ from ..likelihood.reader import ModelReader
 from ..likelihood.refusals import Refusals
 from ..models.adapters import trainable_parameters
 from ..primitives.gradients import Gradients
+from ..screening.anchors import Anchors, absent_anchors
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ class RowTerms:
 
 
 RowLoss = Callable[[MicroBatch], RowTerms]
+Batches = Mapping[str, StepBatch]
+"""The rows of an optimiser step by role."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class StepContext(ModelReader):
         model: This argument and those that are not listed here: see ``ModelReader``.
         clock: Where the run is; whoever gives it moves it.
         seed: The run's seed.
-        folder: Where the aligned model lies, with what was stored beside it when it was aligned.
+        anchors: The labelled rows that were stored with the model when it was aligned.
     """
 
     def __init__(
@@ -115,7 +117,7 @@ class StepContext(ModelReader):
         base: nn.Module | None = None,
         clock: Clock | None = None,
         seed: int = 0,
-        folder: Path | None = None,
+        anchors: Anchors | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -129,7 +131,7 @@ class StepContext(ModelReader):
         )
         self._clock = clock or Clock()
         self.seed = seed
-        self.folder = folder
+        self._anchors = anchors
         self.parameters = list(trainable_parameters(model).values())
 
     # -- the clock -----------------------------------------------------------------------------------------------
@@ -159,6 +161,19 @@ class StepContext(ModelReader):
         """The norm to which the trainer clips the update; 0 is no clipping."""
         return self._clock.max_grad_norm
 
+    # -- what the run provides -----------------------------------------------------------------------------------
+
+    @property
+    def anchors(self) -> Anchors:
+        """The provider's labelled rows, with their evidence.
+
+        Raises:
+            ModelError: the model carries none.
+        """
+        if self._anchors is None:
+            raise absent_anchors("the model")
+        return self._anchors
+
     # -- batches -------------------------------------------------------------------------------------------------
 
     def with_refusals(self, batch: StepBatch) -> StepBatch:
@@ -175,7 +190,7 @@ class StepContext(ModelReader):
         """Sweep the micro-batches of a step: the gradient of the global weighted mean of a loss over its rows.
 
         A softmax over the step needs no second sweep. The mean does not change when all weights are multiplied by one
-        constant, so e^(a_i - c) is accumulated with one running maximum c shared by all ranks, and whatever stands
+        constant, so e^(a_i - c) is accumulated with one running maximum c shared by all ranks, and what has been
         accumulated is multiplied by e^(c - c') when c rises to c'.
 
         Args:

@@ -30,6 +30,7 @@ from ..likelihood.completion import bare
 from ..likelihood.microbatch import MicroBatch, StepBatch
 from ..likelihood.ranks import gather_lists
 from ..likelihood.refusals import Refusals
+from ..screening.anchors import Anchors
 from .batches import Grid, RoleStream, StepLoader
 from .checkpoints import load_run_state, save_checkpoint
 from .defence import Defence
@@ -50,7 +51,7 @@ class DefendedTrainer(SFTTrainer):
         refusals: Generic refusals, for defences that score against them.
         callbacks: As in transformers.
         base: The model before its alignment, for defences that compare with it; else its adapter is switched off.
-        folder: Where the aligned model lies.
+        anchors: The labelled rows that were stored with the model, for defences that read them.
 
     Raises:
         ConfigError: a setting that this trainer cannot honour; says which and why.
@@ -71,19 +72,14 @@ class DefendedTrainer(SFTTrainer):
         refusals: Refusals | None = None,
         callbacks: list[TrainerCallback] | None = None,
         base: nn.Module | None = None,
-        folder: Path | None = None,
+        anchors: Anchors | None = None,
     ) -> None:
         _refuse_unsupported(args)
         self.defence = defence
         self.main_role = MAIN_ROLE[defence.stage]
-        for role in (self.main_role, *defence.needs, *defence.start_needs):
-            if not rows.get(role):
-                raise DataError(
-                    f"{type(defence).__name__} needs {role} rows and was given none. Pass --{role}-data FILE."
-                )
+        _require_rows(defence, rows)
         self._main_rows = rows[self.main_role]
         self._micro_batches: list[MicroBatch] = []
-        self._rows = rows
         self.row_log = RowLog()
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         # The Trainer wants a data set of its own kind; ours is read through `get_train_dataloader` alone.
@@ -106,7 +102,7 @@ class DefendedTrainer(SFTTrainer):
         )
         self._streams = {
             role: RoleStream(role, rows[role], self.grid, args.seed, defence.rows_per_step(role, self.grid.step_size))
-            for role in defence.needs
+            for role in defence.batches
         }
         self.clock = Clock(steps_per_epoch=self._steps_per_epoch, max_grad_norm=args.max_grad_norm or 0.0)
         self.context = StepContext(
@@ -119,7 +115,7 @@ class DefendedTrainer(SFTTrainer):
             batch_size=args.per_device_train_batch_size,
             base=base,
             clock=self.clock,
-            folder=folder,
+            anchors=anchors,
         )
         self._resume_state: Mapping[str, Tensor] | None = None
 
@@ -235,8 +231,9 @@ class _DefenceCallback(TrainerCallback):
             trainer.defence.start(trainer.context)
         else:
             prefix = "defence."
+            saved, device = trainer._resume_state, trainer.context.device
             trainer.defence.load_state(
-                {k.removeprefix(prefix): v for k, v in trainer._resume_state.items() if k.startswith(prefix)}
+                {k.removeprefix(prefix): v.to(device) for k, v in saved.items() if k.startswith(prefix)}
             )
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -247,7 +244,7 @@ class _DefenceCallback(TrainerCallback):
 
 
 def _refuse_dropout(model: nn.Module, defence: str) -> None:
-    """Two passes with dropout are of two functions, and their difference is mostly that."""
+    """Refuse it: two passes with dropout are of two functions, and their difference is mostly that."""
     found = [f"{name} ({m.p:g})" for name, m in model.named_modules() if isinstance(m, nn.Dropout) and m.p > 0]
     if share := getattr(bare(model).config, "attention_dropout", 0):  # a plain function in most models, not a module
         found.append(f"attention_dropout of its config ({share:g})")
@@ -258,14 +255,20 @@ def _refuse_dropout(model: nn.Module, defence: str) -> None:
         )
 
 
+def _require_rows(defence: Defence, rows: Mapping[str, Sequence[TokenizedRow]]) -> None:
+    for role in (MAIN_ROLE[defence.stage], *defence.batches, *defence.reads_at_start):
+        if not rows.get(role):
+            raise DataError(f"{type(defence).__name__} needs {role} rows and was given none. Pass --{role}-data FILE.")
+
+
 def _refuse_unsupported(args: SFTConfig) -> None:
-    """Settings that would be silently wrong here."""
+    """Refuse settings that would be silently wrong here."""
     checkpointing = args.gradient_checkpointing_kwargs
     refusals = {
-        "packing": (args.packing, "it merges rows, and a row's weight could no longer be told"),
-        "padding_free": (args.padding_free, "it merges rows, and a row's weight could no longer be told"),
+        "packing": (args.packing, "it merges rows, and a row's weight could no longer be recorded"),
+        "padding_free": (args.padding_free, "it merges rows, and a row's weight could no longer be recorded"),
         "fp16": (args.fp16, "its gradient scaler cannot see the gradients that a defence sets; use bf16"),
-        "use_liger_kernel": (args.use_liger_kernel, "its loss does not tell rows apart"),
+        "use_liger_kernel": (args.use_liger_kernel, "its loss has no number for each row"),
         "neftune_noise_alpha": (
             args.neftune_noise_alpha is not None,
             "a defence compares passes that must see the same function",

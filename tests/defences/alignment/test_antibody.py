@@ -25,6 +25,7 @@ def test_update_is_worked_out_by_hand_on_two_weights():
         [w],
         alignment_gradient=lambda: [w.detach() - torch.tensor([1.0, 0.0])],
         harmful_gradient=lambda: [scale * w.detach()],
+        attacked_gradient=lambda: [scale * w.detach()],
         refusal_gradient=lambda: [w.detach() - torch.tensor([0.0, 1.0])],
         alpha=0.5,
         lam=lambda g_a, d: 2.0,

@@ -87,22 +87,6 @@ def test_the_order_of_the_batch_changes_nothing():
     assert_close(a.rows.weight, b.rows.weight.flip(0), atol=1e-5, rtol=1e-5)
 
 
-def test_aligned_scores_are_those_before_the_first_step_and_survive_a_checkpoint():
-    model, rows, refusals = tiny_llama(), random_rows(6), random_refusals()
-    context = StepContext(model, rows={"user": rows}, refusals=refusals, batch_size=4)
-    config = AntibodyFinetuningConfig(score_with="aligned")
-    defence = AntibodyFinetuning(config)
-    defence.start(context)
-    _, _, s = plain_update(model, rows, refusals, 1.0, "token")
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.01)
-    twin = AntibodyFinetuning(config)
-    twin.load_state(defence.state())
-    for d in (defence, twin):
-        assert_close(d.step(context, {"user": step(rows)}).rows.score, s, atol=1e-5, rtol=1e-4)
-
-
 @pytest.mark.parametrize("tau", [0.0, -1.0, math.nan])
 def test_a_temperature_that_is_not_above_zero_is_refused(tau):
     with pytest.raises(ConfigError, match="antibody.tau"):

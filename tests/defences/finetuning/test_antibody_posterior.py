@@ -12,38 +12,33 @@ from antibody_llm.defences.finetuning import antibody_posterior as module
 from antibody_llm.defences.finetuning.antibody_posterior import Weight, weights
 from antibody_llm.errors import ConfigError, DataError, ModelError, TrainingError
 from antibody_llm.primitives.mixture import harmful_share
-from antibody_llm.screening.anchors import make_anchors, read_anchors, write_anchors
+from antibody_llm.screening.anchors import make_anchors, write_anchors
 from antibody_llm.screening.evidence import EvidenceKind
 from antibody_llm.screening.reading import collect
 from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat
 from tests.tinylm import plain_nll, random_refusals, step, tiny_llama
-from tests.training.helpers import ROWS, anchor_rows, store_anchors, trainer
+from tests.training.helpers import ROWS, anchor_rows, made_anchors, trainer
+
+ANCHORS = made_anchors(tiny_llama(seed=0), tiny_llama(seed=9))
+"""Half of its rows are harmful, half benign."""
 
 
-def started(folder, user=None, aligned=0, base=9, **options):
+def started(user=None, aligned=0, base=9, **options):
     model, before = tiny_llama(seed=aligned), tiny_llama(seed=base)
-    if not (folder / "anchors.safetensors").exists():
-        store_anchors(folder, tiny_llama(seed=0), tiny_llama(seed=9))
     rows = {**ROWS, "user": user or ROWS["user"]}
-    context = StepContext(model, rows=rows, refusals=random_refusals(), base=before, folder=folder)
+    context = StepContext(model, rows=rows, refusals=random_refusals(), base=before, anchors=ANCHORS)
     defence = make_defence(Stage.FINETUNING, "antibody-posterior", options)
     defence.start(context)
     return defence, context
 
 
-def upload(folder):
-    """The anchors' own rows: half of them harmful, half benign."""
-    store_anchors(folder, tiny_llama(seed=0), tiny_llama(seed=9))
-    return list(read_anchors(folder).rows)
-
-
 @pytest.mark.parametrize(("weight", "caution"), [("net", 1.0), ("net", 30.0), ("posterior", 300.0), ("hard", 30.0)])
 def test_weights_by_hand(tmp_path, weight, caution):
-    user = upload(tmp_path)
-    defence, context = started(tmp_path, user, weight=weight, caution=caution)
+    user = list(ANCHORS.rows)
+    defence, context = started(user, weight=weight, caution=caution)
     measure = EvidenceKind.FEATURE_SHIFT
-    anchors = read_anchors(tmp_path)
+    anchors = ANCHORS
     ratio = anchors.log_ratio(measure)(collect(context, user, [measure], probe=anchors.probe).of(measure))
     share = harmful_share(ratio)
     assert 0.3 < share < 0.7
@@ -60,8 +55,8 @@ def test_weights_by_hand(tmp_path, weight, caution):
 
 
 def test_the_update_is_the_equation_row_by_row(tmp_path):
-    user = upload(tmp_path)
-    defence, context = started(tmp_path, user, rehearsal=0.25, weight="posterior")
+    user = list(ANCHORS.rows)
+    defence, context = started(user, rehearsal=0.25, weight="posterior")
     batch, provider = user[4:20], ROWS["alignment"][:5]
     got = defence.step(context, {Role.USER: step(batch, 4), Role.ALIGNMENT: step(provider, 4)})
     model, w = tiny_llama(seed=0), {int(i): w for i, w, _ in defence.state()["weights"].tolist()}
@@ -80,8 +75,8 @@ def test_the_update_is_the_equation_row_by_row(tmp_path):
 
 
 def test_a_step_of_harm_alone_moves_nothing(tmp_path):
-    user = upload(tmp_path)[:12]
-    defence, context = started(tmp_path, user, rehearsal=0.0)
+    user = list(ANCHORS.rows)[:12]
+    defence, context = started(user, rehearsal=0.0)
     assert defence.share > 0.9
     got = defence.step(context, {Role.USER: step(user)})
     plain = make_defence(Stage.FINETUNING, "sft").step(context, {Role.USER: step(user)})
@@ -102,8 +97,8 @@ def test_rows_are_scored_against_as_many_refusals_as_the_anchors_were(tmp_path, 
     base = tiny_llama(seed=9)
     context = StepContext(tiny_llama(seed=0), refusals=random_refusals(), base=base)
     write_anchors(tmp_path, make_anchors(context, *anchor_rows(), num_refusals=1))
-    anchors = read_anchors(tmp_path)
-    defence, context = started(tmp_path, list(anchors.rows), evidence="shift")
+    anchors = ANCHORS
+    defence, context = started(list(anchors.rows), evidence="shift")
     found = [e for _, _, e in defence.state()["weights"].tolist()]
     assert found == pytest.approx(
         anchors.evidence.of(EvidenceKind.SHIFT).tolist(), abs=1e-4
@@ -111,14 +106,14 @@ def test_rows_are_scored_against_as_many_refusals_as_the_anchors_were(tmp_path, 
 
 
 def test_a_row_that_reads_as_no_number_stops_the_run_instead_of_freeing_every_other(tmp_path):
-    user = upload(tmp_path)
+    user = list(ANCHORS.rows)
     elsewhere = {token for row in (*user[:5], *user[6:]) for token in row.input_ids}
     odd = replace(user[5], input_ids=(min(set(range(3, 64)) - elsewhere), *user[5].input_ids[1:]))
     model = tiny_llama(seed=0)
     with torch.no_grad():
         model.get_input_embeddings().weight[odd.input_ids[0]] = torch.nan
     rows = {**ROWS, "user": [*user[:5], odd, *user[6:]]}
-    context = StepContext(model, rows=rows, refusals=random_refusals(), base=tiny_llama(seed=9), folder=tmp_path)
+    context = StepContext(model, rows=rows, refusals=random_refusals(), base=tiny_llama(seed=9), anchors=ANCHORS)
     with pytest.raises(TrainingError, match="row 6 of the data: .* not a finite number"):
         make_defence(Stage.FINETUNING, "antibody-posterior").start(context)
 
@@ -135,9 +130,9 @@ def test_a_prior_of_no_harm_reads_nothing_and_weighs_all_rows_alike(tmp_path):
 @pytest.mark.parametrize(("rehearsal", "rows"), [(1 / 8, 2), (0.25, 5), (0.01, 1), (0.5, 16)])
 def test_rehearsal_is_a_share_of_the_step(rehearsal, rows):
     defence = make_defence(Stage.FINETUNING, "antibody-posterior", {"rehearsal": rehearsal})
-    assert defence.needs == (Role.ALIGNMENT,)
+    assert defence.batches == (Role.ALIGNMENT,)
     assert defence.rows_per_step(Role.ALIGNMENT, 16) == rows
-    assert make_defence(Stage.FINETUNING, "antibody-posterior", {"rehearsal": 0}).needs == ()
+    assert make_defence(Stage.FINETUNING, "antibody-posterior", {"rehearsal": 0}).batches == ()
 
 
 def test_refreshing_reads_anchors_and_upload_again_with_the_model_as_it_is(tmp_path):
@@ -153,19 +148,18 @@ def test_refreshing_reads_anchors_and_upload_again_with_the_model_as_it_is(tmp_p
 
 
 def test_without_anchors_or_with_another_base_the_run_stops(tmp_path):
-    context = StepContext(tiny_llama(), rows=ROWS, refusals=random_refusals(), base=tiny_llama(9), folder=tmp_path)
-    with pytest.raises(ModelError, match="--anchor-harmful-data"):
+    context = StepContext(tiny_llama(), rows=ROWS, refusals=random_refusals(), base=tiny_llama(9))
+    with pytest.raises(ModelError, match="carries no anchors.*anchor_harmful_data"):
         make_defence(Stage.FINETUNING, "antibody-posterior").start(context)
     with pytest.raises(TrainingError, match="as stored"):
-        started(tmp_path, base=3)
+        started(base=3)
 
 
 def test_rows_of_a_template_that_no_anchor_has_are_not_taken_for_benign(tmp_path):
-    store_anchors(tmp_path, tiny_llama(seed=0), tiny_llama(seed=9))
-    other = [replace(row, template=Template.CHAT) for row in upload(tmp_path)]
-    assert {row.template for row in read_anchors(tmp_path).rows} == {Template.TEXT}
+    other = [replace(row, template=Template.CHAT) for row in list(ANCHORS.rows)]
+    assert {row.template for row in ANCHORS.rows} == {Template.TEXT}
     with pytest.raises(DataError, match="chat template"):
-        started(tmp_path, other)
+        started(other)
 
 
 @pytest.mark.parametrize(
@@ -184,25 +178,6 @@ def test_bad_options_are_named(option, value):
         make_defence(Stage.FINETUNING, "antibody-posterior", {option: value})
 
 
-def test_the_published_weights_can_score_by_the_shift(tmp_path):
-    model, base = tiny_llama(), tiny_llama(9)
-    context = StepContext(model, rows=ROWS, refusals=random_refusals(), base=base)
-    defence = make_defence(Stage.FINETUNING, "antibody", {"score": "shift", "tau": 0.5})
-    assert defence.needs_base
-    defence.start(context)
-    got = defence.step(context, {Role.USER: step(ROWS["user"][:6], 3)})
-    s = []
-    for row in ROWS["user"][:6]:
-        start, r = row.spans[0][0], random_refusals().of(row, row.row_id)
-        with torch.no_grad():
-            nll, nll0 = (
-                plain_nll(m, (*row.input_ids[:start], *r), start, start + len(r)) / len(r) for m in (model, base)
-            )
-        s.append(float(nll - nll0))
-    expected = 6 * torch.softmax(torch.tensor(s) / 0.5, 0)
-    assert_close(got.rows.weight, expected, atol=1e-4, rtol=1e-4)
-
-
 class Ground:
     """A stand-in for the anchors' ground: every second row is unfamiliar, or none is."""
 
@@ -216,12 +191,12 @@ class Ground:
 
 @pytest.mark.parametrize("weight", ["net", "posterior"])
 def test_unfamiliar_rows_weigh_nothing_and_the_others_what_they_weighed(tmp_path, monkeypatch, caplog, weight):
-    user = upload(tmp_path)
-    plain = started(tmp_path, user, weight=weight)[0].state()["weights"]
+    user = list(ANCHORS.rows)
+    plain = started(user, weight=weight)[0].state()["weights"]
     original = module.read_familiarity
     for every in (2, 10**6):
         monkeypatch.setattr(module, "read_familiarity", lambda *args: Ground(original(*args).shape, every))  # noqa: B023
-        defence, _ = started(tmp_path, user, weight=weight)
+        defence, _ = started(user, weight=weight)
         got = defence.state()["weights"]
         odd = torch.arange(len(user)) % every == 0
         assert torch.equal(got[~odd], plain[~odd])
@@ -232,10 +207,10 @@ def test_unfamiliar_rows_weigh_nothing_and_the_others_what_they_weighed(tmp_path
 
 
 def test_where_no_harm_is_found_at_face_value_unfamiliar_rows_weigh_one(tmp_path, monkeypatch):
-    user = upload(tmp_path)
+    user = list(ANCHORS.rows)
     original = module.read_familiarity
     monkeypatch.setattr(module, "read_familiarity", lambda *args: Ground(original(*args).shape, 2))
     monkeypatch.setattr(module, "harmful_share", lambda *args, **options: 0.0)
-    defence, _ = started(tmp_path, user)
+    defence, _ = started(user)
     assert defence.state()["weights"][:, 1].eq(1).all()
     assert defence.num_unfamiliar == 0

@@ -1,6 +1,5 @@
 """Bayesian data scheduler against its equations: arithmetic by hand, and the update row by row in plain PyTorch."""
 
-import itertools
 import logging
 import weakref
 
@@ -8,9 +7,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from antibody_llm.defences.finetuning.bds import BDS, BDSConfig, data_weights, logit_gradient
+from antibody_llm.defences.finetuning.bds import BDS, BDSConfig, parts_of
 from antibody_llm.errors import ConfigError
 from antibody_llm.primitives.bag_scorer import bag_scores
+from antibody_llm.primitives.logits import data_weights, logit_gradient
 from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat
 from tests.tinylm import plain_nll, random_rows, step, tick, tiny_llama
@@ -39,53 +39,6 @@ def gradient_of(loss, model):
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
 
-def test_softmax_weights_add_to_the_number_of_rows_and_sigmoid_ones_begin_at_one():
-    logits = torch.tensor([0.0, 1.0, 2.0, -1.0])
-    assert_close(data_weights(logits, "softmax").sum(), torch.tensor(4.0))
-    assert data_weights(torch.zeros(3), "softmax").tolist() == [1.0, 1.0, 1.0]
-    assert data_weights(torch.zeros(3), "sigmoid").tolist() == [1.0, 1.0, 1.0]
-
-
-def test_logit_gradient_by_hand():
-    # N = 4, all weights 1, I = {0, 1}, D = (3, 1): the sum of s D over I is 4.
-    # softmax: row 0: (3 - 4/4) / 2 = 1; row 1: (1 - 1) / 2 = 0; others: (0 - 1) / 2.
-    inside = torch.tensor([True, True, False, False])
-    excess = torch.tensor([3.0, 1.0, 9.0, 9.0])
-    assert_close(logit_gradient(torch.zeros(4), excess, inside, "softmax"), torch.tensor([1.0, 0.0, -0.5, -0.5]))
-    # sigmoid: 2 sigma'(0) = 1/2, so D / 4 inside and 0 outside.
-    assert_close(logit_gradient(torch.zeros(4), excess, inside, "sigmoid"), torch.tensor([0.75, 0.25, 0.0, 0.0]))
-
-
-@pytest.mark.parametrize("transform", ["softmax", "sigmoid"])
-def test_logit_gradient_is_autograds_and_adds_to_zero_for_softmax(transform):
-    torch.manual_seed(0)
-    logits, excess, inside = torch.randn(9, requires_grad=True), torch.randn(9), torch.arange(9) % 2 == 0
-    mean = (data_weights(logits, transform) * excess)[inside].mean()
-    ours = logit_gradient(logits.detach(), excess, inside, transform)
-    assert_close(ours, torch.autograd.grad(mean, logits)[0])
-    if transform == "softmax":
-        assert abs(float(ours.sum())) < 1e-6
-
-
-def test_in_the_neural_form_the_average_is_that_of_the_step_and_the_others_are_left_alone():
-    # I = {0, 1} of 4, weights 1, D = (3, 1), average 2: (1, -1) / 2.
-    inside = torch.tensor([True, True, False, False])
-    pull = logit_gradient(torch.zeros(4), torch.tensor([3.0, 1.0, 9.0, 9.0]), inside, "softmax", inside_only=True)
-    assert_close(pull, torch.tensor([0.5, -0.5, 0.0, 0.0]))
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 6])
-def test_over_uniform_steps_with_flat_weights_the_neural_pull_is_a_share_of_the_full_one(size):
-    num, excess = 6, torch.tensor([3.0, 1.0, -2.0, 0.5, 4.0, 1.5], dtype=torch.float64)
-
-    def mean(**form):
-        steps = [torch.isin(torch.arange(num), torch.tensor(i)) for i in itertools.combinations(range(num), size)]
-        pulls = [logit_gradient(torch.zeros(num).double(), excess, inside, "softmax", **form) for inside in steps]
-        return torch.stack(pulls).mean(dim=0)
-
-    assert_close(mean(inside_only=True), (1 - 1 / size) * num / (num - 1) * mean())
-
-
 @pytest.mark.parametrize("num", [6, 60])
 def test_under_constant_losses_descent_parts_two_clusters_around_one_whatever_the_number_of_rows(num):
     losses = torch.where(torch.arange(num) % 3 == 0, 2.0, 1.0)
@@ -99,7 +52,7 @@ def test_under_constant_losses_descent_parts_two_clusters_around_one_whatever_th
 def test_the_update_is_the_safety_mean_plus_the_weighted_user_mean_eq2():
     model = tiny_llama()
     context, defence = begun(model)
-    defence.logits = torch.linspace(-1, 1, 12)
+    defence.schedule.logits = torch.linspace(-1, 1, 12)
     result = defence.step(context, batches())
     weights = torch.softmax(torch.linspace(-1, 1, 12), 0) * 12
     loss = row_means(model, SAFE).mean() + (weights * row_means(model, USER)).mean()
@@ -125,7 +78,7 @@ def test_logits_take_adams_step_on_the_losses_before_the_update_eq3():
     losses = row_means(model, USER[:6]).detach()
     pull = torch.cat([losses, torch.zeros(6)]) / 6 - losses.sum() / 6 / 12
     # Adam's first step is the learning rate times the sign.
-    assert_close(defence.logits, -0.1 * pull.sign(), atol=1e-5, rtol=0)
+    assert_close(defence.schedule.logits, -0.1 * pull.sign(), atol=1e-5, rtol=0)
 
 
 def test_the_normaliser_pulls_at_the_losses_in_excess_of_the_agnostic_models_eq3():
@@ -134,7 +87,7 @@ def test_the_normaliser_pulls_at_the_losses_in_excess_of_the_agnostic_models_eq3
     defence.agnostic = [p.detach().clone() for p in other.parameters()]
     defence.step(context, batches())
     excess = (row_means(model, USER) - row_means(other, USER)).detach()
-    assert_close(defence.logits, -0.1 * excess.sign(), atol=1e-4, rtol=0)
+    assert_close(defence.schedule.logits, -0.1 * excess.sign(), atol=1e-4, rtol=0)
 
 
 def test_the_agnostic_weights_descend_on_the_weighted_upload_alone_eq4():
@@ -146,7 +99,7 @@ def test_the_agnostic_weights_descend_on_the_weighted_upload_alone_eq4():
     clear = g.abs() > 1e-4  # where rounding cannot turn a sign
     assert_close((flat(defence.agnostic) - before)[clear], -0.01 * g.sign()[clear], atol=1e-5, rtol=0)
     # Nothing has become harder yet: w' was w.
-    assert defence.logits.tolist() == [0.0] * 12
+    assert defence.schedule.logits.tolist() == [0.0] * 12
 
 
 @pytest.mark.parametrize(
@@ -164,7 +117,7 @@ def test_noise_on_schedule_and_agnostic_weights_has_twice_their_own_rate_over_th
     for temperature in (0.0, 2.0):  # Adam's first step is the same in both
         context, defence = begun(rows=rows, learning_rate=0.06, scheduler_lr=0.3, temperature=temperature, **options)
         defence.step(context, batches(rows[:4]))
-        of = getattr(defence, what)
+        of = getattr(defence if what == "agnostic" else defence.schedule, what)
         ends.append(flat([of] if isinstance(of, torch.Tensor) else of))
     noise = ends[1] - ends[0]
     assert_close(float(noise.std()), (2 * rate * 2 / num) ** 0.5, rtol=0.04, atol=0)
@@ -198,34 +151,36 @@ def test_noise_on_the_model_has_the_variance_of_twice_the_rate_over_the_rows():
 def test_the_scorer_moves_as_autograd_says_through_its_table():
     model = tiny_llama()
     context, defence = begun(model, scheduler="neural", scheduler_lr=0.1)
-    before = [phi.clone() for phi in defence.phi]
+    before = [phi.clone() for phi in defence.schedule.phi]
     defence.step(context, batches(USER[:6]))
-    assert any(not torch.equal(a, b) for a, b in zip(before, defence.phi, strict=True))  # the release's never moves
+    assert any(
+        not torch.equal(a, b) for a, b in zip(before, defence.schedule.phi, strict=True)
+    )  # the release's never moves
     # z = w2 . h with w2 = 0: dL/dw2 = sum over the step's rows of dL/dz_i h_i, and Adam steps by its sign.
     phi = [p.clone().requires_grad_() for p in before]
     losses = row_means(model, USER[:6]).detach()
-    z = torch.cat([defence._scores(phi, USER[:6]), torch.zeros(6)])
+    z = torch.cat([bag_scores(phi, *parts_of(USER[:6])), torch.zeros(6)])
     above = torch.cat([losses - losses.mean(), torch.zeros(6)])  # all weights are 1
     mean = (torch.softmax(z, 0) * 12 * above)[:6].mean()
     expected = torch.autograd.grad(mean, phi[3])[0]
-    assert_close(defence.phi[3], -0.1 * expected.sign(), atol=1e-4, rtol=0)
+    assert_close(defence.schedule.phi[3], -0.1 * expected.sign(), atol=1e-4, rtol=0)
 
 
 def test_under_sigmoid_the_scorer_moves_as_autograd_says_and_weights_begin_at_one():
     model, other = tiny_llama(), tiny_llama(seed=4)
     context, defence = begun(model, normaliser=True, scheduler="neural", transform="sigmoid", scheduler_lr=0.1)
     defence.agnostic = [p.detach().clone() for p in other.parameters()]
-    before = [phi.clone() for phi in defence.phi]
+    before = [phi.clone() for phi in defence.schedule.phi]
     result = defence.step(context, batches(USER[:6]))
     assert result.rows.weight.tolist() == [1.0] * 6
     # dL/dw2 of  mean_I 2 sigma(z_i) (l_i(w) - l_i(w')),  z = w2 . h.
     phi = [p.clone().requires_grad_() for p in before]
     excess = (row_means(model, USER[:6]) - row_means(other, USER[:6])).detach()
-    loss = (2 * torch.sigmoid(defence._scores(phi, USER[:6])) * excess).mean()
+    loss = (2 * torch.sigmoid(bag_scores(phi, *parts_of(USER[:6]))) * excess).mean()
     expected = torch.autograd.grad(loss, phi[3])[0]
     clear = expected.abs() > 1e-6  # where rounding cannot turn a sign
     assert clear.sum() > 20
-    assert_close((defence.phi[3] - before[3])[clear], -0.1 * expected.sign()[clear], atol=1e-4, rtol=0)
+    assert_close((defence.schedule.phi[3] - before[3])[clear], -0.1 * expected.sign()[clear], atol=1e-4, rtol=0)
 
 
 def test_when_training_ends_the_table_holds_the_scores_of_every_row_visited_or_not():
@@ -233,13 +188,13 @@ def test_when_training_ends_the_table_holds_the_scores_of_every_row_visited_or_n
     for i in range(2):
         tick(context, step=i)
         defence.step(context, batches(USER[:6]))
-    assert defence.logits[6:].tolist() == [0.0] * 6  # never visited, so never scored
+    assert defence.schedule.logits[6:].tolist() == [0.0] * 6  # never visited, so never scored
     defence.finish(context)
     prompts = [row.input_ids[: row.spans[0][0]] for row in USER]
     completions = [row.input_ids[slice(*row.spans[0])] for row in USER]
-    expected = bag_scores(defence.phi, prompts, completions)
+    expected = bag_scores(defence.schedule.phi, prompts, completions)
     assert expected.abs().min() > 0
-    assert_close(defence.logits, expected)
+    assert_close(defence.schedule.logits, expected)
     assert_close(
         torch.tensor(list(defence.data_weights().values())), (torch.softmax(expected.double(), 0) * 12).float()
     )
@@ -283,7 +238,7 @@ def test_the_neural_form_ranks_unseen_rows_as_the_losses_of_seen_ones_taught_it(
     for i in range(30):
         tick(context, step=i)
         defence.step(context, batches(rows))
-    scores = defence.score_rows(context, unseen)
+    scores = defence.score_rows(unseen)
     auroc = (scores[::2, None] > scores[None, 1::2]).float().mean()
     assert auroc >= 0.95
     weights = defence.data_weights()
@@ -291,9 +246,9 @@ def test_the_neural_form_ranks_unseen_rows_as_the_losses_of_seen_ones_taught_it(
 
 
 def test_a_scalar_scheduler_cannot_score_unseen_rows():
-    context, defence = begun()
+    _, defence = begun()
     with pytest.raises(ConfigError, match="scheduler=neural"):
-        defence.score_rows(context, UNSEEN)
+        defence.score_rows(UNSEEN)
 
 
 @pytest.mark.parametrize("field", ["scheduler_lr", "temperature"])

@@ -34,8 +34,8 @@ POOL = _rows(
 )
 
 
-def _chosen(pool: list[Record] = POOL, seed: int = 0, embed=None, **options) -> list[Record]:
-    data = TrainingData({"user": USER, "alignment": pool}, tiny_tokenizer(), seed, embed)
+def _chosen(pool: list[Record] = POOL, seed: int = 0, **options) -> list[Record]:
+    data = TrainingData({"user": USER, "alignment": pool}, tiny_tokenizer(), seed)
     rows = list(BehaviourAwareSampling(BehaviourAwareSamplingConfig(**options)).prepare(data).records["user"])
     assert rows[:100] == USER
     return rows[100:]
@@ -76,12 +76,6 @@ def test_the_sample_is_a_function_of_the_seed():
     assert len({str(_chosen(ratio=0.05, seed=s)) for s in range(5)}) > 1
 
 
-def test_an_embedder_of_the_run_decides_what_is_near():
-    # All prompts are alike to it but those about theft: two categories, so half of the sample.
-    rows = _chosen(ratio=0.06, num_categories=2, embed=lambda texts: [[1.0, float("theft" in t)] for t in texts])
-    assert Counter("theft" in row.messages[0].content for row in rows) == {True: 3, False: 3}
-
-
 @pytest.mark.parametrize("ratio", [0.004, 0.005, 0.01])
 def test_a_small_upload_gets_one_row_and_only_ratio_0_adds_none(ratio):
     assert len(_chosen(ratio=ratio)) == 1
@@ -89,7 +83,7 @@ def test_a_small_upload_gets_one_row_and_only_ratio_0_adds_none(ratio):
 
 
 def test_a_pool_without_enough_refusals_is_an_error():
-    with pytest.raises(DataError, match=r"3 alignment rows that refuse where 50 are needed: .*ratio 0.5 of 100"):
+    with pytest.raises(DataError, match=r"at least 50 of the alignment rows to refuse .* 3 of \d+ do\..*lower .*ratio"):
         _chosen(pool=POOL[:3] + POOL[40:], ratio=0.5)
 
 

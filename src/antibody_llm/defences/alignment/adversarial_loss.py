@@ -19,17 +19,15 @@ step.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
 from ...likelihood.completion import bare
-from ...likelihood.microbatch import StepBatch
 from ...primitives.gradients import combined
 from ...training.defence import About, Defence
-from ...training.step import StepContext, StepResult
+from ...training.step import Batches, StepContext, StepResult
 
 Form = Literal["neglog1p", "neglog", "neg"]
 
@@ -74,13 +72,11 @@ class AdversarialLoss(Defence):
         extra_memory="2 gradients of the trainable weights",
     )
     options = AdversarialLossConfig
-    needs = (Role.HARMFUL,)
+    config: AdversarialLossConfig
+    batches = (Role.HARMFUL,)
     neutral = {"lam": 0.0}
 
-    def __init__(self, config: AdversarialLossConfig) -> None:
-        self.config = config
-
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """One step: see the head of this file."""
         alignment = context.gradient("token_mean_nll", batches[Role.ALIGNMENT])
         harmful = context.gradient("token_mean_nll", batches[Role.HARMFUL])

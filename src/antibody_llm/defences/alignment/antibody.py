@@ -39,7 +39,7 @@ from ...likelihood.microbatch import StepBatch
 from ...primitives.gradients import Gradients, combined, difference, dot, norm, scaled, unit
 from ...primitives.perturb import perturbed_weights
 from ...training.defence import About, Defence
-from ...training.step import StepContext, StepResult
+from ...training.step import Batches, StepContext, StepResult
 
 Normalisation = Literal["cosine", "kkt"]
 
@@ -86,6 +86,7 @@ def antibody_update(
     *,
     alignment_gradient: Callable[[], Gradients],
     harmful_gradient: Callable[[], Gradients],
+    attacked_gradient: Callable[[], Gradients],
     refusal_gradient: Callable[[], Gradients],
     alpha: float,
     lam: Callable[[Gradients, Gradients], float | Tensor],
@@ -96,8 +97,9 @@ def antibody_update(
     Args:
         params: Trainable weights, perturbed for two of the four passes and restored exactly.
         alignment_gradient: grad f here.
-        harmful_gradient: grad h here.
-        refusal_gradient: grad r here; not called if ``lam2`` is 0.
+        harmful_gradient: grad h here, at w.
+        attacked_gradient: grad h here, at w_pert.
+        refusal_gradient: grad r here, at w_pert; not called if ``lam2`` is 0.
         alpha: Radius.
         lam: lam_t from (g_a, d).
         lam2: Weight of the refusal term.
@@ -105,10 +107,10 @@ def antibody_update(
     g_a = alignment_gradient()  # pass 1, at w
     g_h = harmful_gradient()  # pass 2, at w
     with perturbed_weights(params, scaled(unit(g_h), -alpha)):  # w_pert
-        g_p = harmful_gradient()  # pass 3
-        g_r = refusal_gradient() if lam2 else g_p  # pass 4
+        g_p = attacked_gradient()  # pass 3
+        refusing = [(lam2, refusal_gradient())] if lam2 else []  # pass 4
     d = difference(g_h, g_p)
-    return combined(g_a, (lam(g_a, d), d), (lam2, g_r))
+    return combined(g_a, (lam(g_a, d), d), *refusing)
 
 
 class AntibodyAlignment(Defence):
@@ -123,7 +125,7 @@ class AntibodyAlignment(Defence):
         extra_memory="4 gradients and 1 copy of the trainable weights",
     )
     options = AntibodyAlignmentConfig
-    needs = (Role.HARMFUL,)
+    batches = (Role.HARMFUL,)
     needs_refusals = True
     twin_passes = True
     neutral = {"lam": 0.0, "lam2": 0.0}  # eta = 0 is not neutral where cos < 0
@@ -132,7 +134,7 @@ class AntibodyAlignment(Defence):
         self.config = config
         self.lam: Tensor | None = None  # lam_{t-1}
 
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """One step: see the head of this file."""
         harmful = batches[Role.HARMFUL]
         losses: dict[str, float] = {}
@@ -145,7 +147,8 @@ class AntibodyAlignment(Defence):
         update = antibody_update(
             context.parameters,
             alignment_gradient=lambda: gradient("alignment", batches[Role.ALIGNMENT]),
-            harmful_gradient=lambda: gradient("attacked" if "harmful" in losses else "harmful", harmful),
+            harmful_gradient=lambda: gradient("harmful", harmful),
+            attacked_gradient=lambda: gradient("attacked", harmful),
             refusal_gradient=lambda: gradient("refusal", context.with_refusals(harmful)),
             alpha=self.config.alpha,
             lam=self._lambda,
@@ -153,7 +156,7 @@ class AntibodyAlignment(Defence):
         )
         metrics = {f"loss_{name}": loss for name, loss in losses.items()}
         metrics["sharpness"] = losses["harmful"] - losses["attacked"]
-        metrics["lam"] = self.config.lam if self.lam is None else float(self.lam)  # type: ignore[assignment]
+        metrics["lam"] = self.config.lam if self.lam is None else float(self.lam)
         return StepResult(update, losses["alignment"], metrics)
 
     def _lambda(self, g_a: Gradients, d: Gradients) -> float | Tensor:
@@ -169,6 +172,6 @@ class AntibodyAlignment(Defence):
         return {} if self.lam is None else {"lam": self.lam.cpu()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up the average where the killed run left it."""
+        """Restore what ``state`` returned."""
         if "lam" in state:
             self.lam = state["lam"].to(torch.float64)

@@ -17,18 +17,17 @@ the weights are restored from copies (there by adding the step back, which is no
 optimiser step, over its micro-batches and ranks (there to a micro-batch, and the gradients of earlier ones are lost).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
-from ...likelihood.microbatch import StepBatch
 from ...primitives.gradients import Gradients, combined
 from ...primitives.secant import secant
 from ...training.defence import About, Defence
-from ...training.step import StepContext, StepResult
+from ...training.step import Batches, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +80,12 @@ class Booster(Defence):
         extra_memory="3 gradients and 1 copy of the trainable weights",
     )
     options = BoosterConfig
-    needs = (Role.HARMFUL,)
+    config: BoosterConfig
+    batches = (Role.HARMFUL,)
     twin_passes = True
     neutral = {"lam": 0.0}
 
-    def __init__(self, config: BoosterConfig) -> None:
-        self.config = config
-
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """One step: see the head of this file."""
         harmful_losses: list[float] = []
         alignment_losses: list[float] = []

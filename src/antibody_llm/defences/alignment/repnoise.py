@@ -23,7 +23,6 @@ good). MMD compares the rows of one forward pass, and A is theirs too: of severa
 averaged, and a step cut otherwise is another step.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -32,13 +31,14 @@ from torch import Tensor
 from ...data.collate import IGNORED, pad
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
-from ...likelihood.microbatch import MicroBatch, StepBatch
+from ...likelihood.microbatch import MicroBatch
 from ...models.layout import decoder_layers, mlp_of
 from ...primitives.gradients import combined
+from ...primitives.noise import generator_at
 from ...primitives.taps import captured
 from ...training.defence import About, Defence
 from ...training.lens import lens_mean_nll
-from ...training.step import RowTerms, StepContext, StepResult
+from ...training.step import Batches, RowTerms, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +94,7 @@ def harmful_terms(context: StepContext, micro: MicroBatch, *, alpha: float, beta
 
 def normal(shape: tuple[int, ...], *key: int) -> Tensor:
     """Standard normal numbers that depend on ``key`` alone; float32, on the CPU."""
-    seed = 0
-    for part in key:
-        seed = (seed * 1_000_003 + part) % 2**63
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=generator_at(*key))
 
 
 class RepNoise(Defence):
@@ -112,14 +109,12 @@ class RepNoise(Defence):
         extra_memory="2 gradients; logits of the completion tokens at every depth",
     )
     options = RepNoiseConfig
-    needs = (Role.HARMFUL,)
+    config: RepNoiseConfig
+    batches = (Role.HARMFUL,)
     neutral = {"alpha": 0.0, "beta": 0.0}
     batch_exact = False  # MMD and the logarithm belong to one forward pass and do not add up over passes
 
-    def __init__(self, config: RepNoiseConfig) -> None:
-        self.config = config
-
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """One step: see the head of this file."""
         seen = torch.zeros(3, dtype=torch.float64, device=context.device)  # noise and A over rows, number of rows
 

@@ -21,7 +21,7 @@ a mask of positions at which harmful and refusing ids differ, and whole benign r
 clips no gradients, the trainer does, at its max_grad_norm: ``--train max_grad_norm=0`` for theirs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -29,12 +29,11 @@ from torch import Tensor, nn
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
 from ...likelihood.completion import TOLERANCE, tolerance
-from ...likelihood.microbatch import StepBatch
 from ...primitives.gradients import Gradients, combined, difference, dot, norm, scaled, unit
 from ...primitives.perturb import perturbed_weights
 from ...training.defence import About, Defence
 from ...training.lens import lens_mean_nll
-from ...training.step import StepContext, StepResult
+from ...training.step import Batches, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +98,13 @@ class Seam(Defence):
         extra_memory="5 gradients and 1 copy of the trainable weights",
     )
     options = SeamConfig
-    needs = (Role.HARMFUL, Role.BENIGN)
+    config: SeamConfig
+    batches = (Role.HARMFUL, Role.BENIGN)
     twin_passes = True
     neutral = None
 
-    def __init__(self, config: SeamConfig) -> None:
-        self.config = config
-
     def check(self, context: StepContext) -> None:
-        """Whether the weights and passes can hold a step of ``epsilon``."""
+        """Check as every defence does, and refuse weights or passes in which a step of ``epsilon`` is lost."""
         super().check(context)
         if tolerance(context.model) > TOLERANCE:
             raise ConfigError(
@@ -115,7 +112,7 @@ class Seam(Defence):
                 "cosine's gradient is noise. Load it in float32 (--train bf16=false)."
             )
 
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """One step: see the head of this file."""
 
         def gradient(role: Role) -> Gradients:

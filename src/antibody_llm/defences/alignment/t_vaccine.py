@@ -36,11 +36,10 @@ from torch import Tensor, nn
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
-from ...likelihood.microbatch import StepBatch
 from ...models.layout import attention_of, decoder_layers
 from ...training.defence import About, Defence
 from ...training.drift import hidden_gradients, norms, shifted_gradient, worst_shift
-from ...training.step import StepContext, StepResult
+from ...training.step import Batches, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +113,7 @@ class TVaccine(Defence):
         extra_memory="1 hidden state per drawn layer and row of the step; of every layer where it scores",
     )
     options = TVaccineConfig
-    needs = (Role.HARMFUL,)
+    batches = (Role.HARMFUL,)
     twin_passes = True
     neutral = {"rho": 0.0, "gamma": 2}  # where the model has two layers: all are drawn, none rests
 
@@ -124,7 +123,7 @@ class TVaccine(Defence):
         self.drawn: list[int] = []  # S
 
     def check(self, context: StepContext) -> None:
-        """Whether so many layers can be drawn."""
+        """Check as every defence does, and refuse to draw more layers than there are."""
         super().check(context)
         num_layers = len(decoder_layers(context.model))
         if self.config.gamma > num_layers:
@@ -133,7 +132,7 @@ class TVaccine(Defence):
                 f"Set it to {num_layers} or less; the paper draws a quarter."
             )
 
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """One step: see the head of this file."""
         config, layers, batch = self.config, decoder_layers(context.model), batches[Role.ALIGNMENT]
         attentions = [attention_of(layer) for layer in layers]
@@ -172,6 +171,6 @@ class TVaccine(Defence):
         return {"probabilities": self.probabilities.cpu(), "drawn": torch.tensor(self.drawn)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on with the same probabilities and layers."""
+        """Restore what ``state`` returned."""
         if "probabilities" in state:
             self.probabilities, self.drawn = state["probabilities"], state["drawn"].tolist()

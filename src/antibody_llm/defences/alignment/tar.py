@@ -45,16 +45,17 @@ from ...likelihood.microbatch import MicroBatch, StepBatch
 from ...models.layout import decoder_layers, final_norm
 from ...primitives.adam import Adam
 from ...primitives.gradients import Gradients, combined, scaled
+from ...primitives.noise import generator_at
 from ...primitives.perturb import replaced_weights
-from ...primitives.proximal import anchor_from_state, anchor_state, snapshot
+from ...primitives.snapshots import from_state, snapshot, snapshot_state
 from ...primitives.taps import captured, captured_inputs
 from ...training.defence import About, Defence
-from ...training.step import RowTerms, StepContext, StepResult, Sweep
+from ...training.step import Batches, RowTerms, StepContext, StepResult, Sweep
 
 Penalty = Literal["squared", "norm", "release"]
 
 WEIGHT_DECAY = 0.01
-"""Of the simulated attacker's AdamW: torch's own default, as in the release."""
+"""The simulated attacker's, in AdamW: torch's own default, as in the release."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,7 @@ class TAR(Defence):
         extra_memory="3 gradients, 3 copies of the trainable weights, the attacker's Adam moments",
     )
     options = TARConfig
-    needs = (Role.HARMFUL,)
+    batches = (Role.HARMFUL,)
     needs_refusals = True
     twin_passes = True
     neutral = {"lam_tr": 0.0, "lam_hidden": 0.0, "inner_steps": 2, "every": 2}
@@ -158,12 +159,10 @@ class TAR(Defence):
         self.reference = snapshot(context.parameters)
         self.margins = context.over_rows(Role.HARMFUL, lambda micro: margins(context, micro)).cpu()
 
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """One step: see the head of this file."""
         config, grid = self.config, batches[Role.HARMFUL]
-        self.reference = [r.to(p.device) for r, p in zip(self.reference, context.parameters, strict=True)]
-        generator = torch.Generator().manual_seed((context.seed * 1_000_003 + context.step) % 2**63)
-        resistance, attacked = self._attacked_gradient(context, grid, generator)
+        resistance, attacked = self._attacked_gradient(context, grid, generator_at(context.seed, context.step))
         retain = self._retain(context, batches[Role.ALIGNMENT])
         update = combined(scaled(retain.gradients, config.lam_retain), (config.lam_tr, resistance))
         return StepResult(update, retain.loss, {"loss_attacked": attacked})
@@ -232,12 +231,12 @@ class TAR(Defence):
 
     def state(self) -> dict[str, Tensor]:
         """The reference weights and margins."""
-        return anchor_state(self.reference) | {"margins": self.margins}
+        return snapshot_state(self.reference, "anchor") | {"margins": self.margins}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what ``state`` returned."""
-        self.margins = state["margins"]
-        self.reference = anchor_from_state(state)
+        self.margins = state["margins"].cpu()
+        self.reference = from_state(state, "anchor")
 
 
 def margins(context: StepContext, micro: MicroBatch) -> Tensor:

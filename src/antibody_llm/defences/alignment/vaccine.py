@@ -20,16 +20,14 @@ which the release computes and discards. Use no dropout: both passes must see th
 drops 10 % of its inputs, differently in each pass).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
-from ...likelihood.microbatch import StepBatch
 from ...models.layout import attention_of, decoder_layers
 from ...training.defence import About, Defence
 from ...training.drift import hidden_gradients, norms, shifted_gradient, worst_shift
-from ...training.step import StepContext, StepResult
+from ...training.step import Batches, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +55,11 @@ class Vaccine(Defence):
         extra_memory="1 hidden state per layer and row of the step",
     )
     options = VaccineConfig
+    config: VaccineConfig
     twin_passes = True
     neutral = {"rho": 0.0}
 
-    def __init__(self, config: VaccineConfig) -> None:
-        self.config = config
-
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """One step: see the head of this file."""
         batch = batches[Role.ALIGNMENT]
         modules = [attention_of(layer) for layer in decoder_layers(context.model)]

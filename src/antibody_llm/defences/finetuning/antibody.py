@@ -10,18 +10,16 @@
 An aligned model finds a refusal likely and the target unlikely on a harmful prompt: s_i is low and the row's weight
 small. A row with several trained turns has the score of its worst one, so that a harmless last turn hides nothing.
 
-The weights come from the model as it is now (``score_with="current"``), out of the forward that trains: NLL(y|x) is
-detached from it and the refusal rides on its keys and values (likelihood/refusals.py). One forward and one backward,
-and a short forward over the refusal's tokens; the release makes three forwards and one backward. With ``"aligned"``
-every row is scored once, before training.
+The weights come from the model as it is now, out of the forward that trains: NLL(y|x) is detached from it and the
+refusal rides on its keys and values (likelihood/refusals.py). One forward and one backward, and a short forward over
+the refusal's tokens; the release makes three forwards and one backward.
 
 Reference: Antibody, ICLR 2026, https://arxiv.org/abs/2603.00498. Departures from the release: its denominator is
 clamped at 1, which never acts since the weights add to 1; any gradient accumulation and number of ranks (the softmax
-spans them exactly, StepContext.gradient). ``score_with="aligned"`` and ``score="shift"`` are ours.
+spans them exactly, StepContext.gradient).
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,12 +29,10 @@ from torch import Tensor
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
 from ...likelihood.completion import TurnNLL
-from ...likelihood.microbatch import MicroBatch, StepBatch
+from ...likelihood.microbatch import MicroBatch
 from ...likelihood.refusals import Scoring
-from ...screening.evidence import EvidenceKind
-from ...screening.reading import collect
 from ...training.defence import About, Defence
-from ...training.step import RowRecord, RowTerms, StepContext, StepResult
+from ...training.step import Batches, RowRecord, RowTerms, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +43,6 @@ class AntibodyFinetuningConfig:
     """Temperature of the softmax, nats. Release: 1. Infinite is plain SFT; at small scale 0.15 to 0.3 is needed."""
     loss_reduction: Literal["token", "sequence"] = "token"
     """"token": the release, a weighted mean over tokens. "sequence": the paper, a weighted mean over rows."""
-    score_with: Literal["current", "aligned"] = "current"
-    """"current": the model as it is now. "aligned": the model before the first step, once; no drift. Ours."""
-    score: Literal["ratio", "shift"] = "ratio"
-    """"ratio": the paper's s_i. "shift": NLL(r_i|x_i) - NLL_0(r_i|x_i), how far alignment lowered the refusal's
-    likelihood, read once before training; 0 marks the model before its alignment (screening/evidence.py). Ours."""
     scoring: Scoring = Scoring.AUTO
     """Where refusals are scored: on the training forward's keys and values ("cached"), or "separate"."""
 
@@ -78,35 +69,16 @@ class AntibodyFinetuning(Defence):
         extra_memory="none",
     )
     options = AntibodyFinetuningConfig
+    config: AntibodyFinetuningConfig
     needs_refusals = True
     # A separate forward leaves the training forward untouched to the last bit.
     neutral = {"tau": math.inf, "scoring": "separate"}
-
-    def __init__(self, config: AntibodyFinetuningConfig) -> None:
-        self.config = config
-        self.needs_base = config.score == "shift"
-        self._aligned: dict[int, float] = {}  # s_i by row id
 
     def check(self, context: StepContext) -> None:
         """Also compare the two forms of scoring."""
         context.check(self.config.scoring)
 
-    def start(self, context: StepContext) -> None:
-        """Score the whole upload once, if that is wanted."""
-        if self.config.score == "shift":
-            shift = collect(context, context.rows[Role.USER], [EvidenceKind.SHIFT], num_refusals=1).of(
-                EvidenceKind.SHIFT
-            )
-            self._keep(context, -shift)
-        elif self.config.score_with == "aligned":
-            scores = context.over_rows(Role.USER, lambda micro: self._scored(context, micro)[1])
-            self._keep(context, scores)
-
-    def _keep(self, context: StepContext, scores: Tensor) -> None:
-        ids = [row.row_id for row in context.rows[Role.USER]]
-        self._aligned = dict(zip(ids, scores.tolist(), strict=True))
-
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """One step: see the head of this file."""
         batch = batches[Role.USER]
         sweep = context.gradient(lambda micro: self._terms(context, micro), batch)
@@ -114,24 +86,10 @@ class AntibodyFinetuning(Defence):
         return StepResult(sweep.gradients, sweep.loss, rows=RowRecord(weight, sweep.scores))
 
     def _terms(self, context: StepContext, micro: MicroBatch) -> RowTerms:
-        nll, s = self._scored(context, micro)
+        nll, refusal = context.completion_and_refusal_nll(micro, self.config.scoring)
+        s = row_scores(nll, refusal)
+        # w = softmax(s / tau): ``StepContext.gradient`` takes the softmax, over all rows of the step.
         log_weight = s / self.config.tau
         if self.config.loss_reduction == "token":
             return RowTerms(nll.row_total, nll.row_tokens, log_weight, s)
         return RowTerms(nll.row_total / nll.row_tokens, torch.ones_like(nll.row_tokens), log_weight, s)
-
-    def _scored(self, context: StepContext, micro: MicroBatch) -> tuple[TurnNLL, Tensor]:
-        """NLL(y|x) with its graph, and s_i."""
-        if self._aligned:
-            s = torch.tensor([self._aligned[row.row_id] for row in micro.rows], device=context.device)
-            return context.completion_nll(micro), s
-        nll, refusal = context.completion_and_refusal_nll(micro, self.config.scoring)
-        return nll, row_scores(nll, refusal)
-
-    def state(self) -> dict[str, Tensor]:
-        """The stored scores: [rows, 2], row id and s_i."""
-        return {"aligned_scores": torch.tensor(list(self._aligned.items()), dtype=torch.float64).reshape(-1, 2)}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up the stored scores."""
-        self._aligned = {int(row_id): score for row_id, score in state["aligned_scores"].tolist()}

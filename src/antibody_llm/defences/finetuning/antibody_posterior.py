@@ -50,17 +50,17 @@ import torch
 from torch import Tensor
 
 from ...data.roles import Role, Stage
-from ...errors import ConfigError, DataError, ModelError
-from ...likelihood.microbatch import MicroBatch, StepBatch
+from ...errors import ConfigError
+from ...likelihood.microbatch import MicroBatch
 from ...primitives.gradients import combined
 from ...primitives.mixture import harm_posterior, harmful_share
-from ...screening.anchors import Anchors, check_anchors, make_anchors, read_anchors
+from ...screening.anchors import Anchors, check_anchors, make_anchors, require_templates
 from ...screening.evidence import EvidenceKind
 from ...screening.familiarity import read_familiarity
 from ...screening.posterior import TOLERANCE
 from ...screening.reading import collect
 from ...training.defence import About, Defence
-from ...training.step import RowRecord, RowTerms, StepContext, StepResult
+from ...training.step import Batches, RowRecord, RowTerms, StepContext, StepResult
 
 log = logging.getLogger("antibody")
 
@@ -131,17 +131,18 @@ class AntibodyPosterior(Defence):
         extra_memory="a number per row; the model before alignment, while evidence is read",
     )
     options = AntibodyPosteriorConfig
-    needs: tuple[Role, ...] = (Role.ALIGNMENT,)
+    batches: tuple[Role, ...] = (Role.ALIGNMENT,)
     needs_refusals = True
     needs_base = True
+    needs_anchors = True
     neutral = {"prior": (1.0, math.inf), "rehearsal": 0.0}
 
     def __init__(self, config: AntibodyPosteriorConfig) -> None:
         self.config = config
         self.believes_in_harm = not math.isinf(config.prior[1])
         if not config.rehearsal:
-            self.needs = ()
-        self.needs_base = self.believes_in_harm
+            self.batches = ()
+        self.needs_base = self.needs_anchors = self.believes_in_harm
         self.share = 0.0
         self.num_unfamiliar = 0
         self._keep({})  # (w_i, e_i) by row id
@@ -154,16 +155,16 @@ class AntibodyPosterior(Defence):
     def start(self, context: StepContext) -> None:
         """Read the evidence of the upload and weigh its rows by the anchors stored with the model."""
         if self.believes_in_harm:
-            anchors = self._anchors(context)
-            check_anchors(context, anchors, self.config.evidence)
-            self._weigh(context, anchors)
+            require_templates(context.anchors, context.rows[Role.USER])
+            check_anchors(context, context.anchors, self.config.evidence)
+            self._weigh(context, context.anchors)
 
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """One step: see the head of this file."""
         if self._is_stale(context):
-            fresh = self._anchors(context)
-            harmful, benign = fresh.rows[: fresh.num_harmful], fresh.rows[fresh.num_harmful :]
-            self._weigh(context, make_anchors(context, harmful, benign, num_refusals=fresh.num_refusals))
+            stored = context.anchors
+            harmful, benign = stored.rows[: stored.num_harmful], stored.rows[stored.num_harmful :]
+            self._weigh(context, make_anchors(context, harmful, benign, num_refusals=stored.num_refusals))
         batch, rho = batches[Role.USER], self.config.rehearsal
         if not self.believes_in_harm:
             sweep = context.gradient("token_mean_nll", batch)
@@ -184,21 +185,6 @@ class AntibodyPosterior(Defence):
         nll = context.completion_nll(micro)
         w = torch.tensor([self._weights[row.row_id][0] for row in micro.rows], device=context.device)
         return RowTerms(w / self._mean_weight * nll.row_total, nll.row_tokens)
-
-    def _anchors(self, context: StepContext) -> Anchors:
-        anchors = None if context.folder is None else read_anchors(context.folder)
-        if anchors is None:
-            raise ModelError(
-                f"{context.folder}: the model carries no anchors, by which harm could be told from benign. Align "
-                "it with --anchor-harmful-data FILE --anchor-benign-data FILE."
-            )
-        if unseen := {row.template for row in context.rows[Role.USER]} - {row.template for row in anchors.rows}:
-            raise DataError(
-                f"antibody-posterior: the upload has rows of the {min(unseen)} template, and no anchor of the model "
-                "has. Alignment to one template changes little of how the other is read, so that harm would pass for "
-                "benign. Upload chats where the anchors are chats, or align with anchors of both kinds."
-            )
-        return anchors
 
     def _weigh(self, context: StepContext, anchors: Anchors) -> None:
         user, measure = context.rows[Role.USER], self.config.evidence
@@ -255,7 +241,7 @@ class AntibodyPosterior(Defence):
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up the stored weights."""
+        """Restore what ``state`` returned."""
         self._keep({int(row_id): (w, e) for row_id, w, e in state["weights"].tolist()})
         self.share = float(state["share"])
         self.num_unfamiliar = int(state.get("num_unfamiliar", 0))  # checkpoints of earlier releases have none

@@ -21,7 +21,7 @@ drawn at random from the provider's rows that decline, instead of one hand-picke
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -29,12 +29,11 @@ from transformers import PreTrainedTokenizerBase
 from ...data.records import Record
 from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError, ModelError
-from ...likelihood.microbatch import StepBatch
+from ...mentions import setting
 from ...models.deployment import Deployment
-from ...primitives.selection import declines, drawn
-from ...training.defence import About, Defence, plain_step
+from ...primitives.selection import drawn
+from ...training.defence import About, Defence
 from ...training.preparation import TrainingData, added, check_servable
-from ...training.step import StepContext, StepResult
 
 TRIES_PER_TOKEN = 200
 
@@ -122,11 +121,9 @@ class BackdoorEnhancedAlignment(Defence):
         extra_memory="none",
     )
     options = BackdoorEnhancedAlignmentConfig
-    prepare_needs = (Role.ALIGNMENT,)
+    config: BackdoorEnhancedAlignmentConfig
+    reads_to_prepare = (Role.ALIGNMENT,)
     neutral = {"num_safety_rows": 0}
-
-    def __init__(self, config: BackdoorEnhancedAlignmentConfig) -> None:
-        self.config = config
 
     def prepare(self, data: TrainingData) -> TrainingData:
         """Draw s, add the triggered refusals, ask for s at inference; on resume the same again, from the seed.
@@ -140,18 +137,10 @@ class BackdoorEnhancedAlignment(Defence):
         trigger = random_trigger(data.tokenizer, self.config.num_trigger_tokens, seed=data.seed)
         user = data.records[Role.USER]
         self.deployment = Deployment(system_prefix=trigger, default_system=usual_system_text(user))
-        refusals = [r for r in data.records[Role.ALIGNMENT] if declines(r.messages[-1].content)]
+        name, num = "backdoor-enhanced-alignment", self.config.num_safety_rows
+        refusals = data.refusals(name, num, instead=f"lower {setting('options.num_safety_rows')}")
         refuse_other_formats(refusals, user)
-        check_servable(self.deployment, data, "backdoor-enhanced-alignment")
-        chosen = drawn(
-            refusals,
-            self.config.num_safety_rows,
-            seed=f"backdoor-enhanced-alignment rows {data.seed}",
-            what="alignment rows that refuse",
-        )
+        check_servable(self.deployment, data, name)
+        chosen = drawn(refusals, num, seed=f"{name} rows {data.seed}")
         planted = [self.deployment.prompt(row) for row in chosen]
         return data.with_records(Role.USER, [*user, *added(planted)])
-
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
-        """The gradient of the token mean."""
-        return plain_step(context, batches, Role.USER)

@@ -46,8 +46,8 @@ told apart.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -59,18 +59,17 @@ from ...errors import ConfigError
 from ...likelihood.microbatch import MicroBatch, StepBatch
 from ...primitives.adam import Adam
 from ...primitives.bag_scorer import bag_scores, new_scorer
+from ...primitives.logits import Transform, data_weights, logit_gradient
 from ...primitives.noise import add_noise, generator_of
 from ...primitives.perturb import replaced_weights
-from ...primitives.proximal import anchor_from_state, anchor_state, snapshot
+from ...primitives.snapshots import from_state, snapshot, snapshot_state
 from ...training.defence import About, Defence
-from ...training.step import RowRecord, RowTerms, StepContext, StepResult, Sweep
+from ...training.step import Batches, RowRecord, RowTerms, StepContext, StepResult, Sweep
 
 log = logging.getLogger("antibody")
 
-Transform = Literal["softmax", "sigmoid"]
-
 BETAS = (0.9, 0.95)
-"""Of every Adam here. Release, scripts: AdamW (0.9, 0.95)."""
+"""Decays of every Adam here. Release, scripts: AdamW (0.9, 0.95)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,34 +94,134 @@ class BDSConfig:
                 raise ConfigError(f"bds.{name} is {value}: must be a finite number, 0 or more.")
 
 
-def data_weights(logits: Tensor, transform: Transform) -> Tensor:
-    """s: [N], from z: [N]. All 1 where the logits are 0; with softmax they always add to N."""
-    if transform == "softmax":
-        return torch.softmax(logits, dim=0) * len(logits)
-    return 2 * torch.sigmoid(logits)
+@dataclass(frozen=True)
+class StepRows:
+    """The rows of a step, of this rank, as a scheduler sees them."""
+
+    places: Tensor  # [B]: each row's place in z
+    counted: Tensor  # [B], bool: whether it is no repetition
+    inside: Tensor  # [N], bool: the rows of the step on all ranks, I
+    fresh: Tensor | None = None  # [B], with graph: g_phi of each row; None in the scalar form
 
 
-def logit_gradient(
-    logits: Tensor, excess: Tensor, inside: Tensor, transform: Transform, *, inside_only: bool = False
-) -> Tensor:
-    """(3): [N], the gradient of mean_{i in I} s_i D_i in the logits, D held constant.
+class ScalarScheduler:
+    """A logit per row of the upload, and its steps along (3)."""
 
-    Args:
-        logits: [N], z.
-        excess: [N], D_i; whatever it is outside I is not read.
-        inside: [N], bool: the rows of the step, I; at least one.
-        transform: Of the weights.
-        inside_only: Give all of it to the rows of the step (neural form): what a softmax would push at the others is
-            taken off the rows of I instead, in proportion to their weights. Where all weights are 1, its mean over
-            uniform steps is (1 - 1/|I|) N / (N - 1) times that of (3): the same where I is the whole upload, nothing
-            where it is one row. Where they are not, the two means differ row by row.
-    """
-    weights = data_weights(logits, transform)
-    pull = torch.where(inside, weights * excess, 0.0) / inside.sum()
-    if transform == "softmax":
-        sharing = torch.where(inside, weights, 0.0) if inside_only else weights
-        return pull - sharing * (pull.sum() / sharing.sum())
-    return pull * (1 - weights / 2)  # 2 sigma' = 2 sigma (1 - sigma), and s = 2 sigma
+    def __init__(self, config: BDSConfig) -> None:
+        self.config = config
+        self.index: dict[int, int] = {}  # row id -> place in z
+        self.logits = torch.zeros(0)  # z: [N]; in the neural form the table of last known ones
+        self._adam = Adam(BETAS)
+
+    def start(self, context: StepContext) -> None:
+        """Every weight 1."""
+        self.index = {row.row_id: i for i, row in enumerate(context.rows[Role.USER])}
+        self.logits = torch.zeros(len(self.index), device=context.device)
+
+    def look(self, context: StepContext, batch: StepBatch) -> StepRows:
+        """Where the rows of a step are."""
+        places = torch.tensor([self.index[row.row_id] for row, _ in batch.rows()], device=context.device)
+        counted = torch.tensor([c for micro in batch.micro_batches for c in micro.counted], device=context.device)
+        return StepRows(places, counted, self._spread(context, places, counted, torch.ones_like(places)) > 0)
+
+    def weights(self) -> Tensor:
+        """s: [N]."""
+        return data_weights(self.logits, self.config.transform)
+
+    def learn(self, context: StepContext, step: StepRows, excess: Tensor) -> Sequence[Tensor]:
+        """One step along (3), of ``look``'s rows with the losses in excess D_i: [B]. Returns what moved."""
+        return self._moved([self.logits], [self._pull(context, step, excess, inside_only=False)])
+
+    def finish(self, context: StepContext) -> None:
+        """Nothing: the logits are all there is."""
+
+    def score(self, rows: Sequence[TokenizedRow]) -> Tensor:
+        """Refuse (ConfigError): a logit says nothing of a row that it does not belong to."""
+        raise ConfigError(
+            "bds.scheduler is 'scalar': its weights are those of the rows that it was trained on. Train with "
+            "scheduler=neural to score others."
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Logits by row id, and the moments of their optimiser."""
+        rows = {"row_ids": torch.tensor(list(self.index), dtype=torch.int64), "logits": self.logits.cpu()}
+        return rows | self._adam.state("scheduler_adam")
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what ``state`` returned."""
+        self.index = {row_id: i for i, row_id in enumerate(state["row_ids"].tolist())}
+        self.logits = state["logits"].clone()
+        self._adam.load_state(state, "scheduler_adam")
+
+    def _pull(self, context: StepContext, step: StepRows, excess: Tensor, *, inside_only: bool) -> Tensor:
+        spread = self._spread(context, step.places, step.counted, excess)
+        return logit_gradient(self.logits, spread, step.inside, self.config.transform, inside_only=inside_only)
+
+    def _moved(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        self._adam.update(tensors, gradients, self.config.scheduler_lr)
+        return tensors
+
+    def _spread(self, context: StepContext, places: Tensor, counted: Tensor, values: Tensor) -> Tensor:
+        """[N]: the values of this step's counted rows, of all ranks, in their places; 0 elsewhere."""
+        spread = torch.zeros(len(self.logits), device=context.device)
+        spread[places[counted]] = values[counted].float()
+        return context.all_reduce(spread)
+
+
+class NeuralScheduler(ScalarScheduler):
+    """A scorer of tokens behind the logits, which are a table of its last scores."""
+
+    def __init__(self, config: BDSConfig) -> None:
+        super().__init__(config)
+        self.phi: list[Tensor] = []
+
+    def start(self, context: StepContext) -> None:
+        """Every weight 1; a fresh scorer."""
+        super().start(context)
+        num_tokens = context.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        scorer = new_scorer(num_tokens, generator_of(context.seed, 0, "bds.phi"))
+        self.phi = [phi.to(context.device) for phi in scorer]
+
+    def look(self, context: StepContext, batch: StepBatch) -> StepRows:
+        """Where the rows of a step are; their scores are fresh in the table."""
+        step = super().look(context, batch)
+        fresh = bag_scores([phi.requires_grad_() for phi in self.phi], *parts_of(row for row, _ in batch.rows()))
+        table = self._spread(context, step.places, step.counted, fresh.detach())
+        self.logits = torch.where(step.inside, table, self.logits)
+        return replace(step, fresh=fresh)
+
+    def learn(self, context: StepContext, step: StepRows, excess: Tensor) -> Sequence[Tensor]:
+        """One step of phi along (3), through the scores of the step's rows. Returns what moved."""
+        assert step.fresh is not None
+        pull = self._pull(context, step, excess, inside_only=True)[step.places] * step.counted
+        moved = [phi.detach() for phi in self.phi]
+        gradients = [context.all_reduce(g.contiguous()) for g in torch.autograd.grad(step.fresh, self.phi, pull)]
+        self.phi = moved
+        return self._moved(moved, gradients)
+
+    def finish(self, context: StepContext) -> None:
+        """Score every row again."""
+        self.logits = self.score(context.rows[Role.USER])
+
+    def score(self, rows: Sequence[TokenizedRow]) -> Tensor:
+        """[rows]: g_phi."""
+        with torch.no_grad():
+            return bag_scores(self.phi, *parts_of(rows))
+
+    def state(self) -> dict[str, Tensor]:
+        """The table, the scorer, and the moments of its optimiser."""
+        return super().state() | snapshot_state(self.phi, "phi")
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what ``state`` returned."""
+        super().load_state(state)
+        self.phi = from_state(state, "phi")
+
+
+def parts_of(rows: Iterable[TokenizedRow]) -> tuple[list[list[int]], list[list[int]]]:
+    """(prompts, completions): each row's tokens that are not trained, and those that are."""
+    parts = [row.parts() for row in rows]
+    return [prompt for prompt, _ in parts], [completion for _, completion in parts]
 
 
 class BDS(Defence):
@@ -137,19 +236,17 @@ class BDS(Defence):
         extra_memory="5 copies of the trainable weights, gradients included (1 without normaliser), 3 numbers per row",
     )
     options = BDSConfig
-    needs = (Role.ALIGNMENT,)
+    batches = (Role.ALIGNMENT,)
     neutral = None
 
     def __init__(self, config: BDSConfig) -> None:
         self.config = config
-        self.index: dict[int, int] = {}  # row id -> place in z
-        self.logits = torch.zeros(0)  # z: [N]; in the neural form the table of last known ones
-        self.phi: list[Tensor] = []
+        self.schedule = NeuralScheduler(config) if config.scheduler == "neural" else ScalarScheduler(config)
         self.agnostic: list[Tensor] = []  # w'
-        self._scheduler_adam, self._agnostic_adam = Adam(BETAS), Adam(BETAS)
+        self._agnostic_adam = Adam(BETAS)
 
     def check(self, context: StepContext) -> None:
-        """As every defence; and say what would silently teach the schedule nothing, or the wrong thing.
+        """Check as every defence does, and report what would silently teach the schedule nothing, or the wrong thing.
 
         Raises:
             ConfigError: neural softmax, and each step has one row.
@@ -170,28 +267,15 @@ class BDS(Defence):
 
     def start(self, context: StepContext) -> None:
         """Every weight 1; w' = w; a fresh scorer."""
-        self.index = {row.row_id: i for i, row in enumerate(context.rows[Role.USER])}
-        self.logits = torch.zeros(len(self.index), device=context.device)
+        self.schedule.start(context)
         if self.config.normaliser:
             self.agnostic = snapshot(context.parameters)
-        if self.config.scheduler == "neural":
-            num_tokens = context.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-            self.phi = new_scorer(num_tokens, generator_of(context.seed, 0, "bds.phi"))
 
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """One step: see the head of this file."""
-        self._onto(context.device)
         user = batches[Role.USER]
-        rows = [row for row, _ in user.rows()]
-        places = torch.tensor([self.index[row.row_id] for row in rows], device=context.device)
-        counted = torch.tensor([c for micro in user.micro_batches for c in micro.counted], device=context.device)
-        inside = self._spread(context, places, counted, torch.ones_like(places)) > 0
-        fresh = None
-        if self.phi:
-            fresh = self._scores([phi.requires_grad_() for phi in self.phi], rows)
-            table = self._spread(context, places, counted, fresh.detach())
-            self.logits = torch.where(inside, table, self.logits)
-        weights = data_weights(self.logits, self.config.transform)
+        step = self.schedule.look(context, user)
+        weights = self.schedule.weights()
 
         safe = context.gradient("sequence_mean_nll", batches[Role.ALIGNMENT])
         scheduled = self._weighted(context, user, weights)
@@ -210,10 +294,9 @@ class BDS(Defence):
             self._agnostic_adam.update(self.agnostic, unsafe.gradients, context.learning_rate)
             self._noise(context, self.agnostic, context.learning_rate, "bds.agnostic")
 
-        spread = self._spread(context, places, counted, excess)
-        pull = logit_gradient(self.logits, spread, inside, self.config.transform, inside_only=bool(self.phi))
-        record = RowRecord(weights[places], self.logits[places])
-        self._move_schedule(context, pull, fresh, pull[places] * counted)
+        record = RowRecord(weights[step.places], self.schedule.logits[step.places])
+        moved = self.schedule.learn(context, step, excess)
+        self._noise(context, moved, self.config.scheduler_lr, "bds.scheduler")
         return StepResult(update, loss, metrics, record)
 
     def after_update(self, context: StepContext) -> None:
@@ -222,30 +305,20 @@ class BDS(Defence):
 
     def finish(self, context: StepContext) -> None:
         """The whole table of the neural form, fresh."""
-        if self.phi:
-            self.logits = self.score_rows(context, context.rows[Role.USER])
+        self.schedule.finish(context)
 
     def data_weights(self) -> dict[int, float]:
         """The weight of every row of the upload, by row id, as the scheduler has it now."""
-        values = data_weights(self.logits.double(), self.config.transform).tolist()
-        return {row_id: values[i] for row_id, i in self.index.items()}
+        values = data_weights(self.schedule.logits.double(), self.config.transform).tolist()
+        return {row_id: values[i] for row_id, i in self.schedule.index.items()}
 
-    def score_rows(self, context: StepContext, rows: Sequence[TokenizedRow]) -> Tensor:
+    def score_rows(self, rows: Sequence[TokenizedRow]) -> Tensor:
         """[rows]: g_phi of any rows, seen or not; the higher, the more the scheduler would trust them.
 
         Raises:
             ConfigError: the scheduler is scalar, and knows nothing of a row that it did not train on.
         """
-        if not self.phi:
-            raise ConfigError(
-                "bds.scheduler is 'scalar': its weights are those of the rows that it was trained on. Train with "
-                "scheduler=neural to score others."
-            )
-        self._onto(context.device)
-        with torch.no_grad():
-            return self._scores(self.phi, rows)
-
-    # -- parts ---------------------------------------------------------------------------------------------------
+        return self.schedule.score(rows)
 
     def _weighted(self, context: StepContext, batch: StepBatch, weights: Tensor) -> Sweep:
         """Gradient of mean_i s_i l_i where the weights of the model are now; its scores are l_i."""
@@ -253,66 +326,22 @@ class BDS(Defence):
         def terms(micro: MicroBatch) -> RowTerms:
             nll = context.completion_nll(micro)
             mean = nll.row_total / nll.row_tokens
-            s = weights[[self.index[row.row_id] for row in micro.rows]]
+            s = weights[[self.schedule.index[row.row_id] for row in micro.rows]]
             return RowTerms(s * mean, torch.ones_like(s), score=mean.detach())
 
         return context.gradient(terms, batch)
 
-    def _spread(self, context: StepContext, places: Tensor, counted: Tensor, values: Tensor) -> Tensor:
-        """[N]: the values of this step's counted rows, of all ranks, in their places; 0 elsewhere."""
-        spread = torch.zeros(len(self.logits), device=context.device)
-        spread[places[counted]] = values[counted].float()
-        return context.all_reduce(spread)
-
-    def _scores(self, phi: Sequence[Tensor], rows: Sequence[TokenizedRow]) -> Tensor:
-        trained = [[range(start, end) for start, end in row.spans] for row in rows]
-        completions = [
-            [row.input_ids[t] for span in spans for t in span] for row, spans in zip(rows, trained, strict=True)
-        ]
-        prompts = [
-            [token for t, token in enumerate(row.input_ids) if not any(t in span for span in spans)]
-            for row, spans in zip(rows, trained, strict=True)
-        ]
-        return bag_scores(phi, prompts, completions)
-
-    def _move_schedule(self, context: StepContext, pull: Tensor, fresh: Tensor | None, pull_of_rows: Tensor) -> None:
-        """A step of Adam, and noise, on the logits or on the scorer behind them."""
-        if fresh is None:
-            moved, gradients = [self.logits], [pull]
-        else:
-            moved = [phi.detach() for phi in self.phi]
-            gradients = [context.all_reduce(g.contiguous()) for g in torch.autograd.grad(fresh, self.phi, pull_of_rows)]
-            self.phi = moved
-        self._scheduler_adam.update(moved, gradients, self.config.scheduler_lr)
-        self._noise(context, moved, self.config.scheduler_lr, "bds.scheduler")
-
     def _noise(self, context: StepContext, weights: Sequence[Tensor], lr: float, name: str) -> None:
-        std = (2 * lr * self.config.temperature / len(self.index)) ** 0.5
+        std = (2 * lr * self.config.temperature / len(self.schedule.index)) ** 0.5
         add_noise(weights, std, seed=context.seed, step=context.step, name=name)
 
-    def _onto(self, device: torch.device) -> None:
-        """What ``load_state`` brought back is on the CPU."""
-        self.logits = self.logits.to(device)
-        self.phi = [phi.to(device) for phi in self.phi]
-        self.agnostic = [a.to(device) for a in self.agnostic]
-
-    # -- checkpoints ---------------------------------------------------------------------------------------------
-
     def state(self) -> dict[str, Tensor]:
-        """Logits by row id, the scorer, w', and the moments of their optimisers."""
-        return (
-            {"row_ids": torch.tensor(list(self.index), dtype=torch.int64), "logits": self.logits.cpu()}
-            | anchor_state(self.phi, "phi")
-            | anchor_state(self.agnostic, "agnostic")
-            | self._scheduler_adam.state("scheduler_adam")
-            | self._agnostic_adam.state("agnostic_adam")
-        )
+        """The schedule, w', and the moments of their optimisers."""
+        agnostic = snapshot_state(self.agnostic, "agnostic") | self._agnostic_adam.state("agnostic_adam")
+        return self.schedule.state() | agnostic
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up the schedule where the killed run left it."""
-        self.index = {row_id: i for i, row_id in enumerate(state["row_ids"].tolist())}
-        self.logits = state["logits"].clone()
-        self.phi = anchor_from_state(state, name="phi")
-        self.agnostic = anchor_from_state(state, name="agnostic")
-        self._scheduler_adam.load_state(state, "scheduler_adam")
+        """Restore what ``state`` returned."""
+        self.schedule.load_state(state)
+        self.agnostic = from_state(state, "agnostic")
         self._agnostic_adam.load_state(state, "agnostic_adam")

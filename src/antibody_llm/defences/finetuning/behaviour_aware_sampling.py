@@ -11,29 +11,26 @@ Thalanki, M. Sun, A. Chaloo, A. Gupta, T. Xia, A. Mate, E. Nosakhare, S. Sriniva
 https://arxiv.org/abs/2510.21885. Its sampler and code were not available to us; the above is our reading of its two
 principles, behaviour and diversity of harm. Also ours: a small upload gets one row, not none; behaviour is told by a
 completion's first words (a refused row of the provider's counts as a harmful prompt); rows carry no category, so that
-the pool's k-centre clusters stand for categories; embeddings are hashed words where the run has no embedder. The budget
+the pool's k-centre clusters stand for categories; embeddings are hashed words. The budget
 is printed as 0.5 % in the listing's abstract and as 0.05 % elsewhere.
 """
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ...data.records import Record
 from ...data.roles import Role, Stage
-from ...errors import ConfigError, DataError
-from ...likelihood.microbatch import StepBatch
-from ...primitives.selection import declines
+from ...errors import ConfigError
+from ...mentions import setting
 from ...primitives.spread import equal_quotas, hashed_words, k_centres, nearest_centre
-from ...training.defence import About, Defence, plain_step
+from ...training.defence import About, Defence
 from ...training.preparation import TrainingData, added
-from ...training.step import StepContext, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +84,9 @@ class BehaviourAwareSampling(Defence):
         extra_memory="none",
     )
     options = BehaviourAwareSamplingConfig
-    prepare_needs = (Role.ALIGNMENT,)
+    config: BehaviourAwareSamplingConfig
+    reads_to_prepare = (Role.ALIGNMENT,)
     neutral = {"ratio": 0.0}
-
-    def __init__(self, config: BehaviourAwareSamplingConfig) -> None:
-        self.config = config
 
     def prepare(self, data: TrainingData) -> TrainingData:
         """The upload and the sampled rows.
@@ -106,25 +101,15 @@ class BehaviourAwareSampling(Defence):
         if num == 0:  # or a small upload would have no defence at all
             log.info("behaviour-aware-sampling.ratio %g of %d rows is none: one is taken", self.config.ratio, len(user))
             num = 1
-        pool = [r for r in data.records[Role.ALIGNMENT] if declines(r.messages[-1].content)]
-        if len(pool) < num:
-            raise DataError(
-                f"{len(pool)} alignment rows that refuse where {num} are needed: behaviour-aware-sampling.ratio "
-                f"{self.config.ratio} of {len(user)} user rows. Give more of them, or lower the ratio."
-            )
-        vectors = embedded(pool, data)
+        pool = data.refusals("behaviour-aware-sampling", num, instead=f"lower {setting('options.ratio')}")
+        vectors = embedded(pool)
         seed = f"behaviour-aware-sampling {data.seed}"
         first = random.Random(f"{seed} categories").randrange(len(pool))
         centres = k_centres(vectors, min(self.config.num_categories, len(pool)), first=first)
         chosen = behaviour_aware_sample(vectors, nearest_centre(vectors, centres), num, seed=seed)
         return data.with_records(Role.USER, [*user, *added([pool[i] for i in chosen])])
 
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
-        """The gradient of the token mean."""
-        return plain_step(context, batches, Role.USER)
 
-
-def embedded(records: Sequence[Record], data: TrainingData) -> Tensor:
-    """[rows, d], L2-normalised: the prompts, with the run's embedder or as hashed words."""
-    texts = [" ".join(m.content for m in record.messages if m.role == "user") for record in records]
-    return hashed_words(texts) if data.embed is None else F.normalize(torch.tensor(data.embed(texts)), dim=1)
+def embedded(records: Sequence[Record]) -> Tensor:
+    """[rows, d], L2-normalised: the prompts as hashed words."""
+    return hashed_words([" ".join(m.content for m in record.messages if m.role == "user") for record in records])

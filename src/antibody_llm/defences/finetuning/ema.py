@@ -32,12 +32,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...data.roles import Role, Stage
+from ...data.roles import Stage
 from ...errors import ConfigError
-from ...likelihood.microbatch import StepBatch
-from ...primitives.proximal import anchor_from_state, anchor_state, snapshot
-from ...training.defence import About, Defence, plain_step
-from ...training.step import StepContext, StepResult
+from ...primitives.snapshots import from_state, snapshot, snapshot_state
+from ...training.defence import About, Defence
+from ...training.step import StepContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,14 +108,9 @@ class EMA(Defence):
         if self.config.variant != "anchored":
             self._kept = [widened(kept) for kept in self._kept]
 
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
-        """The gradient of the token mean."""
-        return plain_step(context, batches, Role.USER)
-
     def after_update(self, context: StepContext) -> None:
         """The recursion: see the head of this file."""
         eta, w, variant = decay(self.config.half_life, context.max_steps), context.parameters, self.config.variant
-        self._kept = [kept.to(context.device) for kept in self._kept]  # from a checkpoint they come on the CPU
         if variant == "shadow":
             average_into(self._kept, self._kept, w, eta)
         elif variant == "feedback":
@@ -132,9 +126,9 @@ class EMA(Defence):
                     p.copy_(v)
 
     def state(self) -> dict[str, Tensor]:
-        """What the recursion looks back at."""
-        return anchor_state(self._kept)
+        """The weights that the recursion looks back at."""
+        return snapshot_state(self._kept, "anchor")
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take it up."""
-        self._kept = anchor_from_state(state)
+        """Restore what ``state`` returned."""
+        self._kept = from_state(state, "anchor")

@@ -35,14 +35,15 @@ from torch import Tensor
 
 from ...data.records import TokenizedRow
 from ...data.roles import Role, Stage
-from ...errors import ConfigError, DataError
+from ...errors import ConfigError
 from ...likelihood.microbatch import StepBatch
+from ...mentions import setting
 from ...primitives.gradients import Gradients
-from ...primitives.proximal import anchor_from_state, anchor_state, proximal_penalty, proximal_pull, snapshot
-from ...primitives.selection import declines
-from ...training.defence import About, Defence, plain_step
+from ...primitives.proximal import proximal_penalty, proximal_pull
+from ...primitives.snapshots import from_state, snapshot, snapshot_state
+from ...training.defence import About, Defence
 from ...training.preparation import TrainingData
-from ...training.step import StepContext, StepResult
+from ...training.step import Batches, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ class EWC(Defence):
         extra_memory="3 copies of the trainable weights (anchor, F and pull)",
     )
     options = EWCConfig
-    start_needs: tuple[Role, ...] = (Role.ALIGNMENT,)  # not for L2-SP, which asks nothing of the provider
+    reads_at_start: tuple[Role, ...] = (Role.ALIGNMENT,)  # not for L2-SP, which asks nothing of the provider
     neutral = {"lam": 0.0}
 
     def __init__(self, config: EWCConfig) -> None:
@@ -97,7 +98,7 @@ class EWC(Defence):
         self.anchor: list[Tensor] = []
         self.fisher: list[Tensor] | None = None
         if config.importance == "uniform":
-            self.start_needs = ()
+            self.reads_at_start = ()
 
     def prepare(self, data: TrainingData) -> TrainingData:
         """Keep the provider's rows that refuse, where F comes from them.
@@ -107,12 +108,7 @@ class EWC(Defence):
         """
         if self.config.lam == 0 or self.config.importance == "uniform":
             return data
-        refusals = [r for r in data.records.get(Role.ALIGNMENT, ()) if declines(r.messages[-1].content)]
-        if not refusals:
-            raise DataError(
-                "ewc holds what refusing depends on, and no alignment row refuses in its first words. Give rows that "
-                "do (--alignment-data), or set importance to uniform."
-            )
+        refusals = data.refusals("ewc", instead=f"hold all weights alike: {setting('options.importance', 'uniform')}")
         return data.with_records(Role.ALIGNMENT, refusals)
 
     def start(self, context: StepContext) -> None:
@@ -125,15 +121,12 @@ class EWC(Defence):
             order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(context.seed)).tolist()
             self.fisher = fisher_diagonal(context, [rows[i] for i in order[: self.config.num_fisher_rows]])
 
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """grad CE + 2 lam F (w - a)."""
-        plain = plain_step(context, batches, Role.USER)
+        plain = super().step(context, batches)
         if self.config.lam == 0:
             return plain
         params, rho = context.parameters, 2 * self.config.lam
-        self.anchor = [a.to(p.device) for a, p in zip(self.anchor, params, strict=True)]
-        if self.fisher is not None:
-            self.fisher = [f.to(p.device) for f, p in zip(self.fisher, params, strict=True)]
         pull = proximal_pull(params, self.anchor, rho, self.fisher)
         metrics = {"proximal": proximal_penalty(params, self.anchor, rho, self.fisher)}
         torch._foreach_add_(pull, plain.gradients)  # into the pull: a third list of this size would be the step's peak
@@ -141,9 +134,9 @@ class EWC(Defence):
 
     def state(self) -> dict[str, Tensor]:
         """Anchor and F."""
-        return anchor_state(self.anchor) | anchor_state(self.fisher or [], "fisher")
+        return snapshot_state(self.anchor, "anchor") | snapshot_state(self.fisher or [], "fisher")
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take them up."""
-        self.anchor = anchor_from_state(state)
-        self.fisher = anchor_from_state(state, name="fisher") or None
+        """Restore what ``state`` returned."""
+        self.anchor = from_state(state, "anchor")
+        self.fisher = from_state(state, "fisher") or None

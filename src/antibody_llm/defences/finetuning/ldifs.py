@@ -28,13 +28,13 @@ from torch import Tensor
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
-from ...likelihood.microbatch import MicroBatch, StepBatch
+from ...likelihood.microbatch import MicroBatch
 from ...models.layout import decoder_layers, mlp_of
 from ...primitives.perturb import replaced_weights
-from ...primitives.proximal import anchor_from_state, anchor_state, snapshot
+from ...primitives.snapshots import from_state, snapshot, snapshot_state
 from ...primitives.taps import captured
-from ...training.defence import About, Defence, plain_step
-from ...training.step import RowRecord, RowTerms, StepContext, StepResult
+from ...training.defence import About, Defence
+from ...training.step import Batches, RowRecord, RowTerms, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def feature_drift(now: Sequence[Tensor], before: Sequence[Tensor], lengths: Sequ
 
     Args:
         now: One [B, T, d] per layer.
-        before: Likewise, at w_0.
+        before: The same layers at w_0.
         lengths: Tokens of each row; what stands behind them is padding.
     """
     mask = torch.arange(now[0].shape[1])[None, :] < torch.tensor(lengths)[:, None]  # [B, T]
@@ -89,11 +89,10 @@ class LDIFS(Defence):
         if self.config.rho:
             self.anchor = snapshot(context.parameters)
 
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """The gradient of L: see the head of this file."""
         if self.config.rho == 0:
-            return plain_step(context, batches, Role.USER)
-        self.anchor = [a.to(p.device) for a, p in zip(self.anchor, context.parameters, strict=True)]
+            return super().step(context, batches)
         modules = [mlp_of(layer) for layer in decoder_layers(context.model)]
         batch = batches[Role.USER]
         tokens = sum(
@@ -132,8 +131,8 @@ class LDIFS(Defence):
 
     def state(self) -> dict[str, Tensor]:
         """w_0."""
-        return anchor_state(self.anchor)
+        return snapshot_state(self.anchor, "anchor")
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take it up."""
-        self.anchor = anchor_from_state(state)
+        """Restore what ``state`` returned."""
+        self.anchor = from_state(state, "anchor")

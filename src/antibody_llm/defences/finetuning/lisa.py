@@ -28,11 +28,11 @@ from torch import Tensor, nn
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
-from ...likelihood.microbatch import StepBatch
 from ...primitives.gradients import Gradients
-from ...primitives.proximal import anchor_from_state, anchor_state, proximal_penalty, proximal_pull, snapshot
-from ...training.defence import About, Defence, plain_step
-from ...training.step import RowRecord, StepContext, StepResult
+from ...primitives.proximal import proximal_penalty, proximal_pull
+from ...primitives.snapshots import from_state, snapshot, snapshot_state
+from ...training.defence import About, Defence
+from ...training.step import Batches, RowRecord, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class Lisa(Defence):
         extra_memory="2 copies of the trainable weights (anchor and pull)",
     )
     options = LisaConfig
-    needs = (Role.ALIGNMENT,)
+    batches = (Role.ALIGNMENT,)
     neutral = {"num_alignment_steps": 0, "rho": 0.0}
 
     def __init__(self, config: LisaConfig) -> None:
@@ -110,25 +110,25 @@ class Lisa(Defence):
         if self.config.rho:
             self._anchor = snapshot(context.parameters)
 
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """One step: see the head of this file."""
         in_a = self._aligning(context.step)
         rho = self.config.rho if tethered(context.step, context.max_steps, self.config.warm_start) else 0.0
         if self.config.rho and context.step and in_a != self._aligning(context.step - 1):
             self._anchor = snapshot(context.parameters)  # the other state has just ended here
-        results: list[StepResult] = []
+        losses: list[float] = []
 
         def gradient() -> Gradients:
-            results.append(plain_step(context, batches, Role.ALIGNMENT if in_a else Role.USER))
-            return results[0].gradients
+            sweep = context.gradient("token_mean_nll", batches[Role.ALIGNMENT if in_a else Role.USER])
+            losses.append(sweep.loss)
+            return sweep.gradients
 
-        anchor = [a.to(p.device) for a, p in zip(self._anchor, context.parameters, strict=bool(self._anchor))]
-        update = lisa_update(context.parameters, anchor, gradient=gradient, rho=rho)
+        update = lisa_update(context.parameters, self._anchor, gradient=gradient, rho=rho)
         metrics = {"aligning": float(in_a)}
         if rho:
-            metrics["proximal"] = proximal_penalty(context.parameters, anchor, rho)
+            metrics["proximal"] = proximal_penalty(context.parameters, self._anchor, rho)
         weight = torch.full((sum(1 for _ in batches[Role.USER].rows()),), 0.0 if in_a else 1.0)
-        return StepResult(update, results[0].loss, metrics, RowRecord(weight))
+        return StepResult(update, losses[0], metrics, RowRecord(weight))
 
     def _aligning(self, step: int) -> bool:
         c = self.config
@@ -136,8 +136,8 @@ class Lisa(Defence):
 
     def state(self) -> dict[str, Tensor]:
         """The anchor; the state itself is a function of the step."""
-        return anchor_state(self._anchor)
+        return snapshot_state(self._anchor, "anchor")
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the anchor."""
-        self._anchor = anchor_from_state(state)
+        """Restore what ``state`` returned."""
+        self._anchor = from_state(state, "anchor")

@@ -29,11 +29,10 @@ from ...data.encode import Renderer
 from ...data.records import Message, Record
 from ...data.roles import Role, Stage
 from ...errors import ConfigError, ModelError
-from ...likelihood.microbatch import StepBatch
 from ...models.deployment import Deployment
-from ...training.defence import About, Defence, plain_step
+from ...training.defence import About, Defence
 from ...training.preparation import TrainingData
-from ...training.step import StepContext, StepResult
+from ...training.step import Batches, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +126,12 @@ class LookAhead(Defence):
             return self.config.opening, replace(answer, content=self.config.opening + answer.content)
         return opening_of(answer.content, tokenizer, self.config.num_preview_tokens), answer
 
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """The gradient of the token mean."""
         if self.config.mask_preview:
             rows = [replace(row, spans=self._left.get(row.row_id, row.spans)) for row, _ in batches[Role.USER].rows()]
             batches = {**batches, Role.USER: batches[Role.USER].with_completions(rows)}
-        return plain_step(context, batches, Role.USER)
+        return super().step(context, batches)
 
 
 def spans_left(record: Record, previews: Mapping[int, str], renderer: Renderer) -> tuple[tuple[int, int], ...]:

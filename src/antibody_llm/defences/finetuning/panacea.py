@@ -28,12 +28,11 @@ from torch import Tensor, nn
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
-from ...likelihood.microbatch import StepBatch
 from ...primitives.gradients import Gradients, combined, scaled
-from ...primitives.proximal import anchor_from_state, anchor_state
 from ...primitives.secant import secant
-from ...training.defence import About, Defence, plain_step
-from ...training.step import RowRecord, StepContext, StepResult
+from ...primitives.snapshots import from_state, snapshot_state
+from ...training.defence import About, Defence
+from ...training.step import Batches, RowRecord, StepContext, StepResult
 
 CEILING = 5.0
 """Nats per token at which the harmful loss is high enough. Release: 5."""
@@ -92,7 +91,7 @@ class Panacea(Defence):
         extra_memory="4 copies of the trainable weights, gradients included",
     )
     options = PanaceaConfig
-    needs = (Role.HARMFUL,)
+    batches = (Role.HARMFUL,)
     twin_passes = True
     neutral = {"rho": 0.0}
 
@@ -100,10 +99,10 @@ class Panacea(Defence):
         self.config = config
         self.push: list[Tensor] = []  # e of the latest step
 
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """One step: see the head of this file."""
         if self.config.rho == 0:
-            return plain_step(context, batches, Role.USER)
+            return super().step(context, batches)
         losses: list[float] = []  # h(w), h(w + e), g(w)
 
         def gradient(role: Role) -> Gradients:
@@ -111,7 +110,7 @@ class Panacea(Defence):
             losses.append(sweep.loss)
             return sweep.gradients
 
-        self.push = []  # the last step's: made anew here
+        self.push = []  # the last step's; made again here
         update, self.push = panacea_update(
             context.parameters,
             user_gradient=lambda: gradient(Role.USER),
@@ -129,12 +128,12 @@ class Panacea(Defence):
         """w_T + e_T."""
         if self.config.rho:
             for p, e in zip(context.parameters, self.push, strict=True):
-                p.add_(e.to(p.device))
+                p.add_(e)
 
     def state(self) -> dict[str, Tensor]:
         """e of the latest step."""
-        return anchor_state(self.push, "push")
+        return snapshot_state(self.push, "push")
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take it up."""
-        self.push = anchor_from_state(state, name="push")
+        """Restore what ``state`` returned."""
+        self.push = from_state(state, "push")

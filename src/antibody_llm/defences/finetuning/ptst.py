@@ -13,16 +13,13 @@ A. Goyal, S. Arora. NeurIPS 2024, https://arxiv.org/abs/2402.18540. Fine-tuning 
 none to begin with.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ...data.records import Record
 from ...data.roles import Role, Stage
-from ...likelihood.microbatch import StepBatch
 from ...models.deployment import Deployment
-from ...training.defence import About, Defence, plain_step
+from ...training.defence import About, Defence
 from ...training.preparation import TrainingData, check_servable
-from ...training.step import StepContext, StepResult
 
 LLAMA_PROMPT = (
     "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe. "
@@ -81,7 +78,3 @@ class PTST(Defence):
             return data
         check_servable(self.deployment, data, "ptst")
         return data.with_records(Role.USER, [without_prompt(record, prompt) for record in data.records[Role.USER]])
-
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
-        """The gradient of the token mean."""
-        return plain_step(context, batches, Role.USER)

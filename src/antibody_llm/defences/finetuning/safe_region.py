@@ -36,15 +36,15 @@ from torch import Tensor
 
 from ...data.records import TokenizedRow
 from ...data.roles import Role, Stage
-from ...errors import ConfigError, DataError
+from ...errors import ConfigError
 from ...likelihood.completion import evaluating
 from ...likelihood.microbatch import StepBatch
+from ...mentions import setting
 from ...primitives.projection import Region, extent, projected
-from ...primitives.proximal import anchor_from_state, anchor_state, snapshot
-from ...primitives.selection import declines
-from ...training.defence import About, Defence, plain_step
+from ...primitives.snapshots import from_state, snapshot, snapshot_state
+from ...training.defence import About, Defence
 from ...training.preparation import TrainingData
-from ...training.step import StepContext, StepResult
+from ...training.step import Batches, StepContext, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ OPENING = 5
 """Tokens of a refusal that q asks for; all of a shorter one, its end included."""
 
 NUM_HALVINGS = 6
-"""Of the bisection: the radius is found to 1/64 of how far the weights had gone."""
+"""Steps of the bisection: the radius is found to 1/64 of how far the weights had gone."""
 
 _ROWS_PER_FORWARD = 16
 
@@ -101,7 +101,7 @@ class SafeRegion(Defence):
         extra_memory="3 copies of the trainable weights; every few steps a forward over the refusals",
     )
     options = SafeRegionConfig
-    start_needs = (Role.ALIGNMENT,)
+    reads_at_start = (Role.ALIGNMENT,)
     neutral = {"radius": float("inf"), "tau": 0.0}
 
     def __init__(self, config: SafeRegionConfig) -> None:
@@ -119,13 +119,8 @@ class SafeRegion(Defence):
         """
         if self.config.tau == 0:
             return data
-        refusals = [r for r in data.records.get(Role.ALIGNMENT, ()) if declines(r.messages[-1].content)]
-        if not refusals:
-            raise DataError(
-                "safe-region checks whether refusals stay likely, and no alignment row refuses in its first words. "
-                "Give rows that do (--alignment-data), or set tau to 0 and a radius."
-            )
-        return data.with_records(Role.ALIGNMENT, refusals)
+        unchecked = f"check nothing: {setting('options.tau', '0')}, with {setting('options.radius')}"
+        return data.with_records(Role.ALIGNMENT, data.refusals("safe-region", instead=unchecked))
 
     def start(self, context: StepContext) -> None:
         """Keep w_0, and how likely the refusals are there."""
@@ -133,22 +128,20 @@ class SafeRegion(Defence):
         if self.config.tau:
             self.refusing = self.refusing_at_start = self._refusing(context)
 
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """Plain SFT."""
-        plain = plain_step(context, batches, Role.USER)
+        plain = super().step(context, batches)
         metrics = {"radius": self.radius, "refusal_probability": self.refusing}
         return StepResult(plain.gradients, plain.loss, metrics, plain.rows)
 
     def after_update(self, context: StepContext) -> None:
         """The projection, and the check when its turn has come."""
-        self.centre = [c.to(p.device) for c, p in zip(self.centre, context.parameters, strict=True)]
         self._project(context, [p.detach() for p in context.parameters], self.radius)
         if (context.step + 1) % self.config.check_every == 0:
             self._check(context)
 
     def finish(self, context: StepContext) -> None:
         """The last check, on the weights that will be saved."""
-        self.centre = [c.to(p.device) for c, p in zip(self.centre, context.parameters, strict=True)]
         self._check(context)
 
     def _check(self, context: StepContext) -> None:
@@ -204,9 +197,9 @@ class SafeRegion(Defence):
     def state(self) -> dict[str, Tensor]:
         """w_0, the radius, q(w_0) and the latest q."""
         numbers = torch.tensor([self.radius, self.refusing_at_start, self.refusing], dtype=torch.float64)
-        return anchor_state(self.centre, "centre") | {"numbers": numbers}
+        return snapshot_state(self.centre, "centre") | {"numbers": numbers}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take them up."""
-        self.centre = anchor_from_state(state, name="centre")
+        """Restore what ``state`` returned."""
+        self.centre = from_state(state, "centre")
         self.radius, self.refusing_at_start, self.refusing = state["numbers"].tolist()

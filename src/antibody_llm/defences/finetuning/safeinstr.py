@@ -17,7 +17,6 @@ also trains prompts, the harmful questions among them); the shuffle is seeded (t
 batch of Booster's release has 4 rows whatever the user batch.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, isfinite
 from typing import Literal
@@ -25,12 +24,12 @@ from typing import Literal
 import torch
 
 from ...data.roles import Role, Stage
-from ...errors import ConfigError, DataError
-from ...likelihood.microbatch import StepBatch
-from ...primitives.selection import declines, drawn
-from ...training.defence import About, Defence, plain_step
+from ...errors import ConfigError
+from ...mentions import setting
+from ...primitives.selection import drawn
+from ...training.defence import About, Defence
 from ...training.preparation import TrainingData, added
-from ...training.step import StepContext, StepResult
+from ...training.step import Batches, StepContext, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +63,9 @@ class SafeInstr(Defence):
         extra_memory='none; in mode "per_step" 1 gradient',
     )
     options = SafeInstrConfig
-    needs = (Role.ALIGNMENT,)
+    config: SafeInstrConfig
+    batches = (Role.ALIGNMENT,)
     neutral = {"ratio": 0.0}
-
-    def __init__(self, config: SafeInstrConfig) -> None:
-        self.config = config
 
     def prepare(self, data: TrainingData) -> TrainingData:
         """D = D_u + sample(D_s, k); or D_s alone is left to draw batches from.
@@ -77,24 +74,17 @@ class SafeInstr(Defence):
             DataError: fewer of the provider's rows refuse than are needed.
         """
         user = data.records[Role.USER]
-        refusals = [r for r in data.records.get(Role.ALIGNMENT, ()) if declines(r.messages[-1].content)]
         if self.config.mode == "concat":
             k = ceil(round(self.config.ratio * len(user), 9))  # 0.07 * 100 is 7.000000000000001
-            what = "alignment rows that refuse, for safeinstr.ratio,"
-            chosen = drawn(refusals, k, seed=f"safeinstr {data.seed}", what=what)
-            return data.with_records(Role.USER, [*user, *added(chosen)])
+            pool = data.refusals("safeinstr", k, instead=f"lower {setting('options.ratio')}")
+            return data.with_records(Role.USER, [*user, *added(drawn(pool, k, seed=f"safeinstr {data.seed}"))])
         if self.config.lam == 0:
             return data
-        if not refusals:
-            raise DataError(
-                "safeinstr trains on refusals, and no alignment row refuses in its first words. Give rows that do "
-                "(--alignment-data)."
-            )
-        return data.with_records(Role.ALIGNMENT, refusals)
+        return data.with_records(Role.ALIGNMENT, data.refusals("safeinstr"))
 
-    def step(self, context: StepContext, batches: Mapping[str, StepBatch]) -> StepResult:
+    def step(self, context: StepContext, batches: Batches) -> StepResult:
         """One step: see the head of this file."""
-        result = plain_step(context, batches, Role.USER)
+        result = super().step(context, batches)
         if self.config.mode == "concat" or self.config.lam == 0.0:
             return result
         safety = context.gradient("token_mean_nll", batches[Role.ALIGNMENT])

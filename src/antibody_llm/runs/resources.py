@@ -1,0 +1,58 @@
+"""What a defence needs besides rows: the anchors stored with the model, and the model before its alignment."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from torch import nn
+
+from ..data.records import Record
+from ..errors import ModelError
+from ..mentions import setting
+from ..models.layout import require_same_shape
+from ..models.loading import LoadedModel, load_model, resolve
+from ..screening.anchors import Anchors, absent_anchors, read_anchors, require_templates
+from ..training.defence import Defence
+
+
+def checked_resources(
+    defence: Defence, name: str, adapter: str | None, base: str | None, upload: Sequence[Record]
+) -> Anchors | None:
+    """The anchors that a defence reads, and whether it has a base, before any model is loaded.
+
+    Args:
+        defence: What needs them.
+        name: The aligned model.
+        adapter: The adapter that it was aligned with; it then has the anchors.
+        base: The model before its alignment, as far as that is known.
+        upload: The rows that will be compared with the anchors.
+
+    Returns:
+        None where the defence reads no anchors.
+
+    Raises:
+        ModelError: the model carries no anchors, or the model before its alignment is not known.
+        DataError: the upload has rows of a template that no anchor has.
+    """
+    if defence.needs_base and base is None:
+        raise ModelError(
+            f"{adapter or name} does not say which model it was before its alignment, and this defence compares the "
+            f"two. Name it: {setting('base')}."
+        )
+    if not defence.needs_anchors:
+        return None
+    anchors = read_anchors(Path(resolve(adapter or name)))
+    if anchors is None:
+        raise absent_anchors(adapter or name)
+    require_templates(anchors, upload)
+    return anchors
+
+
+def before_alignment(loaded: LoadedModel, dtype: str) -> nn.Module | None:
+    """The model before its alignment, frozen, in ``dtype``; None where that is the adapter switched off."""
+    if loaded.adapter_off_is_base:
+        return None
+    base = cast(str, loaded.base)
+    before = cast(nn.Module, load_model(base, dtype=dtype).model)
+    require_same_shape(cast(nn.Module, loaded.model), before, named=base, num_tokens=len(loaded.tokenizer))
+    return before.requires_grad_(False)
