@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gpu_check
-from antibody_llm.training.step import Stage
+from antibody_llm.data.roles import Stage
 
 CPU = torch.device("cpu")
 

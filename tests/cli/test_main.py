@@ -81,9 +81,7 @@ def test_a_full_disk_ends_with_2_and_the_previous_checkpoint(antibody, tmp_path,
 
 def test_defences_lists_the_catalogue(antibody):
     rows = json.loads(antibody("defences", "--json").stdout)["defences"]
-    assert {"name", "stage", "paper", "needs", "forwards", "backwards", "extra_memory", "summary"} == set(
-        rows[0]
-    )
+    assert {"name", "stage", "paper", "needs", "forwards", "backwards", "extra_memory", "summary"} == set(rows[0])
     listed = antibody("defences").stdout
     assert all(row["name"] in listed and row["summary"] in listed for row in rows)
 
