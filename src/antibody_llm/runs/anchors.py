@@ -13,8 +13,8 @@ from ..data.records import Message, Record, TokenizedRow
 from ..data.roles import Role
 from ..errors import ConfigError, DataError, ModelError, OutputError
 from ..files import TEMPORARY, disk_errors, held, is_held
-from ..mentions import setting
 from ..likelihood.reader import ModelReader
+from ..mentions import setting
 from ..models.layout import require_same_shape
 from ..models.loading import PACKAGED, LoadedModel, load_model, resolve
 from ..paths import checked_output

@@ -11,11 +11,11 @@ from ..data.encode import Renderer, encode_rows
 from ..data.notices import template_notices
 from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import DataError
+from ..likelihood.refusals import Refusals
 from ..mentions import setting
 from ..models.layout import context_length
 from ..models.loading import LoadedModel
 from ..store.result import Skipped
-from ..likelihood.refusals import Refusals
 
 log = logging.getLogger("antibody")
 

@@ -9,8 +9,8 @@ from torch import nn
 from ..data.roles import Role, Stage
 from ..defences.catalogue import make_repair
 from ..errors import DataError
-from ..mentions import setting
 from ..likelihood.reader import ModelReader
+from ..mentions import setting
 from ..models.loading import load_model
 from ..profiles import Choice, Profile, profile_of
 from ..settings import RepairSettings, Rows, field_of, plain, rows_of, written_out

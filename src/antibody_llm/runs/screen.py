@@ -25,8 +25,8 @@ from ..data.files import BadRow, report
 from ..data.notices import template_notices
 from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import ConfigError, DataError, ModelError, OutputError
-from ..mentions import in_python, setting, spelled
 from ..likelihood.reader import ModelReader
+from ..mentions import in_python, setting, spelled
 from ..models.layout import require_same_shape
 from ..models.loading import LoadedModel, load_model, resolve
 from ..profiles import profile_of

@@ -19,9 +19,9 @@ from ..data.roles import MAIN_ROLE, Role, Stage
 from ..defences.catalogue import make_defence, parse_options
 from ..errors import ConfigError, DataError
 from ..files import disk_errors
-from ..mentions import setting
 from ..likelihood.ranks import alone, from_first
 from ..likelihood.refusals import Refusals
+from ..mentions import setting
 from ..models.adapters import PAPER_TARGETS, add_lora
 from ..models.loading import LoadedModel, is_adapter, load_model
 from ..models.saving import save_adapter, save_model
