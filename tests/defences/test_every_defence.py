@@ -108,7 +108,8 @@ def _is_as_it_was(model, before, flags):
 def two_ranks(tmp_path_factory):
     """All defences in one launch of two gloo processes."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
     done = subprocess.run(
