@@ -9,10 +9,11 @@ import re
 import unicodedata
 from collections.abc import Callable
 from decimal import Decimal
-from difflib import get_close_matches
 from typing import TypeVar
 
 from ..errors import ConfigError
+from ..parsing import nearest
+from ..text import quoted
 
 _T = TypeVar("_T")
 Rule = Callable[[str, str], bool]
@@ -69,9 +70,8 @@ def answer_rule(name: str) -> Rule:
         ConfigError: There is none; offers the nearest name.
     """
     if name not in ANSWERS:
-        near = get_close_matches(name, ANSWERS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ConfigError(f"answer rule {name!r}: no such rule{hint} Rules: {', '.join(ANSWERS)}.")
+        unknown = f"answer rule {quoted(name)}: no such rule"
+        raise ConfigError(f"{unknown}{nearest(name, ANSWERS)} Rules: {', '.join(ANSWERS)}.")
     return ANSWERS[name]
 
 
