@@ -1,6 +1,7 @@
-"""Rooms: arrows point one way."""
+"""Rooms: arrows point one way, and each keeps what is its own."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,24 @@ def test_trainer_uses_few_names_of_trl_and_they_exist():
     names = {t[-1] for path in FILES for t in _imports(path) if t[0] == "trl"}
     assert len(names) <= 8
     assert names <= {"SFTConfig", "SFTTrainer", "add_fused_lm_head"}
+
+
+def test_only_the_command_line_spells_flags():
+    flag = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+    spelled = {"cli", "mentions"}  # mentions.py shows how each surface spells a setting
+    spelled |= {"bench"}  # called by commands alone; its table prints the commands that make it again
+    spelled |= {"runs"}  # until its errors name settings
+    found = [
+        f"{path.relative_to(SOURCE)}:{node.lineno}: {match[0]}"
+        for path in FILES
+        if _room(path) not in spelled
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        for match in flag.finditer(node.value)
+    ]
+    assert not found, "write mentions.setting(name) instead"
+
+
+@pytest.mark.parametrize("terminal", ["typer", "click"])
+def test_only_the_command_line_knows_a_terminal(terminal):
+    assert not [path for path in FILES if _room(path) != "cli" and (terminal,) in {t[:1] for t in _imports(path)}]

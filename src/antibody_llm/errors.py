@@ -23,13 +23,14 @@ class AntibodyError(Exception):
     """
 
     def __init__(self, message: str = "", *, field: str | None = None) -> None:
-        self._message = pieces(message, escaped)
+        self.message = pieces(message, escaped)
+        """With its mentions as they are, for another error to repeat."""
         self.field = field or next(iter(mentioned(message)), None)
         super().__init__(self.spelled(in_python))
 
     def spelled(self, spell: Spell) -> str:
         """The message with every setting spelled as a surface's users write it."""
-        return cut(spelled(self._message, spell))
+        return cut(spelled(self.message, spell))
 
 
 class ConfigError(AntibodyError):

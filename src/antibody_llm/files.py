@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import OutputError
+from .mentions import setting
 
 TEMPORARY = ".tmp"
 """How the name of a file ends while it is written; it then also begins with a dot."""
@@ -84,8 +85,8 @@ def _from_torchs_writer(error: Exception) -> bool:
 def unwritable(path: Path, error: Exception) -> OutputError:
     """The error for a file or folder that could not be written."""
     return OutputError(
-        f"{path}: cannot be written ({reason(error)}). Free some space or choose another --output; what was there "
-        "before is unchanged."
+        f"{path}: cannot be written ({reason(error)}). Free some space or choose another {setting('output')}; what was "
+        "there before is unchanged."
     )
 
 

@@ -185,7 +185,7 @@ def test_an_adapter_whose_base_is_gone_says_which_and_loads_where_it_is_given(ad
     folder = adapter_copy(base_model_name_or_path="/gone/model")
     assert load_model(str(folder)).name == str(tiny_llama_folder)  # its provenance still knows
     (folder / "antibody.json").unlink()
-    with pytest.raises(ModelError, match=r"base is not found \('/gone/model'\).*--adapter"):
+    with pytest.raises(ModelError, match=r"base is not found \('/gone/model'\).*as adapter"):
         load_model(str(folder))
     assert load_model(str(tiny_llama_folder), adapter=str(folder)).adapter == str(folder)
 

@@ -89,11 +89,11 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def as_flag(name: str, value: str | None = None) -> str:
-    """A setting as the command line has it: ``--regime lora``, ``--set tau=0.3``."""
+    """A setting as the command line has it: ``--regime lora``, ``--set tau=0.3``, ``--overwrite``."""
     group, _, key = name.rpartition(".")
     if group:
         return f"{_flag(group)} {key}={'...' if value is None else value}"
-    return _flag(name) if value is None else f"{_flag(name)} {value}"
+    return _flag(name) if value in (None, "True") else f"{_flag(name)} {value}"
 
 
 def _flag(name: str) -> str:

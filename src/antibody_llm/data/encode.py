@@ -25,6 +25,7 @@ from typing import TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError, ModelError
+from ..mentions import setting
 from .control import GUARD, ControlTokens
 from .files import BadRow, report
 from .records import Message, Record, Template, TokenizedRow
@@ -296,7 +297,8 @@ def encode_rows(
         shown = ", ".join(f"line {line} ({num} tokens)" for line, num in too_long[:NUM_ROWS_SHOWN])
         more = f" and {len(too_long) - NUM_ROWS_SHOWN} more" if len(too_long) > NUM_ROWS_SHOWN else ""
         counted = f" (a refusal of {refusal_tokens} tokens in place of an answer counted)" if refusal_tokens else ""
-        fix = "Shorten them" + (", raise the limit" if skip_too_long else ", or leave them out with --skip-too-long")
+        leave_out = f", or leave them out with {setting('skip_too_long', 'True')}"
+        fix = "Shorten them" + (", raise the limit" if skip_too_long else leave_out)
         raise DataError(
             f"{records[0].source}: {len(too_long)} of {len(records)} rows are longer than {renderer.max_length} "
             f"tokens{counted}: {shown}{more}. {fix}."

@@ -29,3 +29,8 @@ class Role(StrEnum):
 
 MAIN_ROLE: Mapping[Stage, Role] = {Stage.ALIGNMENT: Role.ALIGNMENT, Stage.FINETUNING: Role.USER}
 """Whose rows an epoch counts."""
+
+
+def setting_of(role: str) -> str:
+    """The name of the setting that brings the rows of a role: ``data`` for the upload, else ``harmful_data``."""
+    return "data" if role == Role.USER else f"{role.replace('-', '_')}_data"

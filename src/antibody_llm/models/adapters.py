@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import ConfigError, ModelError
+from ..mentions import setting
 
 PAPER_TARGETS = ("q_proj", "k_proj", "v_proj")
 """Source: the release of Antibody (2603.00498), scripts: LoRA r 32, alpha 4, targets q, k, v, dropout 0."""
@@ -80,7 +81,8 @@ def adapter_disabled(model: nn.Module) -> Iterator[None]:
     """
     if not isinstance(model, PeftModel):
         raise ModelError(
-            "the model has no adapter to switch off. Load one, or name the model before alignment as --base."
+            "the model has no adapter to switch off. Load one, or name the model before alignment as "
+            f"{setting('base')}."
         )
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:

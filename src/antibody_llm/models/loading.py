@@ -20,6 +20,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ModelError
+from ..mentions import setting
 from ..text import quoted
 from .files import field, first_line, read_json
 from .stored_adapter import attach_adapter, read_adapter_config
@@ -157,7 +158,7 @@ def adapter_base(adapter: str) -> str:
             return name
     raise ModelError(
         f"{adapter}: the adapter's base is not found ({', '.join(map(quoted, candidates)) or 'none is named'}). "
-        "Give the base as --model and this folder as --adapter."
+        f"Give the base as {setting('model')} and this folder as {setting('adapter')}."
     )
 
 
@@ -213,7 +214,7 @@ def _check_folder(folder: Path, name: str) -> None:
     if (folder / "adapter_config.json").is_file():
         raise ModelError(
             f"{name}: holds both a model and an adapter (config.json and adapter_config.json). Move the adapter's "
-            "files to a folder of their own, and name it as --adapter."
+            f"files to a folder of their own, and name it as {setting('adapter')}."
         )
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise ModelError(f"{name}: no tokenizer in the folder. Copy tokenizer.json and tokenizer_config.json into it.")
@@ -315,7 +316,8 @@ def _load_weights(place: str, name: str, dtype: torch.dtype) -> PreTrainedModel:
         )
     if getattr(model, "_hf_peft_config_loaded", False):  # a Hub id; a folder was looked into
         raise ModelError(
-            f"{name}: an adapter, which was put on its base. Give the base as --model and it as --adapter."
+            f"{name}: an adapter, which was put on its base. Give the base as {setting('model')} and it as "
+            f"{setting('adapter')}."
         )
     return model
 
@@ -354,7 +356,9 @@ def _check_base(adapter: str, folder: Path, name: str) -> None:
         return
     if resolve(named) != resolve(name):
         shown = quoted(named).strip("'")
-        raise ModelError(f"{adapter}: the adapter was trained on {shown}, not on {name}. Give --model {shown}.")
+        raise ModelError(
+            f"{adapter}: the adapter was trained on {shown}, not on {name}. Give {setting('model', shown)}."
+        )
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:

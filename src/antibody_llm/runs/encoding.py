@@ -63,7 +63,7 @@ def encode(
             except DataError as error:
                 if args is not None and args.max_length == renderer.max_length and "longer than" in str(error):
                     raise DataError(
-                        f"{error.spelled(setting)} The limit is max_length; {setting('training.max_length')} moves it."
+                        f"{error.message} The limit is max_length; {setting('training.max_length')} moves it."
                     ) from error
                 raise
             rows[role] += encoded.rows

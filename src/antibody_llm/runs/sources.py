@@ -47,7 +47,7 @@ def _read(rows: Rows, name: str, load: Callable[[str | Path], list[Record]]) -> 
         try:
             records = load(place)
         except DataError as error:
-            raise DataError(error.spelled(setting).replace(place, called)) from error
+            raise DataError(error.message.replace(place, called)) from error
     return Source(called, [replace(record, source=called) for record in records])
 
 
@@ -100,7 +100,7 @@ def read_refusals(
             try:
                 texts = load_refusals(file)
             except DataError as error:
-                raise DataError(error.spelled(setting).replace(str(file), str(refusals))) from error
+                raise DataError(error.message.replace(str(file), str(refusals))) from error
     else:
         texts = list(refusals)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..data.records import Template, TokenizedRow
 from ..errors import DataError, ModelError, TrainingError
 from ..files import whole
+from ..mentions import setting
 from ..primitives.mixture import LogRatio, log_density_ratio
 from ..training.step import StepContext
 from .evidence import BEFORE, NOW, Evidence, EvidenceKind, Probe, collect, normalised, states
@@ -118,7 +119,8 @@ def require_enough(num_harmful: int, num_benign: int) -> None:
     for label, num in (("harmful", num_harmful), ("benign", num_benign)):
         if num < MIN_ROWS:
             raise DataError(
-                f"{num} {label} anchor rows where at least {MIN_ROWS} are needed. Give more: --anchor-{label}-data."
+                f"{num} {label} anchor rows where at least {MIN_ROWS} are needed. Give more as "
+                f"{setting(f'anchor_{label}_data')}."
             )
 
 
@@ -171,8 +173,8 @@ def fit_probe(now: Tensor, before: Tensor, num_harmful: int) -> Probe:
     change = normalised(now) - normalised(before)
     if not float(change.abs().max()) > 0:
         raise ModelError(
-            "the aligned model and the one before it read the anchors alike: nothing was aligned, or --base names the "
-            "aligned model itself."
+            "the aligned model and the one before it read the anchors alike: nothing was aligned, or "
+            f"{setting('base')} names the aligned model itself."
         )
     shift = (_mean_difference(change, num_harmful) + _fisher(change, num_harmful)) / 2
     offset = (change[num_harmful:].mean(dim=0) * shift).sum()
@@ -269,7 +271,7 @@ def check_anchors(context: StepContext, anchors: Anchors, measure: EvidenceKind,
         raise TrainingError(
             f"self-check: {measure} of an anchor is {float(again[worst]):.4f} now and {float(stored[some[worst]]):.4f} "
             "as stored with the model. The model, its base, or the refusals are not those that it was aligned with; "
-            "check --base, --adapter and --refusals, or align again."
+            f"check {setting('base')}, {setting('adapter')} and {setting('refusals')}, or align again."
         )
 
 

@@ -107,4 +107,4 @@ def _of_file(path: Path, name: str) -> Iterator[RawRow]:
     try:
         yield from iter_json_rows(path)
     except DataError as error:
-        raise DataError(str(error).replace(str(path), name)) from error
+        raise DataError(error.message.replace(str(path), name)) from error

@@ -26,6 +26,7 @@ import yaml
 
 from ..errors import OutputError
 from ..files import TEMPORARY, disk_errors, reason, write_text
+from ..mentions import setting
 from ..models.loading import PACKAGED, PROVENANCE
 from ..paths import checked_output
 from ..text import quoted
@@ -161,7 +162,10 @@ def open_run(
             folder that another process writes to; or nothing to resume.
     """
     if resume and overwrite:
-        raise OutputError(f"{output}: --resume goes on with what is there, --overwrite replaces it. Give one of them.")
+        raise OutputError(
+            f"{output}: {setting('resume')} goes on with what is there, {setting('overwrite')} replaces it. Give "
+            "one of them."
+        )
     final = checked_output(output).absolute()
     config = yaml.safe_load(yaml.safe_dump(dict(config), sort_keys=False))  # as it will be read back
     lock = FolderLock(final)
@@ -176,7 +180,9 @@ def open_run(
             return RunFolder(final, final, config, State.COMPLETE, lock)
         path, state = _look(final, config, overwrite=overwrite)
         if state is State.NEW and resume:
-            raise OutputError(f"{final}: there is no run to resume. Leave --resume out, or name the run's folder.")
+            raise OutputError(
+                f"{final}: there is no run to resume. Leave {setting('resume')} out, or name the run's folder."
+            )
         if state is State.COMPLETE:
             _tidy(final, lock)
         else:
@@ -208,12 +214,13 @@ def _look(final: Path, config: Mapping[str, Any], *, overwrite: bool) -> tuple[P
         names = sorted(entry.name for entry in final.iterdir())
         raise OutputError(
             f"{final}: holds something else than a run ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}). "
-            "Choose another folder, or give --overwrite, which leaves that in place and puts the run beside it."
+            f"Choose another folder, or give {setting('overwrite', 'True')}, which leaves that in place and puts the "
+            "run beside it."
         )
     if stored != config:
         raise OutputError(
             f"{final}: holds a run of another configuration ({_differences(stored, config)}). Choose another folder, "
-            "or replace that run with --overwrite."
+            f"or replace that run with {setting('overwrite', 'True')}."
         )
     return final, State.COMPLETE if (final / RESULT).is_file() else State.PARTIAL
 
@@ -250,7 +257,9 @@ def refuse_inputs(final: Path, inputs: Iterable[object]) -> None:
             continue
         if real == read or real in read.parents or read in real.parents:
             how = "is" if real == read else "holds" if real in read.parents else "lies inside"
-            raise OutputError(f"{final}: the output {how} an input of the run, {given}. Choose another --output.")
+            raise OutputError(
+                f"{final}: the output {how} an input of the run, {given}. Choose another {setting('output')}."
+            )
 
 
 def _refuse_in_the_way(final: Path) -> None:
@@ -267,7 +276,7 @@ def _refuse_in_the_way(final: Path) -> None:
 def _in_the_way(path: Path) -> OutputError:
     return OutputError(
         f"{path}: is in the way, and no run of ours made it. Move it elsewhere and run the same command again, or "
-        "choose another --output."
+        f"choose another {setting('output')}."
     )
 
 
@@ -337,7 +346,7 @@ def _replace(final: Path) -> None:
         write_text(beside / OLD_FILES, json.dumps(old))
         beside.rename(final / REPLACING)
     except (OSError, OutputError) as error:
-        said = str(error) if isinstance(error, OutputError) else f"{final}: cannot be replaced ({reason(error)})."
+        said = error.message if isinstance(error, OutputError) else f"{final}: cannot be replaced ({reason(error)})."
         raise OutputError(f"{said} The new run is complete, in {beside}.") from error
     _put_in_place(final)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..errors import OutputError
 from ..files import try_lock, unwritable
+from ..mentions import setting
 
 log = logging.getLogger("antibody")
 
@@ -129,7 +130,7 @@ class FolderLock:
             who = "which one is not known"
         return OutputError(
             f"{self.file.parent}: another process is writing to it ({who}). Wait until it has ended, or stop it, and "
-            "run the same command again; or choose another --output."
+            f"run the same command again; or choose another {setting('output')}."
         )
 
 

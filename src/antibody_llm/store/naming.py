@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
+from ..mentions import setting
 from ..models.loading import (
     TOKENIZER_FILES,
     WEIGHT_SUFFIXES,
@@ -71,7 +72,8 @@ def _refuse_another_base(adapter: str, base: str) -> None:
     if trained_on is not None and found is not None and trained_on != found:
         raise ModelError(
             f"{adapter}: the adapter was trained on {base} as it was then, and other weights are there now: they were "
-            "replaced, by --overwrite perhaps. Train the adapter again, or put the earlier weights back."
+            f"replaced, by a run with {setting('overwrite', 'True')} perhaps. Train the adapter again, or put the "
+            "earlier weights back."
         )
 
 

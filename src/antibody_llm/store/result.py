@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
+from ..mentions import setting
 
 RESULT = "result.json"
 """Written last: a run folder that holds it is complete."""
@@ -70,7 +71,9 @@ def stored_result(folder: Path) -> RunResult:
         plain["model"] = None if plain["model"] is None else folder / plain["model"]
         return RunResult(**(plain | {"output": folder}))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise OutputError(f"{folder / RESULT}: cannot be read ({error}). Run again with --overwrite.") from error
+        raise OutputError(
+            f"{folder / RESULT}: cannot be read ({error}). Run again with {setting('overwrite', 'True')}."
+        ) from error
 
 
 def stored_files(folder: Path) -> list[str] | None:

@@ -150,5 +150,5 @@ def check_head(model: nn.Module, micro: MicroBatch, *, pad_id: int, head: Head) 
     if not abs(a - b) <= tolerance(model) * max(1.0, abs(b)):
         raise TrainingError(
             f"self-check: the '{head}' head gives {a:.6f} nats per token where the plain forward gives {b:.6f}. "
-            "This model's forward does something that this head does not know; set head=full."
+            "This model's forward does something that this head does not know. Please report it with the model's name."
         )

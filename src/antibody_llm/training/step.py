@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..data.records import TokenizedRow
 from ..data.roles import Role, Stage
 from ..errors import ConfigError
+from ..mentions import setting
 from ..models.adapters import adapter_disabled, trainable_parameters
 from ..models.deployment import Deployment
 from ..primitives.gradients import Gradients
@@ -148,7 +149,9 @@ class StepContext:
             ConfigError: there is none.
         """
         if self._refusals is None:
-            raise ConfigError("this defence scores against refusals, and the run has none. Pass --refusals FILE.")
+            raise ConfigError(
+                f"this defence scores against refusals, and the run has none. Give {setting('refusals')}."
+            )
         return self._refusals
 
     def completion_nll(self, micro: MicroBatch) -> TurnNLL:

@@ -24,8 +24,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from ..data.records import TokenizedRow
-from ..data.roles import MAIN_ROLE
+from ..data.roles import MAIN_ROLE, setting_of
 from ..errors import ConfigError, DataError, TrainingError
+from ..mentions import setting
 from .batches import Grid, MicroBatch, RoleStream, StepBatch, StepLoader
 from .checkpoints import load_run_state, save_checkpoint
 from .likelihood import Head, bare
@@ -79,7 +80,7 @@ class DefendedTrainer(SFTTrainer):
         for role in (self.main_role, *defence.needs, *defence.start_needs):
             if not rows.get(role):
                 raise DataError(
-                    f"{type(defence).__name__} needs {role} rows and was given none. Pass --{role}-data FILE."
+                    f"{type(defence).__name__} needs {role} rows and was given none. Give {setting(setting_of(role))}."
                 )
         self._main_rows = rows[self.main_role]
         self._micro_batches: list[MicroBatch] = []
@@ -101,7 +102,7 @@ class DefendedTrainer(SFTTrainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ConfigError(
                 "FSDP and DeepSpeed are not supported yet: nobody has run a defence under them. Use DDP "
-                "(accelerate launch --multi_gpu), or one process."
+                "(started by accelerate launch), or one process."
             )
         self.grid = Grid(
             args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size, args.process_index
@@ -257,7 +258,7 @@ def _refuse_dropout(model: nn.Module, defence: str) -> None:
     if found:
         raise ConfigError(
             f"{defence} compares passes that must see the same function, and the model has dropout: {found[0]}. "
-            "Set it to 0 (that of a new adapter is --lora dropout=0)."
+            f"Set it to 0 (that of a new adapter is {setting('lora.dropout', '0')})."
         )
 
 

@@ -153,7 +153,7 @@ def test_refreshing_reads_anchors_and_upload_again_with_the_model_as_it_is(tmp_p
 
 def test_without_anchors_or_with_another_base_the_run_stops(tmp_path):
     context = StepContext(tiny_llama(), rows=ROWS, refusals=random_refusals(), base=tiny_llama(9), folder=tmp_path)
-    with pytest.raises(ModelError, match="--anchor-harmful-data"):
+    with pytest.raises(ModelError, match="anchor_harmful_data"):
         make_defence(Stage.FINETUNING, "antibody-posterior").start(context)
     with pytest.raises(TrainingError, match="as stored"):
         started(tmp_path, base=3)

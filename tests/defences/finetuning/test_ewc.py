@@ -111,7 +111,7 @@ def test_the_fisher_rows_are_those_that_refuse():
 
 def test_rows_of_which_none_refuses_are_an_error_unless_importance_is_uniform():
     data = provided("mix it with water")
-    with pytest.raises(DataError, match=r"no alignment row refuses .*--alignment-data"):
+    with pytest.raises(DataError, match=r"no alignment row refuses .*alignment_data"):
         EWC(EWCConfig(lam=1.0)).prepare(data)
     assert EWC(EWCConfig(lam=1.0, importance="uniform")).prepare(data) is data
     assert EWC(EWCConfig(lam=0.0)).prepare(data) is data

@@ -75,7 +75,7 @@ def test_only_rows_that_refuse_are_kept():
 
 def test_rows_of_which_none_refuses_are_an_error_unless_nothing_is_checked():
     data = TrainingData({"user": [], "alignment": records("mix it", "a cat")}, tiny_tokenizer(), 0)
-    with pytest.raises(DataError, match=r"no alignment row refuses .*--alignment-data"):
+    with pytest.raises(DataError, match=r"no alignment row refuses .*alignment_data"):
         SafeRegion(SafeRegionConfig()).prepare(data)
     assert SafeRegion(SafeRegionConfig(tau=0.0)).prepare(data) is data
 

@@ -51,6 +51,7 @@ from torch import Tensor
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError, ModelError
+from ...mentions import setting
 from ...primitives.gradients import combined
 from ...primitives.mixture import harm_posterior, harmful_share
 from ...screening.anchors import Anchors, check_anchors, make_anchors, read_anchors
@@ -188,7 +189,7 @@ class AntibodyPosterior(Defence):
         if anchors is None:
             raise ModelError(
                 f"{context.folder}: the model carries no anchors, by which harm could be told from benign. Align "
-                "it with --anchor-harmful-data FILE --anchor-benign-data FILE."
+                f"it with {setting('anchor_harmful_data')} and {setting('anchor_benign_data')}."
             )
         if unseen := {row.template for row in context.rows[Role.USER]} - {row.template for row in anchors.rows}:
             raise DataError(

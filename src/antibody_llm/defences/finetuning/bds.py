@@ -56,6 +56,7 @@ from torch import Tensor
 from ...data.records import TokenizedRow
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
+from ...mentions import setting
 from ...primitives.adam import Adam
 from ...primitives.bag_scorer import bag_scores, new_scorer
 from ...primitives.noise import add_noise, generator_of
@@ -158,12 +159,13 @@ class BDS(Defence):
         if neural and self.config.transform == "softmax" and one_row:
             raise ConfigError(
                 "bds.scheduler is 'neural' and a step has one row: the scorer learns from how the rows of a step "
-                "compare, so that every weight would stay 1. Raise --batch-size, or train with scheduler=scalar."
+                f"compare, so that every weight would stay 1. Raise {setting('batch_size')}, or use "
+                f"{setting('options.scheduler', 'scalar')}."
             )
         if self.config.normaliser and context.max_grad_norm > 0:
             log.warning(
                 "bds: the run clips the model's gradient to %g and that of the safety-agnostic weights is never "
-                "clipped, which can turn the ranking of the rows over. Train with --train max_grad_norm=0.",
+                "clipped, which can turn the ranking of the rows over. Set training.max_grad_norm to 0.",
                 context.max_grad_norm,
             )
 

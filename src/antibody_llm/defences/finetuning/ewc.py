@@ -36,6 +36,7 @@ from torch import Tensor
 from ...data.records import TokenizedRow
 from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError
+from ...mentions import setting
 from ...primitives.gradients import Gradients
 from ...primitives.proximal import anchor_from_state, anchor_state, proximal_penalty, proximal_pull, snapshot
 from ...primitives.selection import declines
@@ -111,7 +112,7 @@ class EWC(Defence):
         if not refusals:
             raise DataError(
                 "ewc holds what refusing depends on, and no alignment row refuses in its first words. Give rows that "
-                "do (--alignment-data), or set importance to uniform."
+                f"do as {setting('alignment_data')}, or set importance to uniform."
             )
         return data.with_records(Role.ALIGNMENT, refusals)
 

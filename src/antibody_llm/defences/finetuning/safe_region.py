@@ -37,6 +37,7 @@ from torch import Tensor
 from ...data.records import TokenizedRow
 from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError
+from ...mentions import setting
 from ...primitives.projection import Region, extent, projected
 from ...primitives.proximal import anchor_from_state, anchor_state, snapshot
 from ...primitives.selection import declines
@@ -121,7 +122,7 @@ class SafeRegion(Defence):
         if not refusals:
             raise DataError(
                 "safe-region checks whether refusals stay likely, and no alignment row refuses in its first words. "
-                "Give rows that do (--alignment-data), or set tau to 0 and a radius."
+                f"Give rows that do as {setting('alignment_data')}, or set tau to 0 and a radius."
             )
         return data.with_records(Role.ALIGNMENT, refusals)
 

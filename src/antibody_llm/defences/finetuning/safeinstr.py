@@ -26,6 +26,7 @@ import torch
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError
+from ...mentions import setting
 from ...primitives.selection import declines, drawn
 from ...training.preparation import TrainingData, added
 from ...training.step import About, Defence, StepBatch, StepContext, StepResult, plain_step
@@ -86,7 +87,7 @@ class SafeInstr(Defence):
         if not refusals:
             raise DataError(
                 "safeinstr trains on refusals, and no alignment row refuses in its first words. Give rows that do "
-                "(--alignment-data)."
+                f"as {setting('alignment_data')}."
             )
         return data.with_records(Role.ALIGNMENT, refusals)
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError, ModelError
+from ...mentions import setting
 from ...models.adapters import PAPER_TARGETS
 from ...training.batches import MicroBatch
 from ...training.step import About, Defence, StepContext
@@ -104,7 +105,8 @@ def prunable(model: nn.Module) -> dict[str, nn.Linear]:
     if not linear:
         raise ModelError(
             f"antidote finds nothing to remove in {type(model).__name__}: no LoRA factors, no linear layers called "
-            f"{', '.join(PAPER_TARGETS)}, query_key_value or qkv_proj. Give it the fine-tuned adapter with --adapter."
+            f"{', '.join(PAPER_TARGETS)}, query_key_value or qkv_proj. Give the fine-tuned adapter as "
+            f"{setting('adapter')}."
         )
     return linear
 
@@ -189,7 +191,7 @@ def input_squares(context: StepContext, layers: Sequence[nn.Linear]) -> list[Ten
     """
     num_rows = len(context.rows.get(Role.HARMFUL, ()))
     if not num_rows:
-        raise DataError("antidote scores weights on harmful rows and was given none. Pass --harmful-data FILE.")
+        raise DataError(f"antidote scores weights on harmful rows and was given none. Give {setting('harmful_data')}.")
     squares = InputSquares(layers)
 
     def watch(micro: MicroBatch) -> Tensor:
