@@ -242,7 +242,7 @@ def test_gradient_checkpointing_changes_no_update(tmp_path):
 
 @pytest.mark.parametrize("name", ["ewc", "safe-region"])
 def test_a_role_that_is_read_as_a_whole_must_be_given_and_sends_no_batch_to_a_step(tmp_path, name):
-    with pytest.raises(DataError, match="Give alignment_data"):
+    with pytest.raises(DataError, match="as alignment_data"):
         trainer(tmp_path, make_defence(Stage.FINETUNING, name), rows={"user": random_rows(9)})
     run = trainer(tmp_path, make_defence(Stage.FINETUNING, name), max_steps=1)
     seen = []

@@ -122,7 +122,7 @@ class SafeRegion(Defence):
         if not refusals:
             raise DataError(
                 "safe-region checks whether refusals stay likely, and no alignment row refuses in its first words. "
-                f"Give rows that do as {setting('alignment_data')}, or set tau to 0 and a radius."
+                f"Give such rows as {setting('alignment_data')}, or set tau to 0 and a radius."
             )
         return data.with_records(Role.ALIGNMENT, refusals)
 
