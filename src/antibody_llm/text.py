@@ -30,6 +30,11 @@ def named(names: Any, *, limit: int = 10) -> str:
     return ", ".join(some) + (f", ... ({len(names) - limit} more)" if len(names) > limit else "")
 
 
+def counted(num: int, one: str, many: str | None = None) -> str:
+    """A number with its noun: ``1 row``, ``12 rows``; ``counted(2, "entry", "entries")``."""
+    return f"{num} {one if num == 1 else many or f'{one}s'}"
+
+
 def escaped(text: str) -> str:
     r"""``text`` on one line: what is not printable stands as ``\x1b`` or ``\u202e``, a line break as a space."""
     if text.isprintable():

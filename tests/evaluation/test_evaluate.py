@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from antibody_llm.data.encode import RowError
-from antibody_llm.data.files import BadRow
+from antibody_llm.data.problems import BadRow
 from antibody_llm.data.records import Message, Record, Template
 from antibody_llm.data.verdicts import Verdict
 from antibody_llm.errors import ConfigError, DataError, EvaluationError

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .files import name_of
+from .messages import REASONING_FIELDS
+from .problems import name_of
 from .records import Message, Record, ToolCall
-from .rows import REASONING_FIELDS
 
 ROW_FIELDS = {
     "chat": {"messages", "tools", "functions", "parallel_tool_calls"},

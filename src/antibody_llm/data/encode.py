@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import DataError, ModelError
 from ..mentions import setting
 from .control import GUARD, ControlTokens
-from .files import BadRow, report
+from .problems import BadRow, report
 from .records import Message, Record, Template, TokenizedRow
 from .template import ChatTemplate, thinking_apart
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .files import BadRow, RawRow, iter_json_rows, read_json_rows, read_text, report, text_of
+from .files import iter_json_rows, read_json_rows, read_text
+from .problems import BadRow, RawRow, report, text_of
 from .records import Message, Record
 from .rows import check_trainable, row_content, row_format
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import ModelError
 from .control import HOLD, ControlTokens, unguarded
-from .files import BadRow
+from .problems import BadRow
 from .records import Message
 
 SECONDS = 5.0

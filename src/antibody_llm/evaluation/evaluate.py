@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.encode import RowError
-from ..data.files import BadRow, report
+from ..data.problems import BadRow, report
 from ..data.records import Record
 from ..data.verdicts import Verdict
 from ..errors import ConfigError, EvaluationError

@@ -9,8 +9,8 @@ from typing import Any
 
 from ..data.convert import canonical
 from ..data.duplicates import RepeatCounter
-from ..data.files import BadRow
 from ..data.formats import RowReader, raw_rows
+from ..data.problems import BadRow
 from ..errors import OutputError
 from ..mentions import setting
 from ..settings import ConvertSettings

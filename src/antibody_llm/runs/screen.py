@@ -21,8 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from ..data.encode import Renderer, RowError
-from ..data.files import BadRow, report
 from ..data.notices import template_notices
+from ..data.problems import BadRow, report
 from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import ConfigError, DataError, ModelError, OutputError
 from ..mentions import in_python, setting, spelled

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
-from ..data.files import BadRow, RawRow, iter_json_rows
+from ..data.files import iter_json_rows
 from ..data.formats import RowReader, dataset_rows, fingerprint, is_dataset
+from ..data.problems import BadRow, RawRow
 from ..data.records import Record
 from ..errors import DataError
 
