@@ -135,7 +135,9 @@ class Renderer:
                 return found
         if record.template is Template.TEXT:
             return next((mark for mark in ALPACA_MARKS if _spells_alpaca(record, mark)), None)
-        marks = self.template.plain_marks if self.tokenizer.chat_template else ()  # `encode` says what is missing
+        marks = (
+            self.template.habits.plain_marks if self.tokenizer.chat_template else ()
+        )  # `encode` says what is missing
         return next((mark for text in _texts(record) for mark in marks if mark in text), None)
 
     @cached_property
@@ -146,7 +148,7 @@ class Renderer:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens at which generation ends: end of sequence, and the template's ends of a turn where they differ."""
-        ends = (self.template.turn_end, self.template.call_end) if self.tokenizer.chat_template else ()
+        ends = (self.template.habits.turn_end, self.template.habits.call_end) if self.tokenizer.chat_template else ()
         ids = (self.control.id_of(end) for end in ends if end)
         return tuple(dict.fromkeys((self.eos_id, *ids)))
 
@@ -184,11 +186,11 @@ class Renderer:
             )
         added = whole[len(prompt) :]
         if not answer.reasoning and thinking_apart(answer.content) is None:
-            added = added.removeprefix(self.template.empty_thought)
-        return added[: self.template.end_of_turn(added, calls=bool(answer.tool_calls))]
+            added = added.removeprefix(self.template.habits.empty_thought)
+        return added[: self.template.habits.end_of_turn(added, calls=bool(answer.tool_calls))]
 
     def _end_of(self, answer: Message) -> str:
-        return self.template.call_end if answer.tool_calls else self.template.turn_end
+        return self.template.habits.call_end if answer.tool_calls else self.template.habits.turn_end
 
     def _chat_completion_ids(self, prompt: str, completion: str, answer: Message) -> list[int]:
         ids = self._after(prompt, completion)
@@ -241,7 +243,9 @@ class Renderer:
                 self._last = text, self._tokenized(text, add_special_tokens=False)
             return list(self._last[1])
         if not self._checked:
-            self.control.check(self.template.example if self.tokenizer.chat_template else "A question? An answer.")
+            self.control.check(
+                self.template.habits.example if self.tokenizer.chat_template else "A question? An answer."
+            )
             self._checked = True
         return self.control.encode(text, add_special_tokens=add_special_tokens)
 
