@@ -17,6 +17,7 @@ from ..errors import ConfigError, OutputError
 from ..files import disk_errors, write_text
 from ..lab.build import FILES, SCALES, build_base
 from ..lab.rows import build_rows
+from ..mentions import setting
 from ..models.loading import load_model
 from ..models.saving import save_model
 from ..paths import checked_output
@@ -62,17 +63,19 @@ def write_lab_data(
     """
     check_seed(seed)
     files = [
-        checked_output(path, flag, folder=False)
-        for flag, path in (("--output", output), ("--truth", truth))
+        checked_output(path, setting(name), folder=False)
+        for name, path in (("output", output), ("truth", truth))
         if path is not None
     ]
     if len({file.resolve() for file in files}) < len(files):
-        raise OutputError(f"{files[0]}: --output and --truth are one file. Give the truth a file of its own.")
+        raise OutputError(
+            f"{files[0]}: {setting('output')} and {setting('truth')} are one file. Give the truth a file of its own."
+        )
     for file in files:
         if file.is_dir():
             raise OutputError(f"{file}: a folder. Name a file, such as {file / 'rows.jsonl'}.")
         if file.exists() and not overwrite:
-            raise OutputError(f"{file}: exists already. Name another file, or give --overwrite.")
+            raise OutputError(f"{file}: exists already. Name another file, or give {setting('overwrite', 'True')}.")
         if not file.parent.is_dir():
             raise OutputError(f"{file}: there is no folder {file.parent}. Make it first.")
     made = build_rows(
@@ -109,7 +112,7 @@ def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, progres
     if building.state is State.NEW:
         for folder in (base, aligned):
             if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-                raise OutputError(f"{folder}: is not empty. Name another --output, or remove it.")
+                raise OutputError(f"{folder}: is not empty. Name another {setting('output')}, or remove it.")
     building.begin(environment(seed))  # before the training: what cannot be written is refused now
     try:
         if not (base / "config.json").is_file():  # a model is saved as a whole
