@@ -75,7 +75,7 @@ def test_a_kill_between_completion_and_replacement_is_repaired_by_the_same_comma
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("antibody_llm.store.folder._replace", killed)
+        patch.setattr("antibody_llm.store.folder.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             complete(tmp_path / "a", OTHER, overwrite=True)
     assert open_run(tmp_path / "a", ONE).state is State.COMPLETE
