@@ -19,8 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ModelError, OutputError
 from ..files import flush, from_the_disk, held, is_held, reason
+from .checks import DTYPES
 from .files import read_json
-from .loading import DTYPES, PACKAGED, PROVENANCE, resolve
+from .names import PACKAGED, PROVENANCE, resolve
 
 
 def save_adapter(

@@ -15,7 +15,8 @@ from ..errors import ConfigError, DataError, ModelError, OutputError
 from ..files import TEMPORARY, disk_errors, held, is_held
 from ..mentions import setting
 from ..models.layout import require_same_shape
-from ..models.loading import PACKAGED, LoadedModel, load_model, resolve
+from ..models.loading import LoadedModel, load_model
+from ..models.names import PACKAGED, resolve
 from ..paths import checked_output
 from ..profiles import profile_of
 from ..screening.anchors import (

@@ -22,7 +22,8 @@ from ..mentions import setting
 from ..models.deployment import Deployment
 from ..models.files import quoted
 from ..models.layout import context_length
-from ..models.loading import LoadedModel, load_model, read_provenance, resolve
+from ..models.loading import LoadedModel, load_model
+from ..models.names import read_provenance, resolve
 from ..profiles import Choice, Profile, profile_of
 from ..settings import EvaluateSettings, Rows, written_out
 from ..store.environment import environment

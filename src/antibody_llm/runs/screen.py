@@ -27,7 +27,8 @@ from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import ConfigError, DataError, ModelError, OutputError
 from ..mentions import in_python, setting, spelled
 from ..models.layout import require_same_shape
-from ..models.loading import LoadedModel, load_model, resolve
+from ..models.loading import LoadedModel, load_model
+from ..models.names import resolve
 from ..profiles import profile_of
 from ..screening.anchors import Anchors, anchors_fingerprint, check_anchors, read_anchors
 from ..screening.cache import EvidenceCache, Found, cache_folder, digest_of, row_digest, weights_identity

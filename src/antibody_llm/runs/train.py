@@ -22,7 +22,8 @@ from ..files import disk_errors
 from ..mentions import setting
 from ..models.adapters import PAPER_TARGETS, add_lora
 from ..models.layout import require_same_shape
-from ..models.loading import LoadedModel, is_adapter, load_model, resolve
+from ..models.loading import LoadedModel, load_model
+from ..models.names import is_adapter, resolve
 from ..models.saving import save_adapter, save_model
 from ..profiles import Choice, Profile, profile_of
 from ..screening.anchors import write_anchors

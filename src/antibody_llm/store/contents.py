@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ..files import TEMPORARY
-from ..models.loading import PROVENANCE
+from ..models.names import PROVENANCE
 from ..training.checkpoints import STAGING
 from .lock import LOCK
 from .result import RESULT, stored_files

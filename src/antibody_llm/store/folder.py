@@ -25,7 +25,7 @@ import yaml
 from ..errors import OutputError
 from ..files import disk_errors, write_text
 from ..mentions import setting
-from ..models.loading import PACKAGED
+from ..models.names import PACKAGED
 from ..paths import checked_output
 from ..text import quoted
 from .contents import (

@@ -1,4 +1,4 @@
-"""Which model a name means, besides what models/loading.py knows: the folder of a run stands for what it made."""
+"""Which model a name means, besides what models/names.py knows: the folder of a run stands for what it made."""
 
 from collections.abc import Iterable
 from hashlib import sha256
@@ -7,14 +7,8 @@ from typing import Any
 
 from ..errors import ModelError
 from ..mentions import setting
-from ..models.loading import (
-    TOKENIZER_FILES,
-    WEIGHT_SUFFIXES,
-    adapter_base,
-    is_adapter,
-    read_provenance,
-    resolve,
-)
+from ..models.checks import TOKENIZER_FILES, WEIGHT_SUFFIXES
+from ..models.names import adapter_base, is_adapter, read_provenance, resolve
 from ..screening.anchors import ANCHORS
 from .digest import file_digest
 
