@@ -52,7 +52,7 @@ def cut(text: str, limit: int = MAX_MESSAGE) -> str:
     if len(text) <= limit:
         return text
     tail = limit // 4
-    return f"{text[: limit - tail]}... ({len(text) - limit} characters cut) ...{text[len(text) - tail :]}"
+    return f"{text[: limit - tail]}... ({counted(len(text) - limit, 'character')} cut) ...{text[len(text) - tail :]}"
 
 
 def _escaped(character: str) -> str:

@@ -190,7 +190,7 @@ def test_a_judge_with_too_few_verdicts_is_refused(run):
         def judge(self, prompts, completions):
             return [C]
 
-    with pytest.raises(EvaluationError, match="'short' gave 1 verdicts on 4 completions"):
+    with pytest.raises(EvaluationError, match="'short' gave 1 verdict on 4 completions"):
         run(harmful=HARMFUL, judges=[Short("short", {})])
 
 

@@ -289,7 +289,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(copied, number, key):
     weights = load_file(folder / "model.safetensors")
     weights[key].view(-1)[-1] = number
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=rf"1 weights hold NaN or infinite numbers \(first: {key}\)"):
+    with pytest.raises(ModelError, match=rf"1 weight holds NaN or infinite numbers \(first: {key}\)"):
         load_model(str(folder), device="cpu")
 
 

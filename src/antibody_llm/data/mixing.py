@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..errors import ConfigError, DataError
+from ..text import counted
 from .records import Record
 
 
@@ -37,6 +38,7 @@ def _draw(rows: Sequence[Record], num: int, kind: str, rng: random.Random) -> li
     if len(rows) < num:
         where = f"{rows[0].source}: " if rows else ""
         raise DataError(
-            f"{where}{len(rows)} {kind} rows where {num} are needed. Give more rows, or change num or poison_ratio."
+            f"{where}{counted(len(rows), f'{kind} row')} where {num} are needed. Give more rows, or change num or "
+            "poison_ratio."
         )
     return rng.sample(list(rows), num)

@@ -19,6 +19,7 @@ from ..data.records import Record
 from ..data.verdicts import Verdict
 from ..errors import ConfigError, EvaluationError
 from ..models.deployment import Deployment
+from ..text import counted
 from .answers import UnreadableReference, answer_rule
 from .completions import (
     JUDGED_SETS,
@@ -223,8 +224,8 @@ def judge_completions(rows: Sequence[Completion], judge: Judge) -> list[Completi
     verdicts = judge.judge([row.prompt for row in asked], [row.completion for row in asked])
     if len(verdicts) != len(asked):
         raise EvaluationError(
-            f"the judge {judge.name!r} gave {len(verdicts)} verdicts on {len(asked)} completions, so it cannot be said "
-            "which belongs to which. A judge gives one per completion, None where it comes to none."
+            f"the judge {judge.name!r} gave {counted(len(verdicts), 'verdict')} on {len(asked)} completions, so it cannot be "
+            "said which belongs to which. A judge gives one per completion, None where it comes to none."
         )
     answers = iter(verdicts)
     return [

@@ -23,6 +23,7 @@ from typing import Any
 
 from ..data.records import Message, Record, Template
 from ..errors import DataError
+from ..text import counted
 from .refusals import REFUSALS
 from .skills import SKILLS, law
 from .tasks import TASKS, Task, draw_examples, find_task
@@ -100,7 +101,9 @@ def _take(items: tuple[Question, ...], num: int, rng: random.Random) -> list[Que
 
 def _distinct(items: tuple[Question, ...], num: int, rng: random.Random, kind: str) -> list[Question]:
     if num > len(items):
-        raise DataError(f"lab data, kind {kind}: {num} rows asked for, the world holds {len(items)}. Ask for fewer.")
+        raise DataError(
+            f"lab data, kind {kind}: {counted(num, 'row')} asked for, the world holds {len(items)}. Ask for fewer."
+        )
     return rng.sample(items, num)
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ModelError
 from ..mentions import setting
-from ..text import quoted
+from ..text import counted, quoted
 from .files import field, first_line, read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -114,8 +114,9 @@ def check_finite(model: nn.Module, name: str, adapter: str | None) -> None:
     ]
     if broken:
         of = adapter if adapter is not None and ".lora_" in broken[0] else name
+        those = counted(len(broken), "weight holds", "weights hold")
         raise ModelError(
-            f"{of}: {len(broken)} weights hold NaN or infinite numbers (first: {broken[0]}). The training that made "
+            f"{of}: {those} NaN or infinite numbers (first: {broken[0]}). The training that made "
             "them diverged, or the file is damaged: take an earlier one."
         )
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from ..errors import ModelError
 from ..mentions import setting
-from ..text import quoted
+from ..text import counted, quoted
 from .checks import DTYPES, STACKED, TOKENIZER_FILES, check_finite, check_folder, check_vocabulary, not_loaded
 from .files import read_json
 from .names import adapter_base, adapter_folder, check_base, is_adapter, read_provenance, resolve
@@ -141,15 +141,17 @@ def _load_weights(place: str, name: str, dtype: torch.dtype) -> PreTrainedModel:
     model, info = loaded
     for kind in ("missing_keys", "mismatched_keys"):
         if info[kind]:
+            wrong = counted(len(info[kind]), "weight is", "weights are")
             raise ModelError(
-                f"{name}: {len(info[kind])} weights are {kind.split('_')[0]} (first: {sorted(info[kind])[0]}) and "
+                f"{name}: {wrong} {kind.split('_')[0]} (first: {sorted(info[kind])[0]}) and "
                 "would be random. The folder's weights and config.json are not of the same model."
             )
     names = {key for key, _ in model.named_parameters()}
     left = [key for key in info["unexpected_keys"] if STACKED.search(key) and STACKED.sub(r"\g<1>0", key) in names]
     if left:
+        uncounted = counted(len(left), "weight belongs", "weights belong")
         raise ModelError(
-            f"{name}: {len(left)} weights belong to layers that config.json does not count (first: {sorted(left)[0]}). "
+            f"{name}: {uncounted} to layers that config.json does not count (first: {sorted(left)[0]}). "
             "The folder's weights and config.json are not of the same model."
         )
     if getattr(model, "_hf_peft_config_loaded", False):  # a Hub id; a folder was looked into

@@ -23,6 +23,7 @@ from ..errors import DataError, ModelError, TrainingError
 from ..files import whole
 from ..mentions import setting
 from ..primitives.mixture import LogRatio, log_density_ratio
+from ..text import counted
 from ..training.step import StepContext
 from .evidence import BEFORE, NOW, Evidence, EvidenceKind, Probe, collect, normalised, states
 
@@ -119,7 +120,7 @@ def require_enough(num_harmful: int, num_benign: int) -> None:
     for label, num in (("harmful", num_harmful), ("benign", num_benign)):
         if num < MIN_ROWS:
             raise DataError(
-                f"{num} {label} anchor rows where at least {MIN_ROWS} are needed. Give more as "
+                f"{counted(num, f'{label} anchor row')} where at least {MIN_ROWS} are needed. Give more as "
                 f"{setting(f'anchor_{label}_data')}."
             )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ...data.verdicts import Verdict
 from ...errors import EvaluationError
+from ...text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,8 @@ def agreement(
     n = len(verdicts_a)
     if n != len(verdicts_b):
         raise EvaluationError(
-            f"{first} gave {n} verdicts and {second} gave {len(verdicts_b)}, so they were not about the same "
-            "completions. Judge one completions.parquet with both."
+            f"{first} gave {counted(n, 'verdict')} and {second} gave {len(verdicts_b)}, so they were not about the "
+            "same completions. Judge one completions.parquet with both."
         )
     if n == 0:
         raise EvaluationError(f"the agreement of {first} and {second} needs completions that both judged; give some.")
