@@ -4,11 +4,10 @@ The completions are stored before anybody judges them, and their verdicts before
 fails costs no generation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,10 +16,10 @@ from ..data.encode import RowError
 from ..data.problems import BadRow, report
 from ..data.records import Record
 from ..data.verdicts import Verdict
-from ..errors import ConfigError, EvaluationError
+from ..errors import EvaluationError
 from ..models.deployment import Deployment
 from ..text import counted
-from .answers import UnreadableReference, answer_rule
+from .checks import PromptRenderer, check_before_generating, check_judges, prompt_text
 from .completions import (
     JUDGED_SETS,
     Completion,
@@ -38,20 +37,6 @@ from .judges.protocol import Judge, require_verdicts
 from .measures import Measure
 from .over_refusal import over_refusal
 from .retention import retention as retention_measure
-
-
-class PromptRenderer(Protocol):
-    """What turns a row's prompt into tokens: ``data.encode.Renderer``."""
-
-    @property
-    def stop_ids(self) -> Sequence[int]:
-        """Tokens at which a completion ends, the chat template's end of a turn included."""
-
-    def encode_prompt(self, record: Record) -> list[int]:
-        """Tokens of everything before the last assistant message, ready for the model to answer."""
-
-    def reference_text(self, record: Record) -> str | None:
-        """The text of the row's closing answer, calls of tools as the template writes them; None without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +139,24 @@ def evaluate_model(
         answer=answer,
         retention_answer=retention_answer,
     )
-    _check_before_generating(records, judges, settings, renderer)
-    served = deployment or Deployment()
+    check_before_generating(records, judges, settings, renderer)
+    rows = _generated(model, tokenizer, records, renderer, settings, deployment or Deployment(), progress=progress)
+    if completions_path is not None:
+        write_completions(completions_path, rows, settings)
+    return _judge_and_measure(rows, judges, settings, completions_path)
+
+
+def _generated(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Mapping[EvaluationSet, Sequence[Record]],
+    renderer: PromptRenderer,
+    settings: EvaluationSettings,
+    served: Deployment,
+    *,
+    progress: bool,
+) -> list[Completion]:
+    """A completion for every row, as a server would give it."""
     rows = []
     for sets, how in (
         (JUDGED_SETS, settings.decoding),
@@ -185,9 +186,7 @@ def evaluate_model(
             )
             for (name, record), text in zip(pairs, texts, strict=True)
         ]
-    if completions_path is not None:
-        write_completions(completions_path, rows, settings)
-    return _judge_and_measure(rows, judges, settings, completions_path)
+    return rows
 
 
 def _prompts(records: Sequence[Record], renderer: PromptRenderer) -> list[list[int]]:
@@ -210,7 +209,7 @@ def rejudge(completions_path: Path, judges: Sequence[Judge]) -> Evaluation:
     A judge of the same name has its verdicts replaced; those of others stay in the file.
     """
     rows, settings = read_completions(completions_path)
-    _check_judges(judges, needed=any(row.set in JUDGED_SETS for row in rows))
+    check_judges(judges, needed=any(row.set in JUDGED_SETS for row in rows))
     return _judge_and_measure(rows, judges, settings, completions_path)
 
 
@@ -224,8 +223,8 @@ def judge_completions(rows: Sequence[Completion], judge: Judge) -> list[Completi
     verdicts = judge.judge([row.prompt for row in asked], [row.completion for row in asked])
     if len(verdicts) != len(asked):
         raise EvaluationError(
-            f"the judge {judge.name!r} gave {counted(len(verdicts), 'verdict')} on {len(asked)} completions, so it cannot be "
-            "said which belongs to which. A judge gives one per completion, None where it comes to none."
+            f"the judge {judge.name!r} gave {counted(len(verdicts), 'verdict')} on {len(asked)} completions, so it "
+            "cannot be said which belongs to which. A judge gives one per completion, None where it comes to none."
         )
     answers = iter(verdicts)
     return [
@@ -257,11 +256,6 @@ def measure_completions(
         retention=retention_measure(kept, answer=settings.retention_answer, decoding=how) if kept else None,
         completions=tuple(rows),
     )
-
-
-def prompt_text(record: Record) -> str:
-    """What is asked, for judges and readers: the last user message."""
-    return next((m.content for m in reversed(record.messages) if m.role == "user"), "")
 
 
 def _judge_and_measure(
@@ -301,53 +295,3 @@ def _agreements(rows: Sequence[Completion], judges: Sequence[Judge]) -> tuple[Ag
         for judge in judges
     }
     return tuple(agreement(verdicts[a], verdicts[b], first=a, second=b) for a, b in combinations(verdicts, 2))
-
-
-def _check_before_generating(
-    records: dict[EvaluationSet, Sequence[Record]],
-    judges: Sequence[Judge],
-    settings: EvaluationSettings,
-    renderer: PromptRenderer,
-) -> None:
-    """Everything that can be known to fail is known before minutes are spent on generation."""
-    if not records:
-        raise EvaluationError("there is nothing to evaluate on. Give harmful, benign, test or retention rows.")
-    for name, rows in records.items():
-        if not rows:
-            raise EvaluationError(
-                f"the {name} rows are an empty list, and a measure over nothing would read as 0. Give rows, or leave "
-                "them out."
-            )
-        for record in rows:
-            if not prompt_text(record):
-                raise EvaluationError(f"{record.where}: the row has no user message to answer. Add one, or remove it.")
-    _check_judges(judges, needed=any(name in JUDGED_SETS for name in records))
-    for name, answer in ((EvaluationSet.TEST, settings.answer), (EvaluationSet.RETENTION, settings.retention_answer)):
-        _check_references(records.get(name, ()), answer, renderer)
-
-
-def _check_references(rows: Sequence[Record], answer: str, renderer: PromptRenderer) -> None:
-    readable = answer_rule(answer)
-    for record in rows:
-        reference = renderer.reference_text(record)
-        if reference is None:
-            raise EvaluationError(
-                f"{record.where}: the row has no reference answer. A test row ends with the assistant's answer; append "
-                "it, or remove the row."
-            )
-        try:
-            readable("", reference)
-        except UnreadableReference as error:
-            raise EvaluationError(
-                f"{record.where}: the reference answer {error}, so it cannot be compared by {answer!r}. Correct the "
-                "row, or choose another answer rule."
-            ) from None
-
-
-def _check_judges(judges: Sequence[Judge], *, needed: bool) -> None:
-    names = [judge.name for judge in judges]
-    if needed and not names:
-        raise ConfigError("harmful and benign rows need a judge and none is given. Name one, such as 'lab'.")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"the judge {twice[0]!r} is given twice. Name each judge once.")

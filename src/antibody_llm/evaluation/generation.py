@@ -26,6 +26,7 @@ from transformers import (
 
 from ..errors import EvaluationError, ModelError
 from ..models.layout import context_length
+from ..text import counted
 
 
 def generate(
@@ -74,7 +75,6 @@ def generate(
     end_ids = end_token_ids(model, tokenizer, stop_ids)
     config = _plain_greedy(end_ids, pad_id=_pad_id(tokenizer, end_ids), max_new_tokens=max_new_tokens)
     longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    device = next(model.parameters()).device
     texts = [""] * len(prompts)
     # No inference_mode: a buffer made in it (dynamic RoPE) could not be used in a later training step. generate()
     # itself runs under no_grad.
@@ -82,26 +82,40 @@ def generate(
         task = bar.add_task(label, total=len(prompts))
         for start in range(0, len(prompts), batch_size):
             rows = longest_first[start : start + batch_size]
-            input_ids, attention_mask = left_padded([prompts[i] for i in rows], config.pad_token_id)
-            processors = LogitsProcessorList()
-            if temperature > 0:
-                processors.append(GumbelNoise(rows, temperature=temperature, seed=seed))
-            try:
-                output = model.generate(  # type: ignore[operator]
-                    input_ids=input_ids.to(device),
-                    attention_mask=attention_mask.to(device),
-                    generation_config=config,
-                    logits_processor=processors,
-                )
-            except torch.OutOfMemoryError as error:
-                raise EvaluationError(
-                    f"{len(rows)} prompts of up to {input_ids.shape[1]} tokens and {max_new_tokens} new ones do not "
-                    "fit the device's memory. Lower decoding.batch_size or decoding.max_new_tokens."
-                ) from error
-            for i, ids in zip(rows, output[:, input_ids.shape[1] :].tolist(), strict=True):
+            noise = [GumbelNoise(rows, temperature=temperature, seed=seed)] if temperature > 0 else []
+            for i, ids in zip(rows, _continued(model, [prompts[i] for i in rows], config, noise), strict=True):
                 texts[i] = _text(tokenizer, ids, end_ids)
             bar.advance(task, len(rows))
     return texts
+
+
+def _continued(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    processors: Sequence[LogitsProcessor],
+) -> list[list[int]]:
+    """The ids that the model appends to each prompt, all of one batch.
+
+    Raises:
+        EvaluationError: the batch does not fit the device's memory.
+    """
+    input_ids, attention_mask = left_padded(prompts, config.pad_token_id)
+    width, device = input_ids.shape[1], next(model.parameters()).device
+    try:
+        output = model.generate(  # type: ignore[operator]
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList(processors),
+        )
+    except torch.OutOfMemoryError as error:
+        raise EvaluationError(
+            f"{counted(len(prompts), 'prompt')} of up to {width} tokens and {config.max_new_tokens} new ones do not "
+            "fit the device's memory. Lower decoding.batch_size or decoding.max_new_tokens."
+        ) from error
+    ids: list[list[int]] = output[:, width:].tolist()
+    return ids
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
