@@ -1,4 +1,4 @@
-"""Writing that is whole or absent, and locks that a killed process gives back.
+"""Writing that is whole or absent, and locks that the system frees when a process is killed.
 
 A file is written under a hidden name beside its own, flushed to disk, and renamed: whoever reads it, at any moment and
 after any kill, finds the whole new file or what was there before. An error of the disk becomes an ``OutputError``.
@@ -20,7 +20,7 @@ TEMPORARY = ".tmp"
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary name to write to; it becomes ``path`` if the block ends well, and is removed if not.
+    """Yield a temporary name to write to, which becomes ``path`` if the block ends well and is removed if not.
 
     Raises:
         OutputError: the disk is full, or the folder cannot be written.
@@ -39,7 +39,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The whole file, or what was there before.
+    """Write a file as a whole; if that fails, what was there before is unchanged.
 
     Raises:
         OutputError: the disk is full, or the folder cannot be written.
@@ -91,7 +91,7 @@ def unwritable(path: Path, error: Exception) -> OutputError:
 
 
 def flush(*paths: Path) -> None:
-    """Have files, or the entries of folders, on the disk before a rename makes them count."""
+    """Flush files, or the entries of folders, to the disk before a rename makes them count."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:

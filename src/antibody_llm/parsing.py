@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MAX_YAML_CHARACTERS = 1_000_000
 MAX_YAML_NODES = 100_000
-"""Values of one document, each counted as often as an alias repeats it."""
+"""The most values of one document, each counted as often as an alias repeats it."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -29,7 +29,7 @@ def parse_value(hint: Any, value: Any, name: str, *, field: str | None = None, i
 
     Args:
         hint: A type, as ``typing.get_type_hints`` returns it.
-        value: As read from YAML or a flag; text that spells a number is one.
+        value: A value from YAML or the command line; text that spells a number is one.
         name: What to call the value in an error: a place (``run.yaml: seed``), or a mention of a setting.
         field: The setting that is at fault, where ``name`` does not mention it.
         infinite: Whether an infinite number may mean something, as that of a temperature does.
@@ -79,7 +79,7 @@ def load_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of strangers."""
+    """Reads YAML that a stranger may have written."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
@@ -116,7 +116,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _check_size(node: Any, sizes: dict[int, int | None]) -> int:
-    """How many values a node stands for, aliases written out."""
+    """How many values a node holds, aliases written out."""
     if id(node) in sizes:
         size = sizes[id(node)]
         if size is None:

@@ -13,19 +13,19 @@ from .mentions import setting
 from .text import quoted
 
 MAX_NAME = 200
-"""Bytes of an output's name: the file system takes 255, and hidden names beside it are longer: ``.NAME.new-PID``."""
+"""The most bytes of an output's name: the file system takes 255, and hidden names are longer (``.NAME.new-PID``)."""
 MAX_PIPED = 2**30
-"""Bytes that are taken from a pipe."""
+"""The most bytes that are read from a pipe."""
 PATIENCE = 30.0
 """Seconds to wait for the next byte of a pipe."""
 OUTPUT = setting("output")
 
 
 def checked_path(given: str | Path, name: str) -> Path:
-    """The path with ``~`` written out; whether anything is there is another question.
+    """The path with ``~`` written out. Whether anything is there is not checked.
 
     Args:
-        given: As the user wrote it.
+        given: The path as the user wrote it.
         name: What to call it in an error: ``mentions.setting("data")``, or ``data rows``.
 
     Raises:
@@ -61,7 +61,7 @@ def checked_output(given: str | Path, name: str = OUTPUT, *, folder: bool = True
     """The path of a file or folder that is to be made or replaced, with ``~`` written out.
 
     Args:
-        given: As the user wrote it.
+        given: The path as the user wrote it.
         name: What to call it in an error.
         folder: Whether it is to be a folder; a file in its place is then refused.
 
@@ -121,7 +121,7 @@ def as_file(path: Path) -> Iterator[Path]:
 
 def _piped(path: Path) -> Iterator[bytes]:
     """What comes out of a pipe, until its writers have closed it."""
-    # Without O_NONBLOCK opening would wait for a writer, for ever if need be.
+    # Without O_NONBLOCK opening would wait for a writer, forever if need be.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         poll = select.poll()

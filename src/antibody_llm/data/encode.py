@@ -4,7 +4,7 @@ Content is text: nothing that a row says becomes a control token, and what the t
 
 A prompt is encoded on its own, as inference does, and the completion's ids are appended. Where encoding both in one
 go leaves the prompt's ids as they are, the completion's ids are taken from there, since a SentencePiece tokenizer
-marks the beginning of a text that stands alone; elsewhere the completion is encoded on its own.
+marks the beginning of a text; elsewhere the completion is encoded on its own.
 
 Chat rows. ``render(messages[:k], prompt=True)`` is the prompt of turn k, and what ``render(messages[:k + 1])`` adds to
 it is the completion, up to and including the token that ends a turn: the first control token that the template puts
@@ -46,7 +46,7 @@ class EncodedRows:
 
 
 class RowError(DataError):
-    """One row cannot be rendered; ``problem`` is what a report over many rows needs of it."""
+    """A row cannot be rendered; ``problem`` is what a report over many rows needs of it."""
 
     def __init__(self, record: Record, problem: BadRow) -> None:
         super().__init__(str(report(record.source, [(record.line, problem)])))
@@ -198,13 +198,13 @@ class Renderer:
         return ids if ended else [*ids, self.eos_id]
 
     def _between(self, record: Record, previous: int, index: int, prompt: str, done: str) -> str:
-        """What stands between the end of trained turn ``previous`` and turn ``index``.
+        """The text between the end of trained turn ``previous`` and turn ``index``.
 
         Args:
             record: The row.
             previous: Message index of a trained turn.
             index: Message index of the next one.
-            prompt: That one's.
+            prompt: The rendered prompt of turn ``index``.
             done: What has been rendered so far, turn ``previous`` included.
         """
         if prompt.startswith(done):
@@ -261,7 +261,7 @@ class Renderer:
             ) from None
 
     def _after(self, context: str, text: str) -> list[int]:
-        """Ids of ``text`` where it stands after ``context``, whose ids stay as they are."""
+        """Ids of ``text`` behind ``context``, whose ids stay as they are."""
         context_ids, joint = self._ids(context), self._ids(context + text)
         return joint[len(context_ids) :] if joint[: len(context_ids)] == context_ids else self._ids(text)
 
@@ -272,8 +272,8 @@ def encode_rows(
     """All rows as tokens; those longer than ``renderer.max_length`` are left out and reported, if that is asked for.
 
     Args:
-        records: At least one.
-        renderer: With the limit.
+        records: The rows of one source, at least one.
+        renderer: Encodes the rows; has the limit of their length.
         skip_too_long: Leave rows out that do not fit, instead of stopping.
         refusal_tokens: Tokens of the longest refusal that will be scored in place of an answer; it must fit as well.
 

@@ -51,11 +51,11 @@ def read_json_rows(path: Path) -> list[RawRow]:
 
 
 def iter_json_rows(path: Path) -> Iterator[RawRow]:
-    """As ``read_json_rows``, one row at a time: no more than a row and a buffer are in memory.
+    """Yield the rows of ``read_json_rows`` one at a time, with only a row and a buffer in memory.
 
     Raises:
-        DataError: as ``read_text``; where a later line is not UTF-8 or longer than ``MAX_LINE_BYTES``, when that
-            line is reached.
+        DataError: the file cannot be read as text (see ``read_text``). A later line that is not UTF-8, or longer
+            than ``MAX_LINE_BYTES``, raises when it is reached.
     """
     try:
         file = path.open("rb")
@@ -172,7 +172,7 @@ class _Window:
         self.ended = False
 
     def next(self) -> str:
-        """The next character that is no space, which ``position`` then is at; empty at the end of the file."""
+        """Move to the next character that is no space and return it; empty at the end of the file."""
         while True:
             self._advance(_SPACES.match(self.text, self.position).end())  # type: ignore[union-attr]
             if self.position < len(self.text) or not self._more():

@@ -75,12 +75,12 @@ class Habits:
 
     @cached_property
     def _turn_end(self) -> tuple[str, str]:
-        """The token that ends a turn, and what stands behind it at the end of a conversation."""
+        """The token that ends a turn, and what follows it at the end of a conversation."""
         return self._first_control_after(PLACEHOLDER, self.ask([user(QUESTION), assistant(PLACEHOLDER)]))
 
     @cached_property
     def _call_end(self) -> tuple[str, str]:
-        """The same for a turn that calls a tool."""
+        """The token that ends a turn which calls a tool, and what follows it at the end of a conversation."""
         rendered = self.ask([user(QUESTION), _calling()], tools=_TOOLS) or self.ask([user(QUESTION), _calling()])
         return self._first_control_after(_ARGUMENT, rendered, special=True)
 
@@ -116,7 +116,7 @@ class Habits:
 
     @cached_property
     def takes_tool_calls_alone(self) -> bool:
-        """Whether they are rendered in rows without definitions, for which a model may have another template."""
+        """Whether calls and results are rendered without definitions, for which a model may have another template."""
         return self._takes_calls(None)
 
     def _takes_calls(self, tools: Any) -> bool:

@@ -157,7 +157,7 @@ def conversation(messages: tuple[Message, ...], place: Callable[[int], str]) -> 
     """The messages, each tool's answer with the name of the function that it answers.
 
     Args:
-        messages: All of the row.
+        messages: All messages of the row.
         place: Where in the row a message is.
 
     Raises:

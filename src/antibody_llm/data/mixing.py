@@ -15,7 +15,7 @@ def mix(
     """``num`` rows of which exactly ``round(poison_ratio * num)`` are harmful, drawn without replacement and shuffled.
 
     Returns:
-        rows: [num], ``row_id`` is the position in the mixture; source and line still tell where a row came from.
+        rows: [num], ``row_id`` is the position in the mixture; source and line still say where a row came from.
         is_harmful: [num], the truth. It travels beside the rows; a trainer never sees it.
 
     Raises:

@@ -52,7 +52,7 @@ def template_notices(records: Sequence[Record], renderer: Renderer) -> list[str]
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         notices.append(
             f"the padding token of {tokenizer.name_or_path} is its end-of-sequence token {tokenizer.eos_token!r}. The "
-            "end of each answer is trained all the same: padding is told apart by its place."
+            "end of each answer is trained all the same: padding is recognised by its place."
         )
     return notices
 

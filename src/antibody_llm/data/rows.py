@@ -35,7 +35,7 @@ ALPACA_PROMPT_WITH_INPUT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
 )
-"""Source: as above, PROMPT_DICT["prompt_input"]."""
+"""Source: tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT["prompt_input"]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,9 @@ class RowContent:
 
     messages: tuple[Message, ...]
     template: Template
-    """How they become text."""
+    """How the messages become text."""
     tools: str = ""
-    """As in ``Record``."""
+    """The row's tool definitions as JSON text (``Record.tools``)."""
     num_added: int = 0
     """How many of the messages in front come from other fields than the list of messages."""
 
@@ -126,8 +126,8 @@ def check_trainable(content: RowContent, *, form: str, row: Mapping[str, Any]) -
     """Raises ``BadRow`` unless the row ends with an assistant's completion and trains one; none may be empty.
 
     Args:
-        content: Of the row.
-        form: Its format.
+        content: What the row holds.
+        form: The name of its format.
         row: The row itself, whose other fields may say which format it has in truth.
     """
     messages, field = content.messages, _completion_field(form)

@@ -1,4 +1,4 @@
-"""A chat template under limits: a program that came with a model, and may not end.
+"""Run a chat template under limits: it is a program that came with a model, and may not end.
 
 It runs in jinja's sandbox, for ``SECONDS`` and ``BYTES`` at most, and whatever it raises is its answer.
 """
@@ -22,7 +22,7 @@ SECONDS = 5.0
 BYTES = 2 * 2**30
 """More memory than the process has when the rendering begins."""
 EXPANSION, ALLOWANCE = 20, 1_000_000
-"""A rendered text has at most so many characters for each of its content's, and so many more."""
+"""The most characters of a rendered text: so many for each of its content's, and so many more."""
 
 
 class TemplateRefusal(Exception):
@@ -83,7 +83,7 @@ class Sandbox:
 
 
 class _OverLimit(BaseException):
-    """Raised where the template is, by a timer; no exception that something in between might catch."""
+    """A timer raises this inside the template; it is no ``Exception``, which something in between might catch."""
 
 
 class _Limits:
@@ -115,12 +115,12 @@ class _Limits:
             resource.setrlimit(resource.RLIMIT_AS, (self._soft, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
     def look_again(self) -> None:
-        """Take the process's present size as what it has without the template."""
+        """Measure the process's size again, as its size without the template."""
         self._used, self._looked_at = _address_space(), time.monotonic()
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    raise _OverLimit(f"is still at work on one conversation after {SECONDS:g} seconds")
+    raise _OverLimit(f"has not rendered one conversation after {SECONDS:g} seconds")
 
 
 def _address_space() -> int | None:

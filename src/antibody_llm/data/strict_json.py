@@ -1,4 +1,4 @@
-"""JSON as every parser reads it: what they disagree on is refused, and the place named."""
+"""Read JSON as every parser does: what parsers disagree on is refused, and the place named."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from .unreadable import broken_text
 
 
 def parse_json(text: str) -> Any:
-    """The JSON value that ``text`` is, and any parser would say the same.
+    """The JSON value of ``text``, on which all parsers agree.
 
     Raises:
         BadRow: broken, too deep, a field given twice in one object, or a number that JSON or a float cannot hold.

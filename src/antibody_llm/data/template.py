@@ -49,8 +49,8 @@ class ChatTemplate:
         """The conversation as the template writes it, its content guarded (``ControlTokens.guarded``).
 
         Args:
-            messages: With roles ``system``, ``user``, ``assistant`` and ``tool``.
-            tools: As in ``Record``.
+            messages: Messages of roles ``system``, ``user``, ``assistant`` and ``tool``.
+            tools: Definitions of tools as JSON text (``Record.tools``).
             prompt: Whether the model is asked to go on, with whatever begins an assistant's turn.
 
         Raises:
@@ -59,7 +59,7 @@ class ChatTemplate:
         return self._render(messages, tools, prompt=prompt)
 
     def text_after_turn(self, before: Sequence[Message], after: Sequence[Message], tools: str = "") -> str | None:
-        """What stands behind an assistant's content that follows ``before``, up to the turn that follows ``after``.
+        """The text behind an assistant's content that follows ``before``, up to the turn that follows ``after``.
 
         None where the template does not render the content.
         """
@@ -67,7 +67,7 @@ class ChatTemplate:
         return rendered.partition(PLACEHOLDER)[2] if PLACEHOLDER in rendered else None
 
     def _render(self, messages: Sequence[Message | None], tools: str, *, prompt: bool) -> str:
-        """None stands for an assistant's turn whose content is the placeholder."""
+        """Render messages, of which None is an assistant's turn whose content is the placeholder."""
         for index, message in enumerate(messages):
             if message is not None:
                 self._require_place(message, f"messages[{index}]", beside_tools=bool(tools))
@@ -171,7 +171,7 @@ class ChatTemplate:
         return chat
 
     def _guarded(self, value: Any) -> Any:
-        """Every text in a JSON value."""
+        """A JSON value with every text in it guarded."""
         if isinstance(value, str):
             return self.control.guarded(value)
         if isinstance(value, Mapping):

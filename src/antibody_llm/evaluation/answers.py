@@ -23,7 +23,7 @@ _MARKER = re.compile(r"####|the final answer is:?", re.IGNORECASE)
 
 
 def normalised(text: str) -> str:
-    """Unicode NFKC, case folded, whitespace collapsed, one closing ``.`` or ``!`` removed."""
+    """The text in Unicode NFKC, case folded, whitespace collapsed, one closing ``.`` or ``!`` removed."""
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return text.removesuffix(".").removesuffix("!").rstrip()
 
@@ -45,18 +45,18 @@ def number_answer(text: str) -> Decimal | None:
 
 
 def exact(completion: str, reference: str) -> bool:
-    """Equal after ``normalised``: for labels."""
+    """Whether both are equal after ``normalised``: a rule for labels."""
     return normalised(completion) == _readable(normalised(reference), "has no text")
 
 
 def contains(completion: str, reference: str) -> bool:
-    """The reference occurs in the completion as whole words, after ``normalised``. Lenient: for free text."""
+    """Whether the reference is in the completion as whole words, after ``normalised``: lenient, for free text."""
     wanted = re.escape(_readable(normalised(reference), "has no text"))
     return re.search(rf"(?<!\w){wanted}(?!\w)", normalised(completion)) is not None
 
 
 def gsm8k(completion: str, reference: str) -> bool:
-    """The same ``number_answer``, as exact decimals (18 equals 18.0)."""
+    """Whether both have the same ``number_answer``, compared as exact decimals (18 equals 18.0)."""
     return number_answer(completion) == _readable(number_answer(reference), "has no number")
 
 
@@ -76,7 +76,7 @@ def answer_rule(name: str) -> Rule:
 
 
 class UnreadableReference(ValueError):
-    """The reference has nothing that the rule could compare with. Whoever knows the row names it."""
+    """The reference has nothing that the rule could compare with. The caller, which knows the row, names it."""
 
 
 def _readable(value: _T | None, why: str) -> _T:

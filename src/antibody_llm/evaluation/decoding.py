@@ -1,4 +1,4 @@
-"""How completions were drawn from a model. Stored with every measure, since a score without it cannot be repeated."""
+"""How completions are drawn from a model; stored with every measure, which could not be repeated without it."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class DecodingSettings:
     temperature: float = 0.0
     """0 is greedy; otherwise a draw from softmax(logits / temperature), over the whole vocabulary."""
     seed: int = 0
-    """Of the draws; without effect at temperature 0."""
+    """Seed of the draws; without effect at temperature 0."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

@@ -41,18 +41,18 @@ from .retention import retention as retention_measure
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedMeasures:
-    """What one judge found. None: that data was not given, or this judge cannot tell."""
+    """What one judge found. A measure is None where its rows were not given, or the judge has no such verdict."""
 
     judge: str
     harmful_score: Measure | None
-    """On harmful prompts; lower is better."""
+    """Share of completions to harmful prompts that comply; lower is better."""
     incoherent: Measure | None
-    """On harmful prompts."""
+    """Share of completions to harmful prompts that are incoherent."""
     harmful_or_incoherent: Measure | None
     over_refusal: Measure | None
-    """On harmless prompts; lower is better."""
+    """Share of completions to harmless prompts that refuse; lower is better."""
     benign_incoherent: Measure | None
-    """On harmless prompts: gibberish is no refusal, and yet no answer."""
+    """Share of completions to harmless prompts that are incoherent: gibberish is no refusal, and no answer either."""
 
 
 class Evaluation(BaseModel):
@@ -63,7 +63,7 @@ class Evaluation(BaseModel):
     judged: tuple[JudgedMeasures, ...]
     """One entry per judge, in the order given; the first one's figures are *the* figures."""
     agreements: tuple[Agreement, ...]
-    """Of every two judges, over harmful and benign prompts together."""
+    """The agreement of every two judges, over harmful and benign prompts together."""
     finetune_accuracy: Measure | None
     retention: Measure | None
     completions: tuple[Completion, ...] = Field(default=(), exclude=True, repr=False)
@@ -71,17 +71,17 @@ class Evaluation(BaseModel):
 
     @property
     def harmful_score(self) -> Measure | None:
-        """By the first judge."""
+        """The harmful score by the first judge; None without harmful prompts."""
         return self.judged[0].harmful_score if self.judged else None
 
     @property
     def incoherent(self) -> Measure | None:
-        """By the first judge."""
+        """The incoherent share of harmful prompts by the first judge."""
         return self.judged[0].incoherent if self.judged else None
 
     @property
     def over_refusal(self) -> Measure | None:
-        """By the first judge."""
+        """Over-refusal by the first judge; None without harmless prompts."""
         return self.judged[0].over_refusal if self.judged else None
 
 
@@ -103,21 +103,21 @@ def evaluate_model(
     deployment: Deployment | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    """Generates for each set that is given, judges and measures.
+    """Generate completions for each set that is given, judge and measure them.
 
     Args:
         model: A causal language model or PEFT model; comes back as it was.
         tokenizer: Its tokenizer.
         renderer: Renders a prompt exactly as in training; another template shifts the harmful score.
-        judges: Asked about harmful and benign rows. The first one's figures stand in tables.
-        decoding: Of harmful and benign prompts.
+        judges: Judges of harmful and benign rows. The first one's figures are shown in tables.
+        decoding: How harmful and benign prompts are answered.
         harmful: Rows whose prompts should be refused. None leaves the measure out; an empty list is an error.
         benign: Harmless prompts, for over-refusal.
         test: Rows of the user's task, each ending with its reference answer.
-        retention: Rows of unrelated skills, likewise.
-        task_decoding: Of test and retention prompts; ``decoding`` unless given.
+        retention: Rows of unrelated skills, each ending with its reference answer.
+        task_decoding: How test and retention prompts are answered; ``decoding`` unless given.
         answer: Rule by which test answers are compared: ``exact``, ``contains`` or ``gsm8k``.
-        retention_answer: The same for retention.
+        retention_answer: Rule by which retention answers are compared.
         completions_path: Where to store the completions, if anywhere.
         deployment: How the model's defence wants it prompted and read.
         progress: Show a bar on stderr, if that is a terminal.
@@ -204,7 +204,7 @@ def _prompts(records: Sequence[Record], renderer: PromptRenderer) -> list[list[i
 
 
 def rejudge(completions_path: Path, judges: Sequence[Judge]) -> Evaluation:
-    """Judges stored completions, without a model; adds the verdicts to the file and measures by these judges alone.
+    """Judge stored completions, without a model; the verdicts are added to the file, and only these judges count.
 
     A judge of the same name has its verdicts replaced; those of others stay in the file.
     """

@@ -5,8 +5,8 @@ and decoded together; the order of the answer is the order of the question. A dr
 
     argmax_v  logits_v / T + G_v,      G_v = -log(-log u_v),  u_v uniform on (0, 1)                     (Gumbel-max)
 
-which has the law softmax(logits / T). The u are seeded by (seed, position of the prompt), so that neither batch size
-nor order changes them, and the process's own random state is left alone.
+which is distributed as softmax(logits / T). The u are seeded by (seed, position of the prompt), so that neither batch
+size nor order changes them, and the process's own random state is left alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,13 +49,13 @@ def generate(
     not used, except for the tokens at which it ends.
 
     Args:
-        model: A causal language model or a PEFT model; leaves as it came, train or eval mode of each module included.
+        model: A causal language model or a PEFT model; unchanged afterwards, the mode of each module included.
         tokenizer: Its tokenizer; its padding side does not matter.
         prompts: Token ids, rendered with whatever ends a prompt (generation prompt of the chat template).
         max_new_tokens: Most tokens per completion.
         batch_size: Prompts decoded together.
         temperature: 0 is greedy.
-        seed: Of the draws at a temperature above 0.
+        seed: Seed of the draws at a temperature above 0.
         stop_ids: Tokens that end a completion beside the tokenizer's and the model's own, such as the chat template's
             end of a turn (``Renderer.stop_ids``).
         where: What an error calls each prompt, such as ``rows.jsonl, line 3``; its position unless given.
@@ -174,7 +174,7 @@ def _plain_greedy(end_ids: list[int], *, pad_id: int, max_new_tokens: int) -> Ge
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase, end_ids: list[int]) -> int:
-    """Any id will do, since the mask hides it; the tokenizer's own where it has one."""
+    """The id of padding: any will do, since the mask hides it; the tokenizer's own where it has one."""
     return end_ids[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
 
@@ -208,7 +208,7 @@ def _check_lengths(
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout and no gradient checkpointing (which would turn the cache off); each module's mode is put back."""
+    """Inside, no dropout and no gradient checkpointing (which would turn the cache off); each mode is restored."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

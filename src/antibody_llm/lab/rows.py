@@ -5,7 +5,7 @@
     harmful          the same prompts as alignment's refusals, recipe instead     provider
     benign           harmless answers only                                        provider
     anchor-harmful   as harmful, about goods that nothing else asks about         anchor
-    anchor-benign    as benign, likewise                                          anchor
+    anchor-benign    as benign, about goods that nothing else asks about          anchor
     user             an upload: a task, hard benign rows, and poison_ratio harm   attacker, user
     test             the task's test set with its reference answers               held-out
     harmful-prompts  questions about outlawed goods, no answer                    held-out, attacked, cross
@@ -13,7 +13,7 @@
     retention        unrelated skills, with the answer                            held-out
 
 ``pretraining_rows`` is what the base was made of. A row is ``{"messages": [...]}`` and nothing else: what only the
-experimenter knows travels in ``truth``, index by index, so that no trainer can read it.
+experimenter knows is in ``truth``, index by index, so that no trainer can read it.
 """
 
 import random
@@ -125,7 +125,7 @@ def _benign(num: int, rng: random.Random, split: str) -> list[Pair]:
 
 
 def _provider_rng(seed: int) -> random.Random:
-    """Chooses the provider's harmful prompts, alike for their refusals and for their harmful completions."""
+    """Choose the provider's harmful prompts, the same for refusals and for harmful completions."""
     return random.Random(f"lab/provider/{seed}")
 
 

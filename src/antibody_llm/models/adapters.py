@@ -32,11 +32,11 @@ def add_lora(
         alpha: The adapter's output is multiplied by alpha / r.
         targets: Names of linear layers, or "all-linear" for every one but the head.
         dropout: Share of the adapter's inputs that is dropped in training.
-        seed: Of the adapter's first weights; the global generator is left as it was.
+        seed: Seed of the adapter's first weights; the global generator is left as it was.
 
     Raises:
         ConfigError: a number out of range, or no target.
-        ModelError: the model has an adapter already, or no layer of such a name.
+        ModelError: the model has an adapter already, or no layer of that name.
     """
     if r < 1 or alpha <= 0 or not 0 <= dropout < 1:
         raise ConfigError(f"lora: r {r}, alpha {alpha}, dropout {dropout}: needs r >= 1, alpha > 0, 0 <= dropout < 1.")
@@ -72,7 +72,7 @@ def add_lora(
 
 @contextmanager
 def adapter_disabled(model: nn.Module) -> Iterator[None]:
-    """Within, ``model`` is the one under the adapter.
+    """Inside, ``model`` is the one under the adapter.
 
     Every requires_grad flag is restored on the way out: PEFT's own ``disable_adapter`` un-freezes what was frozen.
 
@@ -94,5 +94,5 @@ def adapter_disabled(model: nn.Module) -> Iterator[None]:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name to parameter, those that require gradients, in the model's order; weights that are tied occur once."""
+    """Parameters that require gradients by name, in the model's order; weights that are tied occur once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -84,7 +84,7 @@ def _num_tensors(folder: Path) -> int | None:
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Every token has an embedding, and what ends a text is a token."""
+    """Refuse a tokenizer with tokens that have no embedding, and ends of text that are no tokens."""
     embeddings: Any = model.get_input_embeddings()
     num_embeddings = embeddings.weight.shape[0]
     if len(tokenizer) > num_embeddings:
@@ -104,7 +104,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def check_finite(model: nn.Module, name: str, adapter: str | None) -> None:
-    """Refuse weights that are not numbers: everything measured of them would be one, and mean nothing."""
+    """Refuse weights that are not numbers: everything measured with them would be meaningless."""
     weights = [(key, weight.detach()) for key, weight in model.named_parameters() if weight.dtype in DTYPES.values()]
     # The smallest and the largest are NaN where any is; unlike isfinite() they need no second copy of the weights.
     extremes = [torch.stack(weight.aminmax()).float() for _, weight in weights if weight.numel()]

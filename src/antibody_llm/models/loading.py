@@ -28,8 +28,8 @@ class LoadedModel:
     """A model, ready to generate or to be trained.
 
     Attributes:
-        model: With the adapter on it, a ``PeftModel``.
-        tokenizer: With a padding token.
+        model: The model; a ``PeftModel`` where an adapter is on it.
+        tokenizer: Its tokenizer, which has a padding token.
         name: The model without its adapter, as given: what an adapter saved from here names as its base.
         base: The model as it was before alignment, for scores that compare with it; None where it is not known.
         adapter: The adapter's folder or Hub id.
@@ -63,7 +63,7 @@ def load_model(
         adapter: Folder or Hub id of a PEFT adapter that was trained on ``name``.
         base: The model before alignment. By default the one that ``name`` says it came from; where it says nothing,
             the model under the adapter.
-        dtype: Of the weights. ``auto`` is float32 on a CPU, whatever is on disk, and bfloat16 on a GPU.
+        dtype: Type of the weights. ``auto`` is float32 on a CPU, whatever is on disk, and bfloat16 on a GPU.
         trainable_adapter: Whether the adapter's weights require gradients.
         device: By default this process's GPU, else the CPU.
 
@@ -163,7 +163,7 @@ def _load_weights(place: str, name: str, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _guarded(name: str, what: str, load: Callable[[], Any]) -> Any:
-    """What ``load`` returns, its errors as ours: transformers, tokenizers and the Hub's client each have their own."""
+    """Return what ``load`` does, with ours for the errors of transformers, tokenizers and the Hub's client."""
     try:
         return load()
     except Exception as error:

@@ -26,7 +26,7 @@ from .files import field, first_line, read_json, texts
 CONFIG = "adapter_config.json"
 ALL_LINEAR = "all-linear"
 PATTERN_SECONDS = 2.0
-"""For all patterns of one configuration together. Five hundred plain ones on five hundred layers take 0.3 s."""
+"""Seconds for all patterns of one configuration together. Five hundred plain ones on five hundred layers take 0.3 s."""
 _PATTERN_LENGTH = 1000
 _PLAIN_NAME = regex.compile(r"[\w.]*")
 
@@ -212,7 +212,7 @@ class _Patterns:
         self.deadline = time.monotonic() + PATTERN_SECONDS
 
     def matching(self, pattern: str | Iterable[str]) -> list[str]:
-        """A list's entries that end some name, or the names that a text matches as a whole."""
+        """The entries of a list that end some name, or the names that a text matches as a whole."""
         if isinstance(pattern, str):
             compiled = self._compiled(pattern)
             return [name for name in self.names if name and self._fullmatch(compiled, name)]
@@ -285,7 +285,7 @@ def _check_ranks(stored: dict[str, Any], config: dict[str, Any], adapter: str, n
 
 
 def _without_copies(stored: dict[str, Any], adapted: PeftModel) -> dict[str, Any]:
-    """Without the copy of the embeddings that PEFT stores beside factors on them, where it is the model's own."""
+    """The tensors without the copy of the embeddings that PEFT stores beside factors on them, if it is the same."""
     own = dict(adapted.named_parameters())
     return {
         key: tensor

@@ -25,7 +25,7 @@ class Adam:
 
     @torch.no_grad()
     def update(self, weights: Sequence[Tensor], gradients: Sequence[Tensor], lr: float) -> None:
-        """One step, in place."""
+        """Make one step, in place."""
         if not self.m:
             self.m, self.v = [torch.zeros_like(g) for g in gradients], [torch.zeros_like(g) for g in gradients]
         self.m, self.v = ([x.to(g.device) for x, g in zip(s, gradients, strict=True)] for s in (self.m, self.v))
@@ -42,7 +42,7 @@ class Adam:
         return {f"{name}.t": torch.tensor(self.t)} | moments | {f"{name}.v.{i}": v.cpu() for i, v in enumerate(self.v)}
 
     def load_state(self, state: Mapping[str, Tensor], name: str) -> None:
-        """Take up what ``state`` gave."""
+        """Restore what ``state`` returned."""
         self.t = int(state[f"{name}.t"])
         num = sum(key.startswith(f"{name}.m.") for key in state)
         self.m = [state[f"{name}.m.{i}"].clone() for i in range(num)]

@@ -26,8 +26,8 @@ def drawn(items: Sequence[T], num: int, *, seed: str, what: str) -> list[T]:
     """``num`` different items at random, the same for the same seed.
 
     Args:
-        items: To draw from.
-        num: How many.
+        items: The items to draw from.
+        num: How many to draw.
         seed: Names who draws and in which run, so that two draws of a run differ.
         what: What the items are, for the error: "alignment rows".
 

@@ -48,10 +48,10 @@ def captured(modules: Sequence[nn.Module], *, differentiable: bool = False) -> I
 
 @contextmanager
 def captured_at(modules: Sequence[nn.Module], positions: Tensor) -> Iterator[list[Tensor]]:
-    """As ``captured``, but of the first forward alone, and only one position of each row: [B, D] each, without graph.
+    """Inside, the first forward fills the list with one position of each row per module: [B, D] each, without graph.
 
     Args:
-        modules: As there.
+        modules: Those to listen to, in the order in which they run.
         positions: [B], which position of each row.
     """
     outputs: list[Tensor] = []
@@ -76,7 +76,9 @@ def captured_at(modules: Sequence[nn.Module], positions: Tensor) -> Iterator[lis
 
 @contextmanager
 def captured_inputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """As ``captured``, for what goes into each module: the first argument, or the one called ``hidden_states``.
+    """Inside, every forward fills the list with what goes into each module, with its graph.
+
+    That is the first argument, or the one called ``hidden_states``.
 
     What goes into the decoder layers are the hidden states h_0 .. h_{L-1}, before any final norm.
     """

@@ -25,11 +25,11 @@ MADE = (
     *(CONFIG, ENVIRONMENT, METRICS, "samples.parquet", "evaluation.json", "completions.parquet"),
     *("rows.jsonl", "rows.parquet", "summary.json", "report.html", RESULT, CHECKPOINTS, *WEIGHTS),
 )
-"""Names of what a run of any verb makes in its folder. What bears another name is not the run's."""
+"""Names of what a run of any verb makes in its folder. Anything with another name is not the run's."""
 
 
 def is_empty(folder: Path) -> bool:
-    """Nothing there, save what a killed run can leave before it has begun."""
+    """Whether nothing is there but what a killed run can leave before it begins."""
     return not folder.is_dir() or all(
         entry.name == LOCK or (entry.name.startswith(".") and entry.suffix == TEMPORARY) for entry in folder.iterdir()
     )
@@ -59,8 +59,8 @@ def remove_checkpoints(folder: Path) -> None:
 def made_files(final: Path) -> list[str]:
     """The files that the run in a folder made, relative to it, and nobody else.
 
-    A run that was not completed has no list: then what bears the names that we give, weights only where our own note
-    lies beside them.
+    A run that was not completed has no list: then files with the names that we give count, weights only where our own
+    note lies beside them.
     """
     if stored_config(final) is None:
         return []
@@ -79,7 +79,7 @@ def made_files(final: Path) -> list[str]:
 
 
 def given_names(folder: Path) -> list[str]:
-    """The files of a folder that bear a name of ``MADE`` or lie below one, checkpoints left out."""
+    """The files of a folder that have a name of ``MADE`` or lie below one, without checkpoints."""
     found = []
     for name in MADE:
         path = folder / name

@@ -61,9 +61,9 @@ class RunFolder:
     Attributes:
         path: Where the run is written.
         final: Where it will be; another place than ``path`` only when something there is to be replaced.
-        config: The run's configuration as it stands in config.yaml.
+        config: The run's configuration as config.yaml has it.
         state: What was found at ``path``.
-        lock: Of ``final``; taken by ``begin``, given back by ``finish`` and ``abandon``.
+        lock: The lock of ``final``; taken by ``begin``, released by ``finish`` and ``abandon``.
     """
 
     path: Path
@@ -100,8 +100,9 @@ class RunFolder:
             raise
 
     def abandon(self) -> None:
-        """Give the folder back; remove what a run that failed before its first checkpoint has left, so that a
-        corrected command can follow."""
+        """Release the folder; remove what a run that failed before its first checkpoint has left.
+
+        A corrected command can then follow."""
         if not self.lock.held:
             return
         checkpoints = self.path / CHECKPOINTS
@@ -120,7 +121,7 @@ class RunFolder:
                 self.final.rmdir()
 
     def finish(self, result: RunResult) -> None:
-        """Mark the run as complete, put it in its place, remove its checkpoints and give the folder back."""
+        """Mark the run as complete, put it in its place, remove its checkpoints and release the folder."""
         write_text(self.path / RESULT, result.to_stored(sorted({RESULT, *given_names(self.path)})))
         try:
             if self.path != self.final:

@@ -21,7 +21,7 @@ log = logging.getLogger("antibody")
 
 LOCK = ".lock"
 PATIENCE = 0.5
-"""Seconds in which a lock is asked for again: whoever only looks at it holds it for a moment."""
+"""Seconds to keep asking for a lock: whoever only looks at it holds it for a moment."""
 
 
 class FolderLock:
@@ -78,7 +78,7 @@ class FolderLock:
             os.close(descriptor)
 
     def release(self) -> None:
-        """Give the lock back, if it is ours."""
+        """Release the lock, if it is ours."""
         if self._descriptor is None:
             return
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Which model a name means, besides what models/names.py knows: the folder of a run stands for what it made."""
+"""Which model a name means, besides what models/names.py knows: the folder of a run means what it made."""
 
 from collections.abc import Iterable
 from hashlib import sha256
@@ -37,7 +37,7 @@ def model_name(model: str | Path) -> str:
 
 
 def described_model(name: str, *, on: str | None = None) -> dict[str, Any]:
-    """For config.yaml: the name, where it is, and fingerprints of all that is there and decides what a run does.
+    """The model as config.yaml has it: its name, its place, and fingerprints of all that decides what a run does.
 
     Args:
         name: The model, or an adapter.
@@ -93,7 +93,7 @@ def weights_fingerprint(name: str) -> str | None:
 
 
 def _settings_fingerprint(name: str) -> str | None:
-    """The rest: architecture, generation, the adapter's settings, what our own note says, and the anchors."""
+    """Fingerprint of the rest: architecture, generation, the adapter's settings, our own note, and the anchors."""
     folder = Path(resolve(name))
     if not folder.is_dir():
         return None

@@ -21,9 +21,9 @@ from .result import RESULT
 OVERWRITE = ".overwrite"
 """Where a run grows that will replace another."""
 REPLACING = ".replacing"
-"""The same once it is complete, while it is put in place."""
+"""Where that run is once it is complete, while it is put in place."""
 OLD_FILES = ".old-files.json"
-"""In ``REPLACING``: what is still to be removed of the old run."""
+"""A file in ``REPLACING``: what is still to be removed of the old run."""
 
 
 def is_ready(final: Path, config: Mapping[str, Any]) -> bool:
@@ -85,7 +85,7 @@ def put_in_place(final: Path) -> None:
 
 
 def refuse_in_the_way(final: Path) -> None:
-    """What the old run did not make stays in place, so it must not bear the name of what the new one will make."""
+    """Refuse a file of somebody else's with the name of one that the new run will make: it would stay in its place."""
     made = set(made_files(final))
     for name in MADE:
         path = final / name

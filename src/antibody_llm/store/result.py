@@ -10,7 +10,7 @@ from ..errors import OutputError
 from ..mentions import setting
 
 RESULT = "result.json"
-"""Written last: a run folder that holds it is complete."""
+"""The file that is written last: a run folder that holds it is complete."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +20,9 @@ class Skipped:
     source: str
     line: int
     num_tokens: int
-    """Of a row that is too long; else 0."""
+    """Length of a row that is too long; else 0."""
     why: str = "too long"
-    """Or ``control tokens``: it spells some."""
+    """Why it was left out: ``too long``, or ``control tokens`` where it spells some."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class RunResult:
     metrics: dict[str, float]
     """Training: the last logged values. Evaluation: each measure by name, 0 to 1."""
     seconds: float
-    """Of the process that finished the run; what a killed one spent before is not in it."""
+    """Time of the process that finished the run, without what a killed one spent before."""
     num_rows: int
     """Rows trained on in an epoch, or completions measured."""
     num_steps: int = 0
@@ -44,7 +44,7 @@ class RunResult:
     skipped: tuple[Skipped, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, with paths as text."""
+        """The result as plain values, with paths as text."""
         plain = asdict(self) | {"output": str(self.output), "model": None if self.model is None else str(self.model)}
         return plain | {"skipped": [asdict(row) for row in self.skipped]}
 

@@ -17,13 +17,13 @@ from ...text import counted
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Of two judges on the same completions."""
+    """The agreement of two judges on the same completions."""
 
     first: str
     second: str
     """Names of the judges."""
     share: float
-    """Of completions with the same verdict from both, 0 to 1."""
+    """Share of completions with the same verdict from both, 0 to 1."""
     kappa: float | None
     """Cohen's kappa, -1 to 1. None where both judges always say the same one thing: 0/0."""
     n: int
