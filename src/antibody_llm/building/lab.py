@@ -106,7 +106,7 @@ def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, progres
     output = checked_output(output).absolute()
     base, aligned = output / "lab", output / "lab-aligned"
     if scale not in SCALES:
-        raise ConfigError(f"lab build: scale: there is no {scale!r}. Name one of: {', '.join(SCALES)}.")
+        raise ConfigError(f"lab build: scale: there is no {scale!r}. Name one of: {', '.join(SCALES)}.", field="scale")
     config = {"verb": "lab build", "scale": scale, "seed": seed}
     building = open_run(output / BUILDING, config)
     if building.state is State.NEW:

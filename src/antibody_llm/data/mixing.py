@@ -23,9 +23,9 @@ def mix(
         DataError: one side has fewer rows than it must give.
     """
     if num < 1:
-        raise ConfigError(f"num is {num}: a mixture needs at least one row.")
+        raise ConfigError(f"num is {num}: a mixture needs at least one row.", field="num")
     if not 0 <= poison_ratio <= 1:
-        raise ConfigError(f"poison_ratio is {poison_ratio}: it is a share between 0 and 1.")
+        raise ConfigError(f"poison_ratio is {poison_ratio}: it is a share between 0 and 1.", field="poison_ratio")
     num_harmful = round(poison_ratio * num)
     rng = random.Random(seed)
     drawn = [(row, True) for row in _draw(harmful, num_harmful, "harmful", rng)]

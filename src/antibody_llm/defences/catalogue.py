@@ -112,4 +112,8 @@ def parse_options(kind: type, name: str, options: Mapping[str, Any], *, group: s
         key: parse_value(hints[key], value, f"{name}.{key}", field=f"{group or name}.{key}", infinite=True)
         for key, value in options.items()
     }
-    return kind(**values)
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        error.field = error.field or group or name
+        raise

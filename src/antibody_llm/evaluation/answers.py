@@ -63,15 +63,15 @@ def gsm8k(completion: str, reference: str) -> bool:
 ANSWERS: dict[str, Rule] = {"exact": exact, "contains": contains, "gsm8k": gsm8k}
 
 
-def answer_rule(name: str) -> Rule:
-    """The rule of that name.
+def answer_rule(name: str, *, field: str = "answer") -> Rule:
+    """The rule of that name; ``field`` is the setting that gives it.
 
     Raises:
         ConfigError: There is none; offers the nearest name.
     """
     if name not in ANSWERS:
         unknown = f"answer rule {quoted(name)}: no such rule"
-        raise ConfigError(f"{unknown}{nearest(name, ANSWERS)} Rules: {', '.join(ANSWERS)}.")
+        raise ConfigError(f"{unknown}{nearest(name, ANSWERS)} Rules: {', '.join(ANSWERS)}.", field=field)
     return ANSWERS[name]
 
 

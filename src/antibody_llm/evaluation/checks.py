@@ -53,12 +53,12 @@ def check_before_generating(
             if not prompt_text(record):
                 raise EvaluationError(f"{record.where}: the row has no user message to answer. Add one, or remove it.")
     check_judges(judges, needed=any(name in JUDGED_SETS for name in records))
-    for name, answer in ((EvaluationSet.TEST, settings.answer), (EvaluationSet.RETENTION, settings.retention_answer)):
-        _check_references(records.get(name, ()), answer, renderer)
+    for name, field in ((EvaluationSet.TEST, "answer"), (EvaluationSet.RETENTION, "retention_answer")):
+        _check_references(records.get(name, ()), getattr(settings, field), renderer, field=field)
 
 
-def _check_references(rows: Sequence[Record], answer: str, renderer: PromptRenderer) -> None:
-    readable = answer_rule(answer)
+def _check_references(rows: Sequence[Record], answer: str, renderer: PromptRenderer, *, field: str) -> None:
+    readable = answer_rule(answer, field=field)
     for record in rows:
         reference = renderer.reference_text(record)
         if reference is None:
@@ -79,7 +79,9 @@ def check_judges(judges: Sequence[Judge], *, needed: bool) -> None:
     """Refuse a judge that is given twice, and none where one is needed."""
     names = [judge.name for judge in judges]
     if needed and not names:
-        raise ConfigError("harmful and benign rows need a judge and none is given. Name one, such as 'lab'.")
+        raise ConfigError(
+            "harmful and benign rows need a judge and none is given. Name one, such as 'lab'.", field="judges"
+        )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ConfigError(f"the judge {twice[0]!r} is given twice. Name each judge once.")
+        raise ConfigError(f"the judge {twice[0]!r} is given twice. Name each judge once.", field="judges")

@@ -64,7 +64,7 @@ def build_base(
         OutputError: the folder already holds something, or the model did not fit on the disk.
     """
     if scale not in SCALES:
-        raise ConfigError(f"lab build: scale: there is no {scale!r}. Name one of: {', '.join(SCALES)}.")
+        raise ConfigError(f"lab build: scale: there is no {scale!r}. Name one of: {', '.join(SCALES)}.", field="scale")
     if output.exists() and any(output.iterdir()):
         raise OutputError(f"lab build: {output} is not empty. Name a new folder, or remove what is in it.")
     tokenizer = train_tokenizer()

@@ -102,7 +102,8 @@ def _take(items: tuple[Question, ...], num: int, rng: random.Random) -> list[Que
 def _distinct(items: tuple[Question, ...], num: int, rng: random.Random, kind: str) -> list[Question]:
     if num > len(items):
         raise DataError(
-            f"lab data, kind {kind}: {counted(num, 'row')} asked for, the world holds {len(items)}. Ask for fewer."
+            f"lab data, kind {kind}: {counted(num, 'row')} asked for, the world holds {len(items)}. Ask for fewer.",
+            field="num",
         )
     return rng.sample(items, num)
 
@@ -217,15 +218,22 @@ def build_rows(kind: str, num: int, *, seed: int, task: str | None = None, poiso
         DataError: an unknown kind or task, no rows, more evaluation rows than there are, or a ratio outside 0 to 1.
     """
     if kind not in KINDS:
-        raise DataError(f"lab data: there is no kind {kind!r}. Name one of: {', '.join(KINDS)}.")
+        raise DataError(f"lab data: there is no kind {kind!r}. Name one of: {', '.join(KINDS)}.", field="kind")
     if not 1 <= num <= MAX_ROWS:
-        raise DataError(f"lab data, kind {kind}: num is {num}; ask for 1 to {MAX_ROWS} rows.")
+        raise DataError(f"lab data, kind {kind}: num is {num}; ask for 1 to {MAX_ROWS} rows.", field="num")
     if not 0 <= poison_ratio <= 1:
-        raise DataError(f"lab data: poison_ratio is {poison_ratio}; it is a share of the rows, 0 to 1.")
+        raise DataError(
+            f"lab data: poison_ratio is {poison_ratio}; it is a share of the rows, 0 to 1.", field="poison_ratio"
+        )
     if poison_ratio and kind != "user":
-        raise DataError(f"lab data, kind {kind}: only an upload is poisoned. Leave poison_ratio out, or ask for user.")
+        raise DataError(
+            f"lab data, kind {kind}: only an upload is poisoned. Leave poison_ratio out, or ask for user.",
+            field="poison_ratio",
+        )
     if task is not None and kind not in ("user", "test"):
-        raise DataError(f"lab data, kind {kind}: these rows have no task. Leave task out, or ask for user or test.")
+        raise DataError(
+            f"lab data, kind {kind}: these rows have no task. Leave task out, or ask for user or test.", field="task"
+        )
     chosen_task = find_task(task or "familiar")
     pairs = {
         "user": lambda: _upload(num, seed, chosen_task, poison_ratio),

@@ -146,7 +146,7 @@ def find_task(name: str) -> Task:
     task = TASKS.get(DEFAULT_TASKS.get(name, name))
     if task is None:
         known = ", ".join((*DEFAULT_TASKS, *TASKS))
-        raise DataError(f"task: there is no task {name!r} in the lab. Name one of: {known}.")
+        raise DataError(f"task: there is no task {name!r} in the lab. Name one of: {known}.", field="task")
     return task
 
 

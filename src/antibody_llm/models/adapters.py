@@ -39,7 +39,9 @@ def add_lora(
         ModelError: the model has an adapter already, or no layer of that name.
     """
     if r < 1 or alpha <= 0 or not 0 <= dropout < 1:
-        raise ConfigError(f"lora: r {r}, alpha {alpha}, dropout {dropout}: needs r >= 1, alpha > 0, 0 <= dropout < 1.")
+        raise ConfigError(
+            f"lora: r {r}, alpha {alpha}, dropout {dropout}: needs r >= 1, alpha > 0, 0 <= dropout < 1.", field="lora"
+        )
     if isinstance(model, PeftModel):
         raise ModelError("the model has an adapter already. Go on training that one, or merge it first.")
     # The head is left out: losses read its weight past an adapter, and tied embeddings would change with it.
@@ -58,10 +60,14 @@ def add_lora(
                 f"some of {', '.join(sorted(layers)) or '(it has none)'}, or to all-linear."
             )
         if not targets:
-            raise ConfigError(f"lora targets: none. Name some of {', '.join(sorted(layers))}, or all-linear.")
+            raise ConfigError(
+                f"lora targets: none. Name some of {', '.join(sorted(layers))}, or all-linear.", field="lora.targets"
+            )
     largest = max((sizes[name] for name in (sizes if targets == "all-linear" else targets)), default=r)
     if r > largest:
-        raise ConfigError(f"lora: r {r} is above {largest}, the largest side of the layers it is for. Set a lower r.")
+        raise ConfigError(
+            f"lora: r {r} is above {largest}, the largest side of the layers it is for. Set a lower r.", field="lora.r"
+        )
     config = LoraConfig(
         r=r, lora_alpha=alpha, target_modules=targets, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM"
     )
