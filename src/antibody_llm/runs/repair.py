@@ -6,13 +6,13 @@ from typing import Any, cast
 
 from torch import nn
 
-from ..data.roles import Role, Stage
+from ..data.roles import Role, Stage, setting_of
 from ..defences.catalogue import make_defence
 from ..errors import DataError
 from ..mentions import setting
 from ..models.loading import load_model
 from ..profiles import Choice, Profile, profile_of
-from ..settings import RepairSettings, Rows, field_of, plain, rows_of, written_out
+from ..settings import RepairSettings, Rows, plain, rows_of, written_out
 from ..store.environment import environment
 from ..store.folder import State, open_run
 from ..store.naming import described_model, model_name
@@ -100,7 +100,7 @@ def repair(settings: RepairSettings) -> RunResult:
 
 def _source(role: Role, rows: Rows | None, *, profile: Profile, seed: int, who: Defence) -> Source:
     if rows is not None:
-        return read_rows(rows, name=f"{field_of(role)} rows")
+        return read_rows(rows, name=f"{setting_of(role)} rows")
     if brought := profile.rows(role, Choice(), seed=seed):
         return brought
-    raise DataError(f"{type(who).__name__} needs {role} rows and was given none. Give {setting(field_of(role))}.")
+    raise DataError(f"{type(who).__name__} needs {role} rows and was given none. Give {setting(setting_of(role))}.")

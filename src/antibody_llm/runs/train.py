@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.records import Record, TokenizedRow
-from ..data.roles import MAIN_ROLE, Role, Stage
+from ..data.roles import MAIN_ROLE, Role, Stage, setting_of
 from ..defences.catalogue import make_defence, parse_options
 from ..errors import ConfigError, DataError, ModelError
 from ..files import disk_errors
@@ -27,7 +27,7 @@ from ..models.names import is_adapter, resolve
 from ..models.saving import save_adapter, save_model
 from ..profiles import Choice, Profile, profile_of
 from ..screening.anchors import write_anchors
-from ..settings import Regime, TrainingSettings, field_of, plain, rows_of, written_out
+from ..settings import Regime, TrainingSettings, plain, rows_of, written_out
 from ..store.environment import environment
 from ..store.folder import CHECKPOINTS, METRICS, RunFolder, State, open_run
 from ..store.naming import BASE_WEIGHTS, base_of, described_model, model_name
@@ -186,7 +186,7 @@ def _sources(run: TrainingSettings, defence: Defence, profile: Profile) -> dict[
     rows_given, choice = rows_of(run), Choice.of(run)
     sources: dict[Role, Source] = {}
     for role in needed:
-        given, name = rows_given.get(role), field_of(role)
+        given, name = rows_given.get(role), setting_of(role)
         if given is not None:
             sources[role] = read_rows(given, name=f"{name} rows", upload=role is Role.USER)
         elif brought := profile.rows(role, choice if role is main else Choice(), seed=run.seed):
@@ -197,7 +197,7 @@ def _sources(run: TrainingSettings, defence: Defence, profile: Profile) -> dict[
         choice.refuse(str(run.model))
     benign = rows_given.get(Role.BENIGN)
     if run.stage is Stage.ALIGNMENT and benign is not None:  # what must still be answered, learnt beside the refusals
-        sources[main] = _joined(sources[main], read_rows(benign, name=f"{field_of(Role.BENIGN)} rows"))
+        sources[main] = _joined(sources[main], read_rows(benign, name=f"{setting_of(Role.BENIGN)} rows"))
     for role, rows in rows_given.items():
         if (
             rows is not None
@@ -216,12 +216,12 @@ def _anchor_sources(run: TrainingSettings, profile: Profile, sources: Mapping[Ro
     for role in ANCHOR_ROLES:
         given = rows_of(run)[role]
         if given is not None:
-            anchors[role] = read_rows(given, name=f"{field_of(role)} rows")
+            anchors[role] = read_rows(given, name=f"{setting_of(role)} rows")
         elif brought := profile.rows(role, Choice(), seed=run.seed):
             anchors[role] = brought
     if len(anchors) == 1:
         (absent,) = set(ANCHOR_ROLES) - set(anchors)
-        raise DataError(f"anchors need both labels: {setting(field_of(absent))} is missing. Give it, or neither.")
+        raise DataError(f"anchors need both labels: {setting(setting_of(absent))} is missing. Give it, or neither.")
     if not anchors:
         return {}
     check_anchor_records(*(anchors[role].records for role in ANCHOR_ROLES))

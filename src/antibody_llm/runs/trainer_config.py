@@ -87,8 +87,8 @@ REFUSED: dict[str, tuple[str, ...]] = {
         "model_init_kwargs",
         "trust_remote_code",
     ),
-    "FSDP and DeepSpeed are not supported yet: nobody has run a defence under them. Use DDP (accelerate launch "
-    "--multi_gpu), or one process": ("fsdp", "fsdp_config", "deepspeed", "parallelism_config"),
+    "FSDP and DeepSpeed are not supported yet: nobody has run a defence under them. Use DDP (accelerate launch on "
+    "several GPUs), or one process": ("fsdp", "fsdp_config", "deepspeed", "parallelism_config"),
     "it is set by whoever starts the processes": ("local_rank",),
 }
 """Fields that may not be set to anything but their default, by the reason."""
