@@ -9,6 +9,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import RawIOBase
 from pathlib import Path
 
 from .errors import OutputError
@@ -46,6 +47,23 @@ def write_text(path: Path, text: str) -> None:
     """
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def append(file: RawIOBase, data: bytes) -> None:
+    """Append all of ``data`` or nothing of it.
+
+    Args:
+        file: Opened for appending, without a buffer.
+        data: Whole lines.
+
+    Raises:
+        OSError: the disk is full, or whoever read a pipe is gone.
+    """
+    size = file.tell() if file.seekable() else None
+    if file.write(data) != len(data):
+        if size is not None:
+            file.truncate(size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextmanager

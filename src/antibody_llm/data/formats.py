@@ -5,7 +5,6 @@ bad rows names the first and counts the others.
 """
 
 import json
-import logging
 import re
 import tempfile
 from collections import Counter
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..events import inform
 from .files import iter_json_rows, read_json_rows, read_text
 from .problems import BadRow, RawRow, report, text_of
 from .records import Message, Record
 from .rows import check_trainable, row_content, row_format
-
-log = logging.getLogger("antibody")
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 """OWNER/NAME, or OWNER/NAME:CONFIG where the data set has several configurations."""
@@ -151,10 +149,9 @@ class RowReader:
     def say_format(self) -> None:
         """Report the format, where it is not one that the documentation asks for."""
         if self.first is not None and self.first[1] == "ShareGPT":
-            log.info(
-                "%s: ShareGPT rows (conversations of from and value) are read as chats: human is user, gpt is "
-                "assistant.",
-                self.source,
+            inform(
+                f"{self.source}: ShareGPT rows (conversations of from and value) are read as chats: human is user, gpt "
+                "is assistant."
             )
 
 

@@ -101,7 +101,6 @@ def evaluate_model(
     retention_answer: str = "exact",
     completions_path: Path | None = None,
     deployment: Deployment | None = None,
-    progress: bool = False,
 ) -> Evaluation:
     """Generate completions for each set that is given, judge and measure them.
 
@@ -120,7 +119,6 @@ def evaluate_model(
         retention_answer: Rule by which retention answers are compared.
         completions_path: Where to store the completions, if anywhere.
         deployment: How the model's defence wants it prompted and read.
-        progress: Show a bar on stderr, if that is a terminal.
 
     Raises:
         EvaluationError: Nothing to measure, a row without prompt or reference, or one without a verdict.
@@ -140,7 +138,7 @@ def evaluate_model(
         retention_answer=retention_answer,
     )
     check_before_generating(records, judges, settings, renderer)
-    rows = _generated(model, tokenizer, records, renderer, settings, deployment or Deployment(), progress=progress)
+    rows = _generated(model, tokenizer, records, renderer, settings, deployment or Deployment())
     if completions_path is not None:
         write_completions(completions_path, rows, settings)
     return _judge_and_measure(rows, judges, settings, completions_path)
@@ -153,8 +151,6 @@ def _generated(
     renderer: PromptRenderer,
     settings: EvaluationSettings,
     served: Deployment,
-    *,
-    progress: bool,
 ) -> list[Completion]:
     """A completion for every row, as a server would give it."""
     rows = []
@@ -173,7 +169,6 @@ def _generated(
             seed=how.seed,
             stop_ids=renderer.stop_ids,
             where=[record.where for _, record in pairs],
-            progress=progress,
             label=" and ".join(name for name in sets if name in records),
         )
         rows += [

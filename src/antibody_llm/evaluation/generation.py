@@ -13,8 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
@@ -25,6 +23,7 @@ from transformers import (
 )
 
 from ..errors import EvaluationError, ModelError
+from ..events import report_progress
 from ..models.layout import context_length
 from ..text import counted
 
@@ -40,7 +39,6 @@ def generate(
     seed: int = 0,
     stop_ids: Sequence[int] = (),
     where: Sequence[str] | None = None,
-    progress: bool = False,
     label: str = "generating",
 ) -> list[str]:
     """One completion for each prompt.
@@ -59,8 +57,7 @@ def generate(
         stop_ids: Tokens that end a completion beside the tokenizer's and the model's own, such as the chat template's
             end of a turn (``Renderer.stop_ids``).
         where: What an error calls each prompt, such as ``rows.jsonl, line 3``; its position unless given.
-        progress: Show a bar on stderr, if that is a terminal.
-        label: What the bar says.
+        label: What its progress is called.
 
     Returns:
         Texts in the order of ``prompts``: up to the first end token, special tokens and surrounding whitespace removed.
@@ -69,6 +66,7 @@ def generate(
         EvaluationError: A prompt is empty, or does not fit the model's context together with ``max_new_tokens``; or a
             batch does not fit the device's memory.
         ModelError: No end-of-sequence token is known, so that no completion could end.
+        Stopped: Who listens asked for it; asked after every batch.
     """
     names = [f"prompt {i}, counted from 0" for i in range(len(prompts))] if where is None else where
     _check_lengths(model, prompts, names, max_new_tokens)
@@ -78,14 +76,15 @@ def generate(
     texts = [""] * len(prompts)
     # No inference_mode: a buffer made in it (dynamic RoPE) could not be used in a later training step. generate()
     # itself runs under no_grad.
-    with _evaluating(model), _bar(progress) as bar:
-        task = bar.add_task(label, total=len(prompts))
+    with _evaluating(model):
         for start in range(0, len(prompts), batch_size):
+            report_progress(label, start, len(prompts))
             rows = longest_first[start : start + batch_size]
             noise = [GumbelNoise(rows, temperature=temperature, seed=seed)] if temperature > 0 else []
             for i, ids in zip(rows, _continued(model, [prompts[i] for i in rows], config, noise), strict=True):
                 texts[i] = _text(tokenizer, ids, end_ids)
-            bar.advance(task, len(rows))
+        if prompts:
+            report_progress(label, len(prompts), len(prompts))
     return texts
 
 
@@ -216,11 +215,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True  # not .train(), which would also reach children that were in eval mode
-
-
-@contextmanager
-def _bar(wanted: bool) -> Iterator[Progress]:
-    console = Console(stderr=True)  # stdout carries --json
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not (wanted and console.is_terminal), transient=True) as bar:
-        yield bar

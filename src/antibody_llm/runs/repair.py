@@ -1,6 +1,5 @@
 """Repair a fine-tuned model, after the user's training."""
 
-import logging
 import time
 from typing import Any, cast
 
@@ -9,6 +8,7 @@ from torch import nn
 from ..data.roles import Role, Stage, setting_of
 from ..defences.catalogue import make_defence
 from ..errors import DataError
+from ..events import inform, warned
 from ..mentions import setting
 from ..models.loading import load_model
 from ..profiles import Choice, Profile, profile_of
@@ -23,8 +23,6 @@ from .sources import Source, read_rows
 from .train import save_weights
 from .trainer_config import check_seed
 from .verb import verb
-
-log = logging.getLogger("antibody")
 
 
 @verb(RepairSettings)
@@ -66,7 +64,7 @@ def repair(settings: RepairSettings) -> RunResult:
     config = written_out(settings, config)
     folder = open_run(settings.output, config, overwrite=settings.overwrite, inputs=(name, adapter, *given.values()))
     if folder.state is State.COMPLETE:
-        log.info("%s: already complete; this is its stored result.", folder.path)
+        inform(f"{folder.path}: already complete; this is its stored result.")
         return stored_result(folder.path)
     loaded = load_model(name, adapter=adapter, trainable_adapter=True)
     records = {str(role): source.records for role, source in sources.items()}
@@ -90,6 +88,7 @@ def repair(settings: RepairSettings) -> RunResult:
             seconds=time.monotonic() - started,
             num_rows=sum(len(of_role) for of_role in rows.values()),
             skipped=tuple(skipped),
+            warnings=warned(),
         )
         folder.finish(result)
     except BaseException:

@@ -1,7 +1,6 @@
 """Rows for a run: from a file, a data set or a list of rows."""
 
 import json
-import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +13,11 @@ from ..data.formats import load_prompts, load_records, load_refusals
 from ..data.records import Record
 from ..data.source import Source
 from ..errors import DataError
+from ..events import warn
 from ..mentions import setting
 from ..paths import as_file, checked_path
 from ..settings import Rows
 from ..text import quoted
-
-log = logging.getLogger("antibody")
 
 
 def read_rows(rows: Rows, *, name: str, prompts: bool = False, upload: bool = False) -> Source:
@@ -36,7 +34,7 @@ def read_rows(rows: Rows, *, name: str, prompts: bool = False, upload: bool = Fa
     """
     source = _read(rows, name, load_prompts if prompts else load_records)
     if upload and (repeated := str(repeats(source.records))):
-        log.warning("%s: %s. All are used.", source.name, repeated)
+        warn(f"{source.name}: {repeated}. All are used.")
     return source
 
 

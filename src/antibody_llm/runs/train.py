@@ -1,7 +1,6 @@
 """What align and finetune share: read, check, open the folder, train, save."""
 
 import dataclasses
-import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftModel
-from rich.console import Console
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
@@ -18,6 +16,7 @@ from ..data.records import Record, TokenizedRow
 from ..data.roles import MAIN_ROLE, Role, Stage, setting_of
 from ..defences.catalogue import make_defence, parse_options
 from ..errors import ConfigError, DataError, ModelError
+from ..events import inform, warn, warned
 from ..files import disk_errors
 from ..mentions import setting
 from ..models.adapters import PAPER_TARGETS, add_lora
@@ -40,11 +39,9 @@ from ..training.step import Defence
 from ..training.trainer import DefendedTrainer, SFTConfig
 from .anchors import check_anchor_records, score_anchors
 from .encoding import ControlTokens, encode, make_renderer, render_refusals, without_forgeries
-from .metrics import SAMPLES, MetricsFile, ProgressBar, last_values, write_metrics, write_samples
+from .metrics import SAMPLES, MetricsFile, last_values, write_metrics, write_samples
 from .sources import Source, read_refusals, read_rows
 from .trainer_config import make_training_config, merged_training, stored_training
-
-log = logging.getLogger("antibody")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +54,11 @@ class LoraOptions:
     dropout: float = 0.0
 
 
-def train(run: TrainingSettings, *, progress: bool, callbacks: tuple[TrainerCallback, ...]) -> RunResult:
+def train(run: TrainingSettings, *, callbacks: tuple[TrainerCallback, ...]) -> RunResult:
     """Carry the run out, go on with it, or find its stored result.
 
     Args:
         run: What align or finetune was given.
-        progress: Show a bar on stderr, if that is a terminal.
         callbacks: Further callbacks for the Trainer.
 
     Raises:
@@ -109,7 +105,7 @@ def train(run: TrainingSettings, *, progress: bool, callbacks: tuple[TrainerCall
     # The other ranks would look while the first one writes.
     folder = from_first(lambda: open_run(run.output, config, resume=run.resume, overwrite=run.overwrite, inputs=inputs))
     if folder.state is State.COMPLETE:
-        log.info("%s: already complete; this is its stored result.", folder.path)
+        inform(f"{folder.path}: already complete; this is its stored result.")
         return stored_result(folder.path)
 
     dtype = _weights_dtype(run.regime, args)
@@ -131,7 +127,7 @@ def train(run: TrainingSettings, *, progress: bool, callbacks: tuple[TrainerCall
     try:
         if _is_main_process():
             folder.begin(environment(run.seed))
-        trainer = _trained(run.stage, folder, loaded, args, defence, rows, refusals, base, progress, callbacks)
+        trainer = _trained(folder, loaded, args, defence, rows, refusals, base, callbacks)
         if _is_main_process():
             kind = _save(folder, trainer, loaded, defence, main.records)
             if anchors:
@@ -145,6 +141,7 @@ def train(run: TrainingSettings, *, progress: bool, callbacks: tuple[TrainerCall
             num_rows=len(rows[MAIN_ROLE[run.stage]]),
             num_steps=trainer.state.global_step,
             skipped=tuple(skipped),
+            warnings=warned(),
         )
         if _is_main_process():
             folder.finish(result)
@@ -204,7 +201,7 @@ def _sources(run: TrainingSettings, defence: Defence, profile: Profile) -> dict[
             and role not in (*needed, *ANCHOR_ROLES)
             and not (role is Role.BENIGN and run.stage is Stage.ALIGNMENT)
         ):
-            log.warning("%s rows are not used: %s does not need them.", role, type(defence).__name__)
+            warn(f"{role} rows are not used: {type(defence).__name__} does not need them.")
     return sources
 
 
@@ -273,7 +270,6 @@ def _with_trainable_weights(loaded: LoadedModel, regime: Regime, lora: LoraOptio
 
 
 def _trained(
-    stage: Stage,
     folder: RunFolder,
     loaded: LoadedModel,
     args: SFTConfig,
@@ -281,15 +277,11 @@ def _trained(
     rows: Mapping[str, Sequence[TokenizedRow]],
     refusals: Refusals | None,
     before: nn.Module | None,
-    progress: bool,
     given: tuple[TrainerCallback, ...],
 ) -> DefendedTrainer:
     callbacks: list[TrainerCallback] = list(given)
-    console = Console(stderr=True)
     if _is_main_process():
         callbacks.append(MetricsFile(folder.path))
-        if progress and console.is_terminal:
-            callbacks.append(ProgressBar(f"{stage}, {type(defence).__name__}", console))
     trainer = DefendedTrainer(
         loaded.model,
         args,
@@ -303,13 +295,8 @@ def _trained(
     )
     checkpoint = newest_checkpoint(folder.path / CHECKPOINTS) if folder.state is State.PARTIAL else None
     if checkpoint is not None:
-        log.info("%s: going on from %s.", folder.path, checkpoint.name)
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        for callback in callbacks:
-            if isinstance(callback, ProgressBar):
-                callback.stop()
+        inform(f"{folder.path}: going on from {checkpoint.name}.")
+    trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
 
 

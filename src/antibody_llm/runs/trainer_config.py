@@ -1,6 +1,5 @@
 """A run's SFTConfig: TRL's defaults, ours where they differ, then what the user set."""
 
-import logging
 import math
 import os
 import warnings
@@ -15,12 +14,11 @@ from transformers.integrations import get_available_reporting_integrations
 from trl import SFTConfig, SFTTrainer
 
 from ..errors import ConfigError
+from ..events import warn
 from ..mentions import setting
 from ..parsing import nearest, parse_value
 from ..settings import TrainingSettings
 from ..text import cut, quoted
-
-log = logging.getLogger(__name__)
 
 RESERVED = {"output_dir": "output", "seed": "seed", "resume_from_checkpoint": "resume"}
 """Fields that a setting of its own stands for."""
@@ -162,7 +160,7 @@ def make_training_config(
     values = default_training(exact=exact) | parse_training(training)
     _check(values)
     if exact and values["bf16"]:
-        log.warning(
+        warn(
             "training.bf16: this defence compares passes that differ by a small perturbation, of which bf16 rounds "
             "away a part (at Booster's alpha on a LoRA factor a quarter of its direction). Leave it off."
         )

@@ -5,7 +5,6 @@ that nobody holds, and the next one takes it over. In the file is who holds it, 
 """
 
 import json
-import logging
 import os
 import socket
 import time
@@ -14,10 +13,9 @@ from datetime import datetime
 from pathlib import Path
 
 from ..errors import OutputError
+from ..events import warn
 from ..files import try_lock, unwritable
 from ..mentions import setting
-
-log = logging.getLogger("antibody")
 
 LOCK = ".lock"
 PATIENCE = 0.5
@@ -104,10 +102,9 @@ class FolderLock:
                 os.close(descriptor)
                 return False
         except OSError as error:
-            log.warning(
-                "%s: cannot be locked here (%s), so two processes that write to it would not notice each other.",
-                self.file.parent,
-                error.strerror,
+            warn(
+                f"{self.file.parent}: cannot be locked here ({error.strerror}), so two processes that write to it "
+                "would not notice each other."
             )
         with suppress(OSError):  # a full disk: the lock holds without saying who
             os.ftruncate(descriptor, 0)

@@ -42,11 +42,13 @@ class RunResult:
     num_steps: int = 0
     """Optimiser steps."""
     skipped: tuple[Skipped, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """Why the result may not be what one takes it for, settings spelled as in Python."""
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain values, with paths as text."""
         plain = asdict(self) | {"output": str(self.output), "model": None if self.model is None else str(self.model)}
-        return plain | {"skipped": [asdict(row) for row in self.skipped]}
+        return plain | {"skipped": [asdict(row) for row in self.skipped], "warnings": list(self.warnings)}
 
     def to_stored(self, files: Sequence[str]) -> str:
         """The content of result.json: the paths are relative to the folder, which may be moved.
@@ -68,6 +70,7 @@ def stored_result(folder: Path) -> RunResult:
         plain = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         plain.pop("files", None)
         plain["skipped"] = tuple(Skipped(**row) for row in plain["skipped"])
+        plain["warnings"] = tuple(plain.get("warnings", ()))  # runs of before have none
         plain["model"] = None if plain["model"] is None else folder / plain["model"]
         return RunResult(**(plain | {"output": folder}))
     except (OSError, ValueError, TypeError, KeyError) as error:

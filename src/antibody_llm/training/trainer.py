@@ -28,11 +28,19 @@ from ..data.roles import MAIN_ROLE, setting_of
 from ..errors import ConfigError, DataError, TrainingError
 from ..mentions import setting
 from .batches import Grid, MicroBatch, RoleStream, StepBatch, StepLoader
-from .checkpoints import load_run_state, save_checkpoint
+from .checkpoints import (
+    load_run_state,
+    recall_warnings,
+    restore_unlogged,
+    save_checkpoint,
+    unlogged,
+    warnings_state,
+)
 from .likelihood import Head, bare
 from .precision import float32_products
 from .ranks import gather_lists
 from .refusals import Refusals
+from .reporting import StepReports
 from .rowlog import RowLog
 from .step import Defence, StepContext, StepResult
 
@@ -84,6 +92,7 @@ class DefendedTrainer(SFTTrainer):
                 )
         self._main_rows = rows[self.main_role]
         self._micro_batches: list[MicroBatch] = []
+        self.last_loss, self.last_metrics = 0.0, dict[str, float]()
         self._rows = rows
         self._refusals = refusals
         self._head = head
@@ -99,6 +108,7 @@ class DefendedTrainer(SFTTrainer):
         for noisy in (PrinterCallback, ProgressCallback):
             self.remove_callback(noisy)
         self.add_callback(_DefenceCallback(self))
+        self.add_callback(StepReports(self))
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ConfigError(
                 "FSDP and DeepSpeed are not supported yet: nobody has run a defence under them. Use DDP "
@@ -159,6 +169,7 @@ class DefendedTrainer(SFTTrainer):
         batches = self._batches_of_step()
         result = self.defence.step(self.context, batches)
         self._refuse_nan(result)
+        self.last_loss, self.last_metrics = result.loss, dict(result.metrics)  # not the result, which holds gradients
         for index, (p, gradient) in enumerate(zip(self.context.parameters, result.gradients, strict=True)):
             p.grad = None if index in result.frozen else gradient
         self._record(batches[self.main_role], result)
@@ -170,6 +181,7 @@ class DefendedTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         state = {f"defence.{name}": tensor for name, tensor in self.defence.state().items()} | self.row_log.state()
+        state |= unlogged(self) | warnings_state()
         save_checkpoint(self, state, lambda: super(DefendedTrainer, self)._save_checkpoint(model, trial))
 
     def train(  # type: ignore[override]
@@ -179,6 +191,7 @@ class DefendedTrainer(SFTTrainer):
         if resume_from_checkpoint is not None:
             self._resume_state = load_run_state(Path(resume_from_checkpoint))
             self.row_log.load_state(self._resume_state)
+            recall_warnings(self._resume_state)
             kwargs["resume_from_checkpoint"] = str(resume_from_checkpoint)
         with float32_products(self.args.tf32):
             return super().train(**kwargs)
@@ -238,6 +251,7 @@ class _DefenceCallback(TrainerCallback):
         if trainer._resume_state is None:
             trainer.defence.start(trainer.context)
         else:
+            restore_unlogged(trainer, trainer._resume_state)
             prefix = "defence."
             trainer.defence.load_state(
                 {k.removeprefix(prefix): v for k, v in trainer._resume_state.items() if k.startswith(prefix)}

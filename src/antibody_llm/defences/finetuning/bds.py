@@ -45,7 +45,6 @@ With "sigmoid" and no normaliser every positive loss pushes every weight down, a
 told apart.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -56,6 +55,7 @@ from torch import Tensor
 from ...data.records import TokenizedRow
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
+from ...events import warn
 from ...mentions import setting
 from ...primitives.adam import Adam
 from ...primitives.bag_scorer import bag_scores, new_scorer
@@ -64,8 +64,6 @@ from ...primitives.perturb import replaced_weights
 from ...primitives.proximal import anchor_from_state, anchor_state, snapshot
 from ...training.batches import MicroBatch, StepBatch
 from ...training.step import About, Defence, RowRecord, RowTerms, StepContext, StepResult, Sweep
-
-log = logging.getLogger("antibody")
 
 Transform = Literal["softmax", "sigmoid"]
 
@@ -163,10 +161,10 @@ class BDS(Defence):
                 f"{setting('options.scheduler', 'scalar')}."
             )
         if self.config.normaliser and context.max_grad_norm > 0:
-            log.warning(
-                "bds: the run clips the model's gradient to %g and that of the safety-agnostic weights is never "
-                "clipped, which can turn the ranking of the rows over. Set training.max_grad_norm to 0.",
-                context.max_grad_norm,
+            warn(
+                f"bds: the run clips the model's gradient to {context.max_grad_norm:g} and that of the safety-agnostic "
+                "weights is never clipped, which can turn the ranking of the rows over. Train with "
+                f"{setting('training.max_grad_norm', '0')}."
             )
 
     def start(self, context: StepContext) -> None:

@@ -15,7 +15,6 @@ the pool's k-centre clusters stand for categories; embeddings are hashed words w
 is printed as 0.5 % in the listing's abstract and as 0.05 % elsewhere.
 """
 
-import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,12 +27,11 @@ from torch.nn import functional as F
 from ...data.records import Record
 from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError
+from ...events import inform
 from ...primitives.selection import declines
 from ...primitives.spread import equal_quotas, hashed_words, k_centres, nearest_centre
 from ...training.preparation import TrainingData, added
 from ...training.step import About, Defence, StepBatch, StepContext, StepResult, plain_step
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,9 @@ class BehaviourAwareSampling(Defence):
             return data
         num = round(self.config.ratio * len(user))
         if num == 0:  # or a small upload would have no defence at all
-            log.info("behaviour-aware-sampling.ratio %g of %d rows is none: one is taken", self.config.ratio, len(user))
+            inform(
+                f"behaviour-aware-sampling: a share of {self.config.ratio:g} of {len(user)} rows is none: one is taken."
+            )
             num = 1
         pool = [r for r in data.records[Role.ALIGNMENT] if declines(r.messages[-1].content)]
         if len(pool) < num:
