@@ -3,7 +3,7 @@
     finetune("lab-aligned", output="runs/tuned", listen=print)
 
 A verb and everything below it reports with ``emit``; the verb's ``listen`` is called with each event, in the thread of
-the verb. The command line draws bars from them and ``--events`` writes them down; a server would store them. Where
+the verb. The command line draws bars from them and writes them to a file; a server would store them. Where
 nobody listens, notices go to the logger ``antibody`` and other events are dropped. Of several processes of one run, the
 first one alone reports.
 
@@ -51,7 +51,7 @@ class Stopped(Exception):
 
     Args:
         message: What had been done, and what remains.
-        step: Of the checkpoint, the number of optimiser steps made; None where nothing was kept.
+        step: How many optimiser steps the checkpoint holds; None where nothing was kept.
     """
 
     def __init__(self, message: str, *, step: int | None = None) -> None:
@@ -70,7 +70,7 @@ class Event:
     """Its name in JSON."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; a number that JSON lacks (NaN) is null."""
+        """Return plain values; a number that JSON lacks (NaN) is null."""
         return {"event": self.kind} | {name: _plain(value) for name, value in asdict(self).items()}
 
 
@@ -96,11 +96,11 @@ class StepDone(Event):
     epoch: float
     """Passes over the data so far."""
     loss: float
-    """Of this step, as the defence defines it."""
+    """The loss of this step, as the defence defines it."""
     learning_rate: float
-    """With which this step was made."""
+    """The rate with which this step was made."""
     tokens: int
-    """Of this step's rows, prompts and completions, over all processes."""
+    """Tokens in this step's rows, prompts and completions, over all processes."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The defence's own."""
 
@@ -121,7 +121,7 @@ class Notice(Event):
         return cut(spelled(pieces(self.message, escaped), spell))
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, the message in Python's spelling."""
+        """Return plain values, the message in Python's spelling."""
         return super().to_json() | {"message": self.spelled()}
 
 
