@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from antibody_llm.lab.rows import Row, build_rows, record
 from antibody_llm.likelihood.reader import ModelReader
-from antibody_llm.models.loading import load_model, resolve
+from antibody_llm.models.loading import load_model
+from antibody_llm.models.names import resolve
 from antibody_llm.runs.encoding import encode, make_renderer
 from antibody_llm.screening import posterior
 from antibody_llm.screening.anchors import read_anchors

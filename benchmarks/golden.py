@@ -6,8 +6,9 @@ BASE is any commit. Its ``src`` and the working tree's are run on this machine, 
 because floats differ between processors and library versions: no hash that is stored anywhere would hold. Every run is
 a process of its own that goes through the command line, so that it works across a renaming of the package and any
 change of the Python API, and the same numbers must come out: of weights every bit of every tensor, of tables every
-value of every row, of JSON every value. Left out are timings and paths (``TIMINGS``, ``PATHS``), config.yaml,
-environment.json, reports for people and the tokenizer's files.
+value of every row, of JSON every value. Left out are timings,
+paths and warnings (``TIMINGS``, ``PATHS``, ``TEXTS``), config.yaml, environment.json, reports for people and the
+tokenizer's files.
 
 With ``--keep DIR`` the runs stay in DIR, under what decides them (sources, command, interpreter, libraries, processor),
 so that a second comparison carries out only what changed. The base and the working tree never share a run, even where
@@ -43,6 +44,8 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "tokenizers",
 PATHS = {"output", "model"}
 """Keys of JSON objects that hold a path, or a model's name as it was given."""
 TIMINGS = {"seconds"}
+TEXTS = {"warnings"}
+"""Keys that hold sentences for people."""
 SAID = 3
 """Lines of a failed run's message that are printed."""
 
@@ -306,7 +309,7 @@ def _values(file: Path) -> dict[str, Any]:
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            if key not in PATHS | TIMINGS:
+            if key not in PATHS | TIMINGS | TEXTS:
                 yield from _leaves(item, f"{path}.{key}" if path else key)
     elif isinstance(value, list) and value:
         for number, item in enumerate(value):

@@ -15,6 +15,7 @@ from antibody_llm.mentions import in_python, mentioned, setting, spelled
         ("options.tau", "0.3", "options={'tau': 0.3}", "--set tau=0.3"),
         ("training.packing", "False", "training={'packing': False}", "--train packing=False"),
         ("lora.r", None, "lora['r']", "--lora r=..."),
+        ("overwrite", "True", "overwrite=True", "--overwrite"),
         ("judges", None, "judges", "--judge"),
     ],
 )
@@ -36,3 +37,10 @@ def test_text_around_a_mention_is_escaped_and_the_mention_survives():
     error = ConfigError(f"\x1b[31mred: give {setting('data')}", field="base")
     assert error.spelled(lambda name, value: name.upper()) == "\\x1b[31mred: give DATA"
     assert error.field == "base"
+
+
+def test_an_error_that_repeats_another_keeps_its_mentions():
+    first = ConfigError(f"too long. Leave them out with {setting('skip_too_long', 'True')}.")
+    again = ConfigError(f"{first.message} The limit is 60.")
+    assert again.field == "skip_too_long"
+    assert again.spelled(as_flag) == "too long. Leave them out with --skip-too-long. The limit is 60."

@@ -90,6 +90,12 @@ def test_a_value_that_does_not_fit_is_named(name):
         parse_value(hint, value, "x")
 
 
+def test_a_value_that_does_not_fit_carries_its_field():
+    with pytest.raises(ConfigError, match="^run.yaml: seed is 'many'") as caught:
+        parse_value(int, "many", "run.yaml: seed", field="seed")
+    assert caught.value.field == "seed"
+
+
 def test_an_infinite_number_is_read_where_it_may_mean_something_and_nan_is_not():
     assert parse_value(float, "inf", "x", infinite=True) == float("inf")
     with pytest.raises(ConfigError, match="x is 'nan': it must be a number"):

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from antibody_llm import paths
+from antibody_llm.cli.options import as_flag
 from antibody_llm.errors import AntibodyError, ConfigError, DataError, OutputError
+from antibody_llm.mentions import setting
 from antibody_llm.paths import as_file, checked_output, checked_path
 
 WRONG = {
@@ -22,25 +24,27 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG, ids=lambda text: repr(text[:20]))
-def test_a_path_that_cannot_be_one_is_refused_by_flag(tmp_path, monkeypatch, text):
+def test_a_path_that_cannot_be_one_is_refused_by_the_setting_s_name(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "loop").symlink_to("loop")
     for check in (checked_path, checked_output):
         with pytest.raises(ConfigError, match=WRONG[text]) as caught:
-            check(text, "--output")
-        assert str(caught.value).startswith("--output is")
+            check(text, setting("output"))
+        assert str(caught.value).startswith("output is")
+        assert caught.value.spelled(as_flag).startswith("--output is")
+        assert caught.value.field == "output"
         assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("text", ["owner/name", "none/of/these", "lab", "."])
 def test_what_may_be_made_or_be_somewhere_else_is_left_to_the_reader(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
-    assert checked_path(text, "--model") == Path(text)
+    assert checked_path(text, setting("model")) == Path(text)
 
 
 def test_home_is_written_out(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert checked_path("~/a", "--data") == tmp_path / "a"
+    assert checked_path("~/a", setting("data")) == tmp_path / "a"
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
@@ -50,7 +54,7 @@ def test_a_place_that_the_system_does_not_show_is_refused(tmp_path, monkeypatch,
 
     monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(ConfigError, match=os.strerror(number)):
-        checked_path(tmp_path, "--model")
+        checked_path(tmp_path, setting("model"))
 
 
 OUTPUTS = {"/": "no name of its own", "a/..": "no name of its own", "file/below": "file is not a folder"}

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from antibody_llm.errors import AntibodyError, ConfigError, DataError
-from antibody_llm.text import MAX_MESSAGE, cut, escaped, named, quoted
+from antibody_llm.text import MAX_MESSAGE, counted, cut, escaped, named, quoted
 
 HOSTILE = {
     "escape sequence": "\x1b[2J\x1b]0;owned\x07",
@@ -71,3 +71,8 @@ def test_names_are_cut_one_by_one():
     assert told.startswith("a, \\x1b[1m, zzz")
     assert told.endswith("(13 more)")
     assert len(told) < 400
+
+
+def test_a_number_is_written_with_its_noun():
+    assert [counted(num, "row") for num in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
+    assert counted(2, "entry", "entries") == "2 entries"

@@ -9,10 +9,10 @@ from .text import cut, escaped
 
 
 class AntibodyError(Exception):
-    """Base of everything a user can fix. The message stands alone: what, where, how.
+    """Base of everything a user can fix. The message needs no context: what happened, where, how to fix it.
 
     It is one line of printable characters of bounded length, whatever the file or the library said that it repeats.
-    What comes from a file is to be passed through ``text.quoted`` all the same, which cuts it where it stands.
+    What comes from a file is to be passed through ``text.quoted`` all the same, which cuts it there.
     Settings are written with ``mentions.setting``: ``str(error)`` spells them as keyword arguments, ``spelled`` as
     a surface asks.
 
@@ -23,17 +23,18 @@ class AntibodyError(Exception):
     """
 
     def __init__(self, message: str = "", *, field: str | None = None) -> None:
-        self._message = pieces(message, escaped)
+        self.message = pieces(message, escaped)
+        """The message with its mentions as they are, for another error to repeat."""
         self.field = field or next(iter(mentioned(message)), None)
         super().__init__(self.spelled(in_python))
 
     def spelled(self, spell: Spell) -> str:
         """The message with every setting spelled as a surface's users write it."""
-        return cut(spelled(self._message, spell))
+        return cut(spelled(self.message, spell))
 
 
 class ConfigError(AntibodyError):
-    """An option, a flag or a field of a configuration file is wrong."""
+    """A setting, an option or a field of a configuration file is wrong."""
 
 
 class DataError(AntibodyError):

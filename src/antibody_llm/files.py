@@ -1,4 +1,4 @@
-"""Writing that is whole or absent, and locks that a killed process gives back.
+"""Writing that is whole or absent, and locks that the system frees when a process is killed.
 
 A file is written under a hidden name beside its own, flushed to disk, and renamed: whoever reads it, at any moment and
 after any kill, finds the whole new file or what was there before. An error of the disk becomes an ``OutputError``.
@@ -9,9 +9,11 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import RawIOBase
 from pathlib import Path
 
 from .errors import OutputError
+from .mentions import setting
 
 TEMPORARY = ".tmp"
 """How the name of a file ends while it is written; it then also begins with a dot."""
@@ -19,7 +21,7 @@ TEMPORARY = ".tmp"
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields a temporary name to write to; it becomes ``path`` if the block ends well, and is removed if not.
+    """Yield a temporary name to write to, which becomes ``path`` if the block ends well and is removed if not.
 
     Raises:
         OutputError: the disk is full, or the folder cannot be written.
@@ -38,13 +40,30 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The whole file, or what was there before.
+    """Write a file as a whole; if that fails, what was there before is unchanged.
 
     Raises:
         OutputError: the disk is full, or the folder cannot be written.
     """
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def append(file: RawIOBase, data: bytes) -> None:
+    """Append all of ``data`` or nothing of it.
+
+    Args:
+        file: Opened for appending, without a buffer.
+        data: Whole lines.
+
+    Raises:
+        OSError: the disk is full, or whoever read a pipe is gone.
+    """
+    size = file.tell() if file.seekable() else None
+    if file.write(data) != len(data):
+        if size is not None:
+            file.truncate(size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextmanager
@@ -84,13 +103,13 @@ def _from_torchs_writer(error: Exception) -> bool:
 def unwritable(path: Path, error: Exception) -> OutputError:
     """The error for a file or folder that could not be written."""
     return OutputError(
-        f"{path}: cannot be written ({reason(error)}). Free some space or choose another --output; what was there "
-        "before is unchanged."
+        f"{path}: cannot be written ({reason(error)}). Free some space or choose another {setting('output')}; what was "
+        "there before is unchanged."
     )
 
 
 def flush(*paths: Path) -> None:
-    """Have files, or the entries of folders, on the disk before a rename makes them count."""
+    """Flush files, or the entries of folders, to the disk before a rename makes them count."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:

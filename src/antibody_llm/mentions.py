@@ -6,7 +6,7 @@ reads "Give harmful_data." in Python, "Give --harmful-data." on the command line
 ``param`` set in an API's answer. An option of a defence, a field of the trainer's configuration or of an adapter is
 written with its group: ``setting("options.tau", "0.3")`` is ``options={'tau': 0.3}`` or ``--set tau=0.3``.
 
-Between the two marks, which are noncharacters of Unicode and so never text, stand the name and, after a tab, a value.
+Between the two marks, which are noncharacters of Unicode and so never text, are the name and, after a tab, a value.
 """
 
 import re

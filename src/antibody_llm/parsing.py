@@ -3,16 +3,19 @@
 import difflib
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 
 from .errors import ConfigError
 from .text import quoted
 
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 MAX_YAML_CHARACTERS = 1_000_000
 MAX_YAML_NODES = 100_000
-"""Values of one document, each counted as often as an alias repeats it."""
+"""The most values of one document, each counted as often as an alias repeats it."""
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -26,9 +29,9 @@ def parse_value(hint: Any, value: Any, name: str, *, field: str | None = None, i
 
     Args:
         hint: A type, as ``typing.get_type_hints`` returns it.
-        value: As read from YAML or a flag; text that spells a number is one.
-        name: What the user calls the field.
-        field: The setting that is at fault where the value does not fit (``AntibodyError.field``).
+        value: A value from YAML or the command line; text that spells a number is one.
+        name: What to call the value in an error: a place (``run.yaml: seed``), or a mention of a setting.
+        field: The setting that is at fault, where ``name`` does not mention it.
         infinite: Whether an infinite number may mean something, as that of a temperature does.
 
     Raises:
@@ -41,18 +44,21 @@ def parse_value(hint: Any, value: Any, name: str, *, field: str | None = None, i
     try:
         parsed = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        why = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
-        if first["type"] == "literal_error":
-            why = f"it must be {first['ctx']['expected'].replace(chr(39), '')}"
-        raise ConfigError(f"{name} is {quoted(value)}: {why}.", field=field) from error
+        raise ConfigError(f"{name} is {quoted(value)}: {sentence(error)}", field=field) from error
     except RecursionError:
         raise ConfigError(f"{name} is {quoted(value)}: it nests too deeply.", field=field) from None
     if not _every_number(math.isfinite if not infinite else lambda number: not math.isnan(number), parsed):
-        raise ConfigError(
-            f"{name} is {quoted(value)}: it must be a {'' if infinite else 'finite '}number.", field=field
-        )
+        kind = "number" if infinite else "finite number"
+        raise ConfigError(f"{name} is {quoted(value)}: it must be a {kind}.", field=field)
     return parsed
+
+
+def sentence(error: "ValidationError") -> str:
+    """What pydantic found first, as the end of a sentence of ours: ``input should be a valid integer.``"""
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "literal_error":
+        return f"it must be {first['ctx']['expected'].replace(chr(39), '')}."
+    return f"{first['msg'][:1].lower()}{first['msg'][1:]}."
 
 
 def load_yaml(text: str) -> Any:
@@ -73,7 +79,7 @@ def load_yaml(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML of strangers."""
+    """Reads YAML that a stranger may have written."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
@@ -110,7 +116,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _check_size(node: Any, sizes: dict[int, int | None]) -> int:
-    """How many values a node stands for, aliases written out."""
+    """How many values a node holds, aliases written out."""
     if id(node) in sizes:
         size = sizes[id(node)]
         if size is None:

@@ -9,35 +9,37 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import ConfigError, DataError, OutputError
+from .mentions import setting
 from .text import quoted
 
 MAX_NAME = 200
-"""Bytes of an output's name: the file system takes 255, and hidden names beside it are longer: ``.NAME.new-PID``."""
+"""The most bytes of an output's name: the file system takes 255, and hidden names are longer (``.NAME.new-PID``)."""
 MAX_PIPED = 2**30
-"""Bytes that are taken from a pipe."""
+"""The most bytes that are read from a pipe."""
 PATIENCE = 30.0
 """Seconds to wait for the next byte of a pipe."""
+OUTPUT = setting("output")
 
 
-def checked_path(given: str | Path, flag: str) -> Path:
-    """The path with ``~`` written out; whether anything is there is another question.
+def checked_path(given: str | Path, name: str) -> Path:
+    """The path with ``~`` written out. Whether anything is there is not checked.
 
     Args:
-        given: As the user wrote it.
-        flag: What to call it in an error: ``--data``.
+        given: The path as the user wrote it.
+        name: What to call it in an error: ``mentions.setting("data")``, or ``data rows``.
 
     Raises:
         ConfigError: empty, not a path at all, or the operating system refuses to look there.
     """
     text = str(given)
     if not text.strip():
-        raise ConfigError(f"{flag} is empty. Name a file or a folder, or leave it out.")
+        raise ConfigError(f"{name} is empty. Name a file or a folder, or leave it out.")
     if "\0" in text:
-        raise ConfigError(f"{flag} is {quoted(text)}: no path has a NUL character in it.")
+        raise ConfigError(f"{name} is {quoted(text)}: no path has a NUL character in it.")
     try:
         path = Path(text).expanduser()
     except RuntimeError:
-        raise ConfigError(f"{flag} is {quoted(text)}: there is no such user, whose home ~ would be.") from None
+        raise ConfigError(f"{name} is {quoted(text)}: there is no such user, whose home ~ would be.") from None
     try:
         if path.is_dir():
             with os.scandir(path) as entries:
@@ -50,40 +52,40 @@ def checked_path(given: str | Path, flag: str) -> Path:
         pass  # may be a Hub id, or something to be made
     except OSError as error:
         raise ConfigError(
-            f"{flag} is {quoted(text)}: it cannot be looked at ({error.strerror}). Check the path and its permissions."
+            f"{name} is {quoted(text)}: it cannot be looked at ({error.strerror}). Check the path and its permissions."
         ) from error
     return path
 
 
-def checked_output(given: str | Path, flag: str = "--output", *, folder: bool = True) -> Path:
-    """As ``checked_path``, of a file or folder that is to be made or replaced.
+def checked_output(given: str | Path, name: str = OUTPUT, *, folder: bool = True) -> Path:
+    """The path of a file or folder that is to be made or replaced, with ``~`` written out.
 
     Args:
-        given: As the user wrote it.
-        flag: What to call it in an error.
+        given: The path as the user wrote it.
+        name: What to call it in an error.
         folder: Whether it is to be a folder; a file in its place is then refused.
 
     Raises:
         OutputError: nothing can be made there.
-        ConfigError: as ``checked_path``.
+        ConfigError: the path is refused by ``checked_path``.
     """
-    path = checked_path(given, flag)
+    path = checked_path(given, name)
     whole = path.absolute()
     if whole.name in ("", ".."):
-        raise OutputError(f"{flag} is {quoted(str(given))}: it has no name of its own. Name a folder to make.")
+        raise OutputError(f"{name} is {quoted(str(given))}: it has no name of its own. Name a folder to make.")
     if len(os.fsencode(whole.name)) > MAX_NAME:
-        raise OutputError(f"{flag} is {quoted(str(given))}: a name has at most {MAX_NAME} bytes here.")
+        raise OutputError(f"{name} is {quoted(str(given))}: a name has at most {MAX_NAME} bytes here.")
     if folder and whole.exists() and not whole.is_dir():
-        raise OutputError(f"{flag} is {quoted(str(given))}: a file is there. Name a folder.")
+        raise OutputError(f"{name} is {quoted(str(given))}: a file is there. Name a folder.")
     if folder and whole.is_symlink() and not whole.exists():
         raise OutputError(
-            f"{flag} is {quoted(str(given))}: a link to a folder that is not there. Make that folder first."
+            f"{name} is {quoted(str(given))}: a link to a folder that is not there. Make that folder first."
         )
     above = next(parent for parent in whole.parents if os.path.lexists(parent))
     if not above.is_dir():
-        raise OutputError(f"{flag} is {quoted(str(given))}: {above} is not a folder, so nothing can lie below it.")
+        raise OutputError(f"{name} is {quoted(str(given))}: {above} is not a folder, so nothing can lie below it.")
     if not whole.exists() and not os.access(above, os.W_OK | os.X_OK):
-        raise OutputError(f"{flag} is {quoted(str(given))}: {above} cannot be written to. Choose another place.")
+        raise OutputError(f"{name} is {quoted(str(given))}: {above} cannot be written to. Choose another place.")
     return path
 
 
@@ -119,7 +121,7 @@ def as_file(path: Path) -> Iterator[Path]:
 
 def _piped(path: Path) -> Iterator[bytes]:
     """What comes out of a pipe, until its writers have closed it."""
-    # Without O_NONBLOCK opening would wait for a writer, for ever if need be.
+    # Without O_NONBLOCK opening would wait for a writer, forever if need be.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         poll = select.poll()

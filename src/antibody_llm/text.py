@@ -18,8 +18,8 @@ def quoted(value: Any, *, limit: int = MAX_QUOTED) -> str:
     costs nothing.
 
     Args:
-        value: Anything that a file or a flag held.
-        limit: Characters.
+        value: Anything that a user or a file gave.
+        limit: The most characters.
     """
     return cut(escaped(_Short(limit).repr(value)), limit)
 
@@ -30,8 +30,13 @@ def named(names: Any, *, limit: int = 10) -> str:
     return ", ".join(some) + (f", ... ({len(names) - limit} more)" if len(names) > limit else "")
 
 
+def counted(num: int, one: str, many: str | None = None) -> str:
+    """A number with its noun: ``1 row``, ``12 rows``; ``counted(2, "entry", "entries")``."""
+    return f"{num} {one if num == 1 else many or f'{one}s'}"
+
+
 def escaped(text: str) -> str:
-    r"""``text`` on one line: what is not printable stands as ``\x1b`` or ``\u202e``, a line break as a space."""
+    r"""``text`` on one line: what is not printable is written ``\x1b`` or ``\u202e``, a line break as a space."""
     if text.isprintable():
         return text
     return "".join(map(_escaped, text.replace("\r\n", " ").replace("\n", " ")))
@@ -41,13 +46,13 @@ def cut(text: str, limit: int = MAX_MESSAGE) -> str:
     """``text`` without its middle where it is too long; the end of a message says how to fix what its beginning says.
 
     Args:
-        text: Any.
-        limit: Characters, the mark of the cut not counted in.
+        text: Any text.
+        limit: The most characters, not counting the mark of the cut.
     """
     if len(text) <= limit:
         return text
     tail = limit // 4
-    return f"{text[: limit - tail]}... ({len(text) - limit} characters cut) ...{text[len(text) - tail :]}"
+    return f"{text[: limit - tail]}... ({counted(len(text) - limit, 'character')} cut) ...{text[len(text) - tail :]}"
 
 
 def _escaped(character: str) -> str:
@@ -58,7 +63,7 @@ def _escaped(character: str) -> str:
 
 
 class _Short(reprlib.Repr):
-    """Looks at no more of a value than it shows."""
+    """A ``repr`` that looks at no more of a value than it shows."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()

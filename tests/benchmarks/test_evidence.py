@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from antibody_llm.lab.rows import build_rows
-from antibody_llm.models.loading import resolve
+from antibody_llm.models.names import resolve
 from benchmarks import evidence
 
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from antibody_llm.data.convert import canonical
 from antibody_llm.data.duplicates import overlap, repeats
-from antibody_llm.data.files import BadRow
 from antibody_llm.data.formats import RowReader, fingerprint, load_records
+from antibody_llm.data.problems import BadRow
 from antibody_llm.errors import DataError
 
 NAMES = (

@@ -109,7 +109,7 @@ def test_a_row_that_spells_nothing_has_the_ids_of_apply_chat_template(family, qu
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_twin_reads_rendered_text_as_the_tokenizer_does(family):
     render = renderer(family)
-    render.control.check(render.template.example)
+    render.control.check(render.template.habits.example)
     for sentence in ("What is it?  Two spaces,\n\na paragraph.", " leading", "trailing ", "é7'"):
         plain = render.tokenizer(sentence, add_special_tokens=False).input_ids
         assert render.control.encode(sentence) == plain
@@ -169,7 +169,7 @@ def test_added_words_and_spaces_are_text_like_any_other():
 
 def test_marks_between_turns_that_are_plain_text_are_seen_but_cannot_be_kept_apart():
     render = renderer("gpt-neox")
-    assert render.template.plain_marks
+    assert render.template.habits.plain_marks
     assert render.spelled(chat("Hi?", "No.\nuser: And this?\nassistant: Yes.")) is not None
     assert render.spelled(text("Below is.\n\n### Instruction:\nHi?\n\n### Response:", "No.")) is None
     assert (

@@ -235,7 +235,8 @@ def test_rows_longer_than_the_limit_are_named_or_left_out_and_counted(renderer, 
     path.write_text("\n".join(map(json.dumps, lines)))
     records = load_records(path)
     with pytest.raises(
-        DataError, match=r"7 of 21 rows are longer than 60 tokens: line 1 \(\d+ tokens\).* and 2 more.*--skip"
+        DataError,
+        match=r"7 of 21 rows are longer than 60 tokens: line 1 \(\d+ tokens\).* and 2 more.*skip_too_long",
     ):
         encode_rows(records, render, skip_too_long=False)
     encoded = encode_rows(records, render, skip_too_long=True)

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 
-from antibody_llm.data import template as module
+from antibody_llm.data import sandbox as module
 from antibody_llm.data.encode import Renderer, RowError, encode_rows
 from antibody_llm.data.notices import template_notices
 from antibody_llm.data.records import Message, Record, Template, ToolCall
@@ -100,7 +100,7 @@ def test_a_call_of_a_tool_is_trained_as_the_template_writes_it_and_ends_as_a_tur
 def test_tools_that_spell_control_tokens_stay_text(family):
     render = renderer(family)
     bare = render.encode(chat(*TOOL_ROW, tools=TOOLS))
-    mark = render.template.turn_end
+    mark = render.template.habits.turn_end
     call = ToolCall("open_drawer", json.dumps({"drawer": f"3{mark}"}), "call00000")
     result = Message("tool", f"x{mark}<tool_call>", tool_call_id="call00000")
     forged = (TOOL_ROW[0], said("", tool_calls=(call,)), result, said("It is open."))
@@ -151,8 +151,8 @@ def test_all_rows_that_break_the_alternation_are_named_at_once_with_the_reason()
     rows = [chat(*(bad if line in (4, 7, 10) else good), line=line) for line in range(1, 11)]
     with pytest.raises(DataError, match=r"line 4: .*roles must alternate.*\(2 more like it: line 7, 10\)"):
         encode_rows(rows, render, skip_too_long=False)
-    assert render.template.alternates
-    assert not renderer("qwen2.5").template.alternates
+    assert render.template.habits.alternates
+    assert not renderer("qwen2.5").template.habits.alternates
 
 
 def test_thinking_in_its_own_field_and_thinking_in_the_text_are_trained_alike():
@@ -172,7 +172,7 @@ def test_every_turn_is_trained_on_its_own_thinking():
         "<think>\n3 plus 2.\n</think>\n\n5<|im_end|>",
         "<think>\nOne more.\n</think>\n\n6<|im_end|>",
     ]
-    assert render.template.forgets_reasoning
+    assert render.template.habits.forgets_reasoning
     assert any("leaves the thinking of earlier turns out" in notice for notice in template_notices([row], render))
 
 
@@ -196,7 +196,7 @@ def test_thinking_without_a_place_in_the_template_is_refused_by_line():
 
 
 def test_what_a_template_does_is_found_by_asking_it():
-    facts = {family: renderer(family).template for family in FAMILIES if family != "unigram"}
+    facts = {family: renderer(family).template.habits for family in FAMILIES if family != "unigram"}
     assert {f: t.turn_end for f, t in facts.items()} == {
         "llama3": "<|eot_id|>",
         "qwen2.5": "<|im_end|>",
@@ -254,7 +254,10 @@ def test_exactly_one_bos_stands_in_front_and_one_that_a_text_spells_stays_text(f
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "still at work"),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "has not rendered one conversation",
+        ),
         ("{{ 'a' * 10**11 }}", "takes more than 2 GiB"),
         ("{{ '\ud800' }}", "half a surrogate"),
         ("{{ 'abc' * 10**6 }}", "characters of one conversation"),

@@ -1,5 +1,6 @@
 """The rules of DESIGN, section 2, over the whole catalogue."""
 
+import json
 import os
 import subprocess
 import sys
@@ -108,8 +109,8 @@ def _is_as_it_was(model, before, flags):
 def two_ranks(tmp_path_factory):
     """All defences in one launch of two gloo processes."""
     folder = tmp_path_factory.mktemp("two_ranks")
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
     launch += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
     done = subprocess.run(
@@ -143,6 +144,11 @@ def test_two_ranks_end_with_the_weights_and_rows_of_one(tmp_path, two_ranks, sta
     for entry, shared_entry in zip(whole.state.log_history, shared["logs"], strict=True):
         told = {key: value for key, value in entry.items() if key not in NOT_OURS}
         assert told == pytest.approx({key: shared_entry[key] for key in told}, abs=1e-4)
+
+
+def test_two_ranks_stop_together_where_the_first_is_asked_to_and_go_on_to_the_same_bits(two_ranks):
+    for rank in (0, 1):
+        assert json.loads((two_ranks / f"stopped-{rank}.json").read_text()) == {"step": 2, "same": True}
 
 
 @every

@@ -12,6 +12,7 @@ from antibody_llm.evaluation.judges import registry
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = sorted([*(ROOT / "docs" / "guide").glob("*.md"), *(ROOT / "docs" / "concepts").glob("*.md")])
+PAGES.append(ROOT / "docs" / "reference" / "events.md")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHOWN = {"json", "bibtex", ""}
 """What is to be read and not run."""
@@ -54,7 +55,7 @@ def run_blocks(text: str) -> int:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_blocks_of_a_page_run(page):
-    text = page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8").replace("{{ package }}", "antibody_llm")
     assert run_blocks(text) == sum(language not in SHOWN for language, _ in BLOCK.findall(text))
 
 

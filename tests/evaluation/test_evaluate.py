@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from antibody_llm.data.encode import RowError
-from antibody_llm.data.files import BadRow
+from antibody_llm.data.problems import BadRow
 from antibody_llm.data.records import Message, Record, Template
 from antibody_llm.data.verdicts import Verdict
 from antibody_llm.errors import ConfigError, DataError, EvaluationError
@@ -190,7 +190,7 @@ def test_a_judge_with_too_few_verdicts_is_refused(run):
         def judge(self, prompts, completions):
             return [C]
 
-    with pytest.raises(EvaluationError, match="'short' gave 1 verdicts on 4 completions"):
+    with pytest.raises(EvaluationError, match="'short' gave 1 verdict on 4 completions"):
         run(harmful=HARMFUL, judges=[Short("short", {})])
 
 

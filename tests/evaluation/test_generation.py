@@ -1,4 +1,3 @@
-import io
 import math
 
 import pytest
@@ -8,6 +7,7 @@ from torch.testing import assert_close
 from antibody_llm.errors import ConfigError, EvaluationError, ModelError
 from antibody_llm.evaluation.decoding import DecodingSettings
 from antibody_llm.evaluation.generation import GumbelNoise, generate, left_padded
+from antibody_llm.events import Progress, listening
 
 
 def by_hand(model, tokenizer, prompt, max_new_tokens):
@@ -131,12 +131,12 @@ def test_training_goes_on_after_a_generation(tiny_lm, tiny_tokenizer, prompts):
     assert_close([parameter.grad for parameter in tiny_lm.parameters()], expected, rtol=0, atol=0)
 
 
-def test_no_bar_is_drawn_where_stderr_is_no_terminal(tiny_lm, tiny_tokenizer, prompts, monkeypatch, capsys):
-    stream = io.StringIO()
-    monkeypatch.setattr("sys.stderr", stream)
-    generate(tiny_lm, tiny_tokenizer, prompts, max_new_tokens=2, batch_size=4, progress=True)
-    assert stream.getvalue() == ""
-    assert capsys.readouterr().out == ""
+def test_progress_is_reported_before_the_first_batch_and_after_each(tiny_lm, tiny_tokenizer, prompts):
+    heard, num = [], len(prompts)
+    with listening(heard.append):
+        generate(tiny_lm, tiny_tokenizer, prompts, max_new_tokens=2, batch_size=4, label="test")
+        generate(tiny_lm, tiny_tokenizer, [], max_new_tokens=2, batch_size=4)
+    assert heard == [Progress(what="test", done=done, total=num) for done in (*range(0, num, 4), num)]
 
 
 def test_no_prompts_give_no_texts(tiny_lm, tiny_tokenizer):

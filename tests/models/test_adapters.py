@@ -84,7 +84,7 @@ def test_without_the_adapter_the_model_is_the_base_and_every_flag_comes_back(mod
 
 
 def test_a_model_without_adapter_has_none_to_switch_off(model):
-    with pytest.raises(ModelError, match="--base"), adapter_disabled(model):
+    with pytest.raises(ModelError, match="as base"), adapter_disabled(model):
         pass
 
 

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from antibody_llm.errors import ModelError
-from antibody_llm.models import loading
+from antibody_llm.models import loading, names
 from antibody_llm.models.adapters import add_lora
-from antibody_llm.models.loading import PACKAGED, is_adapter, load_model, read_provenance, resolve
+from antibody_llm.models.loading import load_model
+from antibody_llm.models.names import PACKAGED, is_adapter, read_provenance, resolve
 from antibody_llm.models.saving import save_adapter, save_model
 from tests.tiny import FAMILIES
 
@@ -102,7 +103,7 @@ def test_a_model_that_knows_where_it_came_from_says_so(tmp_path, tiny_llama_fold
 
 @pytest.mark.parametrize("name", PACKAGED)
 def test_the_packaged_names_resolve_into_the_package_or_say_how_to_make_them(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "files", lambda package: tmp_path / package)
+    monkeypatch.setattr(names, "files", lambda package: tmp_path / package)
     with pytest.raises(ModelError, match="antibody lab build"):
         resolve(name)
     (tmp_path / "antibody_llm" / "lab" / "files" / name).mkdir(parents=True)
@@ -185,7 +186,7 @@ def test_an_adapter_whose_base_is_gone_says_which_and_loads_where_it_is_given(ad
     folder = adapter_copy(base_model_name_or_path="/gone/model")
     assert load_model(str(folder)).name == str(tiny_llama_folder)  # its provenance still knows
     (folder / "antibody.json").unlink()
-    with pytest.raises(ModelError, match=r"base is not found \('/gone/model'\).*--adapter"):
+    with pytest.raises(ModelError, match=r"base is not found \('/gone/model'\).*as adapter"):
         load_model(str(folder))
     assert load_model(str(tiny_llama_folder), adapter=str(folder)).adapter == str(folder)
 
@@ -288,7 +289,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(copied, number, key):
     weights = load_file(folder / "model.safetensors")
     weights[key].view(-1)[-1] = number
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=rf"1 weights hold NaN or infinite numbers \(first: {key}\)"):
+    with pytest.raises(ModelError, match=rf"1 weight holds NaN or infinite numbers \(first: {key}\)"):
         load_model(str(folder), device="cpu")
 
 
@@ -413,7 +414,7 @@ def test_a_name_that_no_folder_can_have_is_refused_in_print(name):
 
 def test_a_hub_adapter_s_files_are_read_before_peft_reads_them(adapter_copy, monkeypatch, tiny_llama_folder):
     folder = adapter_copy(modules_to_save=["lm_head"])
-    monkeypatch.setattr(loading, "snapshot_download", lambda name, **_: str(folder))
+    monkeypatch.setattr(names, "snapshot_download", lambda name, **_: str(folder))
     with pytest.raises(ModelError, match="whole layers"):
         load_model(str(tiny_llama_folder), adapter="owner/adapter", device="cpu")
 

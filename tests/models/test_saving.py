@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from antibody_llm.errors import ModelError, OutputError
 from antibody_llm.files import held
 from antibody_llm.models.adapters import add_lora
-from antibody_llm.models.loading import load_model, read_provenance
+from antibody_llm.models.loading import load_model
+from antibody_llm.models.names import read_provenance
 from antibody_llm.models.saving import _replacing, save_adapter, save_model
 
 

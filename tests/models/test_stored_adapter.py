@@ -173,7 +173,7 @@ def first(tensors):
         (lambda t: {**t, "base_model.model.x.lora_A.weight": torch.ones(1)}, r"1 of the adapter's weights .*model\.x"),
         (lambda t: {**t, first(t): torch.ones(5, 32)}, r"shapes do not fit .*is \[5, 32\], not \[4, 32\]"),
         (lambda t: {**t, first(t): torch.ones(4, 32, dtype=torch.int8)}, "no floating-point numbers"),
-        (lambda t: {**t, first(t): torch.full((4, 32), torch.nan)}, r"adapter: 1 weights hold NaN .*lora_A"),
+        (lambda t: {**t, first(t): torch.full((4, 32), torch.nan)}, r"adapter: 1 weight holds NaN .*lora_A"),
         (
             lambda t: {**t, "base_model.model.model.embed_tokens.weight": torch.ones(410, 32)},
             "tokens were added.*merge",

@@ -10,7 +10,7 @@ from antibody_llm.data.records import Message, Record, Template
 from antibody_llm.errors import ConfigError, DataError, ModelError, OutputError
 from antibody_llm.files import held
 from antibody_llm.lab.rows import build_rows
-from antibody_llm.models.loading import resolve
+from antibody_llm.models.names import resolve
 from antibody_llm.runs import align, anchors
 from antibody_llm.runs.anchors import score_anchors
 from antibody_llm.screening.anchors import read_anchors

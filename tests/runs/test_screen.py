@@ -13,7 +13,8 @@ from antibody_llm.data.records import Message, Record, Template
 from antibody_llm.errors import ConfigError, DataError, ModelError, OutputError, TrainingError
 from antibody_llm.lab.rows import build_rows
 from antibody_llm.models.adapters import add_lora
-from antibody_llm.models.loading import load_model, resolve
+from antibody_llm.models.loading import load_model
+from antibody_llm.models.names import resolve
 from antibody_llm.models.saving import save_adapter
 from antibody_llm.runs import screen
 from antibody_llm.runs.encoding import make_renderer

@@ -125,8 +125,8 @@ def test_with_an_adapter_the_base_is_the_adapter_switched_off():
     assert [n for n, p in model.named_parameters() if p.requires_grad and "lora" not in n] == []
 
 
-def test_without_any_base_the_shift_is_refused_and_the_flag_named():
-    with pytest.raises(ModelError, match="--base"):
+def test_without_any_base_the_shift_is_refused_and_the_setting_named():
+    with pytest.raises(ModelError, match="as base"):
         collect(context(tiny_llama()), random_rows(2), [EvidenceKind.SHIFT])
 
 

@@ -29,14 +29,13 @@ class Wider(FinetuneSettings):
 @pytest.fixture
 def wider():
     @verb(Wider)
-    def finetune(settings: Wider, *, progress: bool = False):
+    def finetune(settings: Wider):
         """Fine-tune.
 
         Args:
             settings: What, and how.
-            progress: Show a bar.
         """
-        return train(settings, progress=progress, callbacks=())
+        return train(settings, callbacks=())
 
     return finetune
 

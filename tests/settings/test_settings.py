@@ -10,6 +10,8 @@ import pytest
 from antibody_llm import runs
 from antibody_llm.cli.options import as_flag
 from antibody_llm.errors import ConfigError, OutputError
+from antibody_llm.events import inform
+from antibody_llm.runs.verb import verb
 from antibody_llm.settings import (
     SETTINGS,
     AlignSettings,
@@ -40,7 +42,7 @@ def test_a_verb_is_called_with_the_fields_of_its_settings(verb):
     parameters = inspect.signature(function).parameters
     names = [field.name for field in fields_of(SETTINGS[verb])]
     assert list(parameters)[: len(names)] == names
-    assert set(parameters) - set(names) <= {"progress", "callbacks", "listen"}
+    assert set(parameters) - set(names) <= {"callbacks", "listen"}
     for name in parameters:
         assert f"\n    {name}: " in function.__doc__
     assert "settings:" not in function.__doc__
@@ -51,8 +53,17 @@ def test_python_gives_keywords_or_a_settings_object():
     with pytest.raises(ConfigError, match="regime is 'half': it must be lora or full") as by_keyword:
         runs.finetune("m", output="o", regime="half")
     assert by_keyword.value.field == "regime"
-    settings = runs.finetune.__wrapped__
-    assert runs.finetune.with_settings is settings
+    given, heard = FinetuneSettings("m", output="o"), []
+
+    @verb(FinetuneSettings)
+    def noted(settings):
+        """Report the model, and return the settings."""
+        inform(settings.model)
+        return settings
+
+    assert noted.with_settings(given, listen=heard.append) is given
+    assert noted("m", output="o", listen=heard.append) == given
+    assert [event.message for event in heard] == ["m", "m"]
     with pytest.raises(TypeError, match="data_"):
         runs.finetune("m", output="o", data_=3)
 

@@ -52,7 +52,7 @@ def test_a_run_is_partial_until_its_result_is_there(tmp_path):
 
 def test_another_configuration_is_refused_and_the_difference_named(tmp_path):
     complete(tmp_path / "a", ONE)
-    with pytest.raises(OutputError, match=r"training.learning_rate is 1.0 there, 2.0 here.*--overwrite"):
+    with pytest.raises(OutputError, match=r"training.learning_rate is 1.0 there, 2.0 here.*overwrite=True"):
         open_run(tmp_path / "a", OTHER)
 
 
@@ -75,7 +75,7 @@ def test_a_kill_between_completion_and_replacement_is_repaired_by_the_same_comma
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("antibody_llm.store.folder._replace", killed)
+        patch.setattr("antibody_llm.store.folder.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             complete(tmp_path / "a", OTHER, overwrite=True)
     assert open_run(tmp_path / "a", ONE).state is State.COMPLETE
@@ -208,7 +208,7 @@ def test_a_symlinked_output_stays_a_symlink_to_its_folder(tmp_path):
 
 @pytest.mark.parametrize("name", ["", " ", "~nosuchuser/a", "a\0b", "x" * 300])
 def test_a_name_that_no_folder_can_have_is_refused(name):
-    with pytest.raises(AntibodyError, match="--output"):
+    with pytest.raises(AntibodyError, match="^output is"):
         open_run(name, ONE, overwrite=True)
 
 

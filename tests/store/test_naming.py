@@ -5,7 +5,8 @@ import pytest
 
 from antibody_llm.errors import ModelError
 from antibody_llm.models.adapters import add_lora
-from antibody_llm.models.loading import load_model, resolve
+from antibody_llm.models.loading import load_model
+from antibody_llm.models.names import resolve
 from antibody_llm.models.saving import save_adapter
 from antibody_llm.profiles import profile_of
 from antibody_llm.store.naming import (

@@ -224,8 +224,8 @@ def test_dropout_is_refused_where_two_passes_must_see_the_same_function(tmp_path
     trainer(tmp_path / "b", make_defence(Stage.ALIGNMENT, "sft"), model=model, max_steps=1).train()
 
 
-def test_a_missing_role_is_named_with_the_flag_that_brings_it(tmp_path):
-    with pytest.raises(DataError, match="--harmful-data"):
+def test_a_missing_role_is_named_with_the_setting_that_brings_it(tmp_path):
+    with pytest.raises(DataError, match="Give harmful_data"):
         trainer(tmp_path, make_defence(Stage.ALIGNMENT, "antibody"), rows={"alignment": random_rows(4)})
 
 
@@ -242,7 +242,7 @@ def test_gradient_checkpointing_changes_no_update(tmp_path):
 
 @pytest.mark.parametrize("name", ["ewc", "safe-region"])
 def test_a_role_that_is_read_as_a_whole_must_be_given_and_sends_no_batch_to_a_step(tmp_path, name):
-    with pytest.raises(DataError, match="--alignment-data"):
+    with pytest.raises(DataError, match="as alignment_data"):
         trainer(tmp_path, make_defence(Stage.FINETUNING, name), rows={"user": random_rows(9)})
     run = trainer(tmp_path, make_defence(Stage.FINETUNING, name), max_steps=1)
     seen = []

@@ -44,6 +44,7 @@ ALIGNMENTS = ("sft", "antibody")
 """Under which fine-tuning defences are tried."""
 REGIMES: tuple[Regime, ...] = ("full", "lora")
 BASELINES = ("sft", "oracle")
+_NAMES = list(dict.fromkeys(name for _, name in CATALOGUE))
 COMPANIONS = {"antibody-posterior": ("sft-rehearsal", "antibody-posterior-no-rehearsal")}
 """What shows which part of a defence does the work."""
 
@@ -97,30 +98,10 @@ def plan(
     Raises:
         ConfigError: nothing of that name, or a number out of its range.
     """
-    names = list(dict.fromkeys(name for _, name in CATALOGUE))
-    choices: tuple[tuple[str, Sequence[str], Sequence[str]], ...] = (
-        ("--only", only or (), [*names, *VARIANTS, "oracle"]),
-        ("--tasks", tasks, list(TASKS)),
-        ("--budgets", budgets, list(BUDGETS)),
-        ("--alignments", alignments, list(ALIGNMENTS)),
-        ("--regime", [regime], REGIMES),
-    )
-    for kind, given, known in choices:
-        for name in given:
-            if name not in known:
-                raise ConfigError(
-                    f"{kind}: there is no '{name}'{nearest(name, list(known))} There are: {', '.join(known)}."
-                )
-    for ratio in poison_ratios:
-        if not 0 <= ratio <= 1:
-            raise ConfigError(f"--poison-ratios: {ratio} is not a share; it lies between 0 and 1.")
-    if learning_rate is not None and learning_rate <= 0:
-        raise ConfigError(f"--learning-rate is {learning_rate}: it must be above 0.")
+    _check_names(only or (), tasks, budgets, alignments, regime)
     counts = {ratio: (seeds_at or {}).get(ratio, seeds) for ratio in poison_ratios}
-    for count in counts.values():
-        if count < 1:
-            raise ConfigError(f"--seeds is {count}: at least one is needed.")
-    chosen = {*names, "oracle"} if only is None else {*only, *BASELINES}
+    _check_numbers(counts, learning_rate)
+    chosen = {*_NAMES, "oracle"} if only is None else {*only, *BASELINES}
     chosen |= {companion for name in chosen for companion in COMPANIONS.get(name, ())}
     return [
         entry
@@ -145,6 +126,36 @@ def plan(
             ),
         )
     ]
+
+
+def _check_names(
+    only: Sequence[str], tasks: Sequence[str], budgets: Sequence[str], alignments: Sequence[str], regime: str
+) -> None:
+    """Refuse what is not among the names of its kind."""
+    choices: tuple[tuple[str, Sequence[str], Sequence[str]], ...] = (
+        ("--only", only, [*_NAMES, *VARIANTS, "oracle"]),
+        ("--tasks", tasks, list(TASKS)),
+        ("--budgets", budgets, list(BUDGETS)),
+        ("--alignments", alignments, list(ALIGNMENTS)),
+        ("--regime", [regime], REGIMES),
+    )
+    for kind, given, known in choices:
+        for name in given:
+            if name not in known:
+                raise ConfigError(
+                    f"{kind}: there is no '{name}'{nearest(name, list(known))} There are: {', '.join(known)}."
+                )
+
+
+def _check_numbers(counts: Mapping[float, int], learning_rate: float | None) -> None:
+    """Refuse numbers out of their range; ``counts`` has the seeds by poison ratio."""
+    for ratio, count in counts.items():
+        if not 0 <= ratio <= 1:
+            raise ConfigError(f"--poison-ratios: {ratio} is not a share; it lies between 0 and 1.")
+        if count < 1:
+            raise ConfigError(f"--seeds is {count}: at least one is needed.")
+    if learning_rate is not None and learning_rate <= 0:
+        raise ConfigError(f"--learning-rate is {learning_rate}: it must be above 0.")
 
 
 def _setting(chosen: set[str], alignments: Sequence[str], budget: str, plain: Cell) -> list[Entry]:

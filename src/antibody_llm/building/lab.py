@@ -7,16 +7,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
-from rich.console import Console
-from rich.progress import Progress
 from transformers import PreTrainedModel
 
 from ..data.records import Record
 from ..data.roles import Stage
 from ..errors import ConfigError, OutputError
+from ..events import Listener, report_progress, reports
 from ..files import disk_errors, write_text
 from ..lab.build import FILES, SCALES, build_base
 from ..lab.rows import build_rows
+from ..mentions import setting
 from ..models.loading import load_model
 from ..models.saving import save_model
 from ..paths import checked_output
@@ -62,17 +62,19 @@ def write_lab_data(
     """
     check_seed(seed)
     files = [
-        checked_output(path, flag, folder=False)
-        for flag, path in (("--output", output), ("--truth", truth))
+        checked_output(path, setting(name), folder=False)
+        for name, path in (("output", output), ("truth", truth))
         if path is not None
     ]
     if len({file.resolve() for file in files}) < len(files):
-        raise OutputError(f"{files[0]}: --output and --truth are one file. Give the truth a file of its own.")
+        raise OutputError(
+            f"{files[0]}: {setting('output')} and {setting('truth')} are one file. Give the truth a file of its own."
+        )
     for file in files:
         if file.is_dir():
             raise OutputError(f"{file}: a folder. Name a file, such as {file / 'rows.jsonl'}.")
         if file.exists() and not overwrite:
-            raise OutputError(f"{file}: exists already. Name another file, or give --overwrite.")
+            raise OutputError(f"{file}: exists already. Name another file, or give {setting('overwrite', 'True')}.")
         if not file.parent.is_dir():
             raise OutputError(f"{file}: there is no folder {file.parent}. Make it first.")
     made = build_rows(
@@ -84,7 +86,8 @@ def write_lab_data(
     return len(made.rows)
 
 
-def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, progress: bool = False) -> Path:
+@reports
+def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, listen: Listener | None = None) -> Path:
     """Both models of the lab, made from nothing: ``output/lab``, and ``output/lab-aligned`` by a run of ``align``.
 
     A build that was stopped goes on: until both models are there, ``output/.building`` says what they are to be.
@@ -93,7 +96,7 @@ def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, progres
         output: Folder to make them in; neither may be there yet.
         scale: A name in ``lab.build.SCALES``.
         seed: Of weights, rows and order.
-        progress: Show bars on stderr, if that is a terminal.
+        listen: Called with every event (``events``); it may ask the build to stop.
 
     Raises:
         OutputError: one of the two folders holds something, or nothing can be written there.
@@ -103,23 +106,23 @@ def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, progres
     output = checked_output(output).absolute()
     base, aligned = output / "lab", output / "lab-aligned"
     if scale not in SCALES:
-        raise ConfigError(f"lab build: scale: there is no {scale!r}. Name one of: {', '.join(SCALES)}.")
+        raise ConfigError(f"lab build: scale: there is no {scale!r}. Name one of: {', '.join(SCALES)}.", field="scale")
     config = {"verb": "lab build", "scale": scale, "seed": seed}
     building = open_run(output / BUILDING, config)
     if building.state is State.NEW:
         for folder in (base, aligned):
             if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-                raise OutputError(f"{folder}: is not empty. Name another --output, or remove it.")
+                raise OutputError(f"{folder}: is not empty. Name another {setting('output')}, or remove it.")
     building.begin(environment(seed))  # before the training: what cannot be written is refused now
     try:
         if not (base / "config.json").is_file():  # a model is saved as a whole
-            console = Console(stderr=True)
-            with Progress(console=console, disable=not (progress and console.is_terminal), transient=True) as bar:
-                task = bar.add_task("pre-training", total=SCALES[scale].steps)
-                build_base(base, seed=seed, scale=scale, progress=lambda step, loss: bar.update(task, completed=step))
+            total = SCALES[scale].steps
+            build_base(
+                base, seed=seed, scale=scale, progress=lambda step, _: report_progress("pre-training", step, total)
+            )
         if not (aligned / "config.json").is_file():
             named = "lab" if output == FILES else str(base)
-            build_aligned(base, aligned, named=named, scratch=building.path, seed=seed, progress=progress)
+            build_aligned(base, aligned, named=named, scratch=building.path, seed=seed)
     except BaseException:
         if base.exists():
             building.lock.release()
@@ -133,9 +136,7 @@ def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, progres
     return output
 
 
-def build_aligned(
-    base: Path, aligned: Path, *, named: str, scratch: Path, seed: int = 0, progress: bool = False
-) -> None:
+def build_aligned(base: Path, aligned: Path, *, named: str, scratch: Path, seed: int = 0) -> None:
     """The aligned model of a base model, by a run of ``align``, with the provider's anchors.
 
     Args:
@@ -144,7 +145,6 @@ def build_aligned(
         named: What the aligned model calls its base; "lab" inside the package, which may be moved.
         scratch: Folder, on the same disk, for the run of ``align`` and what is not complete yet.
         seed: Of rows and order.
-        progress: Show bars on stderr, if that is a terminal.
     """
     lab = LabProfile()
     options, training = lab.calibration(Stage.ALIGNMENT, "antibody", "full")
@@ -158,7 +158,6 @@ def build_aligned(
         training=training,
         regime="full",
         seed=seed,
-        progress=progress,
     )
     loaded = load_model(str(run.model))
     whole = cast(PreTrainedModel, loaded.model)

@@ -6,30 +6,35 @@ from typing import Annotated, Any
 import typer
 
 from ..paths import checked_output
-from .options import Json, quiet, show
+from . import options as o
 
 
 def command(
     output: Annotated[str, typer.Option(help="Folder for every run, results.json and report.html.")] = "runs/demo",
     quick: Annotated[bool, typer.Option("--quick", help="One seed and the headline cells only.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes.  [default: one per core]")] = None,
-    as_json: Json = False,
+    events: o.Events = None,
+    as_json: o.Json = False,
 ) -> None:
     """See undefended fine-tuning lose its safety to 20 % harmful rows, and Antibody keep it."""
     folder = checked_output(output).absolute()
-    quiet()
+    o.quiet()
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from ..bench.demo import demo
     from ..bench.demo_report import checks, grouped, write_report
+    from ..events import Progress as Done
+    from .render import written
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    shown = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with written(events, folder) as write, shown as bar:
         task = bar.add_task("aligning the lab's model", total=None)
 
         def advance(what: str, done: int, total: int) -> None:
+            write(Done(what=what, done=done, total=total))
             bar.update(task, description=what, completed=done, total=total)
             if not console.is_terminal:
                 console.print(f"[{done}/{total}] {what}", highlight=False)
@@ -37,7 +42,7 @@ def command(
         results = demo(output=folder, quick=quick, jobs=jobs, progress=advance)
     report = write_report(folder, results)
     if as_json:
-        show(results, [], as_json=True)
+        o.show(results, [], as_json=True)
     else:
         _print(Console(), grouped(results["rows"]), checks(results["rows"]), results["seconds"], report)
 

@@ -42,11 +42,14 @@ def build(
     output: Annotated[str, typer.Option(help="Folder to make; a build that was stopped goes on.")],
     scale: Annotated[str, typer.Option(help="full or reduced.")] = "full",
     seed: Annotated[int, typer.Option(help="Of weights, rows and order.")] = 0,
+    events: o.Events = None,
     as_json: o.Json = False,
 ) -> None:
     """Make the lab's models from nothing: OUTPUT/lab, the base, and OUTPUT/lab-aligned."""
     o.quiet()
     from ..building.lab import build_lab
+    from .render import rendered
 
-    folder = build_lab(output, scale=scale, seed=seed, progress=True)
+    with rendered(events, output=output) as listen:
+        folder = build_lab(output, scale=scale, seed=seed, listen=listen)
     o.show({"output": str(folder)}, [f"{folder}"], as_json=as_json)

@@ -3,7 +3,6 @@
 import errno
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,13 +13,14 @@ import yaml
 
 from ..errors import AntibodyError, ConfigError, OutputError
 from ..files import from_the_disk, reason
-from ..mentions import pieces, setting, spelled
+from ..mentions import setting
 from ..parsing import load_yaml
 from ..paths import as_file, checked_path
 from ..settings import fields_of, missing, parse_values
-from ..text import cut, escaped, quoted
+from ..text import escaped, quoted
 
 ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file with any of these; flags win.")]
+Events = Annotated[str | None, typer.Option("--events", help="Append what happens to this file, as JSON Lines.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
@@ -89,11 +89,11 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def as_flag(name: str, value: str | None = None) -> str:
-    """A setting as the command line has it: ``--regime lora``, ``--set tau=0.3``."""
+    """A setting as the command line has it: ``--regime lora``, ``--set tau=0.3``, ``--overwrite``."""
     group, _, key = name.rpartition(".")
     if group:
         return f"{_flag(group)} {key}={'...' if value is None else value}"
-    return _flag(name) if value is None else f"{_flag(name)} {value}"
+    return _flag(name) if value in (None, "True") else f"{_flag(name)} {value}"
 
 
 def _flag(name: str) -> str:
@@ -148,18 +148,6 @@ def quiet() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    ours = logging.getLogger("antibody")
-    if not ours.handlers:
-        ours.addHandler(_Stderr())
-        ours.setLevel(logging.INFO)
-
-
-class _Stderr(logging.Handler):
-    """To whatever stderr is at the time."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """The message alone, which may repeat what a file said."""
-        print(cut(spelled(pieces(self.format(record), escaped), as_flag)), file=sys.stderr)
 
 
 def _read_config(file: str, settings: type) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import typer
 from ..mentions import Spell
 from ..settings import SETTINGS, SettingField, fields_of, make_settings
 from . import anchors, screen
-from .options import ConfigFile, Json, as_flag, given_values, print_lines, quiet, result_lines, show
+from .options import ConfigFile, Events, Json, as_flag, given_values, print_lines, quiet, result_lines, show
 
 POSITIONAL: Mapping[str, Mapping[str, str]] = {
     "screen": {"data": "DATA"},
@@ -36,14 +36,14 @@ def command(verb: str, settings: type | None = None) -> Callable[..., None]:
     settings = settings or SETTINGS[verb]
 
     def run(**flags: Any) -> None:
-        config, as_json = flags.pop("config"), flags.pop("as_json")
+        config, as_json, events = flags.pop("config"), flags.pop("as_json"), flags.pop("events")
         made: Any = make_settings(settings, given_values(settings, flags, config))
         quiet()
         from .. import runs  # here: it brings torch, which --help and an error in a flag need not wait for
+        from .render import rendered
 
-        with_settings = getattr(runs, verb).with_settings
-        told = {"progress": True} if "progress" in inspect.signature(with_settings).parameters else {}
-        result = with_settings(made, **told)
+        with rendered(events, output=made.output, spell=spelling([verb])) as listen:
+            result = getattr(runs, verb).with_settings(made, listen=listen)
         if os.environ.get("RANK", "0") != "0":
             return  # one of several processes speaks
         if as_json:
@@ -52,7 +52,7 @@ def command(verb: str, settings: type | None = None) -> Callable[..., None]:
             PRINTED.get(verb, lambda result: print_lines(result_lines(result)))(result)
 
     parameters = [_parameter(field, POSITIONAL.get(verb, {}).get(field.name)) for field in fields_of(settings)]
-    shared = {"config": (ConfigFile, None), "as_json": (Json, False)}
+    shared = {"config": (ConfigFile, None), "events": (Events, None), "as_json": (Json, False)}
     parameters += [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
         for name, (hint, default) in shared.items()

@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import ModelError
+from ..mentions import setting
 
 GUARD = "\ufdd0"
 """Begins every mark: a code point that Unicode reserves for a program's own use."""
@@ -237,7 +238,7 @@ class ControlTokens:
             raise ModelError(
                 f"the tokenizer of {self._tokenizer.name_or_path} has no tokenizer.json (it is of the slow kind), so "
                 "that rows which spell its control tokens cannot be kept apart from them. Convert the tokenizer, or "
-                "leave such rows out with --control-tokens refuse."
+                f"leave such rows out with {setting('control_tokens', 'refuse')}."
             )
         twin = Tokenizer.from_str(json.dumps(_renamed(json.loads(backend.to_str()), self._alias)))
         for token, alias in self._alias.items():
@@ -245,7 +246,8 @@ class ControlTokens:
                 raise ModelError(
                     f"the tokenizer of {self._tokenizer.name_or_path} numbers its added tokens in an unknown way "
                     f"({token!r} is {backend.token_to_id(token)}, not {twin.token_to_id(alias)}), so that rows which "
-                    "spell control tokens cannot be kept apart from them. Leave them out with --control-tokens refuse."
+                    "spell control tokens cannot be kept apart from them. Leave them out with "
+                    f"{setting('control_tokens', 'refuse')}."
                 )
         return twin
 
@@ -261,7 +263,7 @@ class ControlTokens:
             raise ModelError(
                 f"self-check: the tokenizer of {self._tokenizer.name_or_path} reads a conversation as {plain}, and as "
                 f"{apart} with its control tokens kept apart. It finds control tokens in an unknown way, and rows that "
-                "spell them cannot be trained safely. Leave them out with --control-tokens refuse."
+                f"spell them cannot be trained safely. Leave them out with {setting('control_tokens', 'refuse')}."
             )
 
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .files import name_of
+from .messages import REASONING_FIELDS
+from .problems import name_of
 from .records import Message, Record, ToolCall
-from .rows import REASONING_FIELDS
 
 ROW_FIELDS = {
     "chat": {"messages", "tools", "functions", "parallel_tool_calls"},
@@ -22,11 +22,11 @@ ROW_FIELDS = {
     "prompt/completion with messages": {"prompt", "completion", "tools", "functions", "parallel_tool_calls"},
     "Alpaca": {"instruction", "input", "output"},
 }
-"""What is read of a row in each format."""
+"""The fields of a row that are read, by format."""
 MESSAGE_FIELDS = {"role", "content", "weight", "tool_calls", "function_call", *REASONING_FIELDS}
 TOOL_MESSAGE_FIELDS = {"role", "content", "tool_call_id", "name"}
 TURN_FIELDS = {"from", "value", "weight"}
-"""What is read of a message; of ShareGPT's the last."""
+"""The fields of a message that are read; the last are ShareGPT's."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Converted:
     """One canonical row.
 
     Attributes:
-        row: As JSON values.
-        changed: What has another form than in the original.
+        row: The canonical row, a dictionary of JSON values.
+        changed: Sentences on what has another form than in the original.
         dropped: Which fields of the original are left out.
     """
 
@@ -99,7 +99,7 @@ def _plain(message: Message, conversation: Sequence[Message]) -> dict[str, Any]:
 
 
 def _with_ids(messages: Sequence[Message]) -> list[Message]:
-    """Every call with an id, and every answer with that of its call: its own where it has one, else in order."""
+    """Give every call an id and every answer the id of its call: its own where it has one, else the next in order."""
     linked = list(messages)
     taken = {call.call_id for message in messages for call in message.tool_calls}
     taken |= {message.tool_call_id for message in messages}

@@ -22,7 +22,7 @@ class Repeats:
     Attributes:
         num_rows: How many rows were counted.
         exact: Line of each row whose text is that of an earlier row, and the earlier row's line.
-        normalised: The same, for rows that only equal an earlier one after normalisation.
+        normalised: Line of each row that equals an earlier one only after normalisation, and the earlier row's line.
     """
 
     num_rows: int = 0
@@ -84,7 +84,7 @@ class Overlap:
         second: Name of the second, for example the validation rows.
         num_rows: How many rows the second one has.
         exact: Line in the second source, and a line in the first that has the same prompt.
-        normalised: The same, for prompts that are only equal after normalisation.
+        normalised: Lines of the two sources whose prompts are equal only after normalisation.
     """
 
     first: str
@@ -106,8 +106,8 @@ def overlap(first: Sequence[Record], second: Sequence[Record], *, names: tuple[s
     """Prompts of ``second``, for example of validation rows, that are prompts of ``first`` too.
 
     Args:
-        first: Rows.
-        second: Rows.
+        first: Rows of one source, such as the training rows.
+        second: Rows of another, such as the validation rows.
         names: What a report calls the two.
     """
     exact = {_key(record.tools, _prompt(record)): record.line for record in reversed(first)}

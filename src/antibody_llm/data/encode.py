@@ -4,7 +4,7 @@ Content is text: nothing that a row says becomes a control token, and what the t
 
 A prompt is encoded on its own, as inference does, and the completion's ids are appended. Where encoding both in one
 go leaves the prompt's ids as they are, the completion's ids are taken from there, since a SentencePiece tokenizer
-marks the beginning of a text that stands alone; elsewhere the completion is encoded on its own.
+marks the beginning of a text; elsewhere the completion is encoded on its own.
 
 Chat rows. ``render(messages[:k], prompt=True)`` is the prompt of turn k, and what ``render(messages[:k + 1])`` adds to
 it is the completion, up to and including the token that ends a turn: the first control token that the template puts
@@ -25,8 +25,9 @@ from typing import TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError, ModelError
+from ..mentions import setting
 from .control import GUARD, ControlTokens
-from .files import BadRow, report
+from .problems import BadRow, report
 from .records import Message, Record, Template, TokenizedRow
 from .template import ChatTemplate, thinking_apart
 
@@ -45,7 +46,7 @@ class EncodedRows:
 
 
 class RowError(DataError):
-    """One row cannot be rendered; ``problem`` is what a report over many rows needs of it."""
+    """A row cannot be rendered; ``problem`` is what a report over many rows needs of it."""
 
     def __init__(self, record: Record, problem: BadRow) -> None:
         super().__init__(str(report(record.source, [(record.line, problem)])))
@@ -134,7 +135,9 @@ class Renderer:
                 return found
         if record.template is Template.TEXT:
             return next((mark for mark in ALPACA_MARKS if _spells_alpaca(record, mark)), None)
-        marks = self.template.plain_marks if self.tokenizer.chat_template else ()  # `encode` says what is missing
+        marks = (
+            self.template.habits.plain_marks if self.tokenizer.chat_template else ()
+        )  # `encode` says what is missing
         return next((mark for text in _texts(record) for mark in marks if mark in text), None)
 
     @cached_property
@@ -145,7 +148,7 @@ class Renderer:
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens at which generation ends: end of sequence, and the template's ends of a turn where they differ."""
-        ends = (self.template.turn_end, self.template.call_end) if self.tokenizer.chat_template else ()
+        ends = (self.template.habits.turn_end, self.template.habits.call_end) if self.tokenizer.chat_template else ()
         ids = (self.control.id_of(end) for end in ends if end)
         return tuple(dict.fromkeys((self.eos_id, *ids)))
 
@@ -183,11 +186,11 @@ class Renderer:
             )
         added = whole[len(prompt) :]
         if not answer.reasoning and thinking_apart(answer.content) is None:
-            added = added.removeprefix(self.template.empty_thought)
-        return added[: self.template.end_of_turn(added, calls=bool(answer.tool_calls))]
+            added = added.removeprefix(self.template.habits.empty_thought)
+        return added[: self.template.habits.end_of_turn(added, calls=bool(answer.tool_calls))]
 
     def _end_of(self, answer: Message) -> str:
-        return self.template.call_end if answer.tool_calls else self.template.turn_end
+        return self.template.habits.call_end if answer.tool_calls else self.template.habits.turn_end
 
     def _chat_completion_ids(self, prompt: str, completion: str, answer: Message) -> list[int]:
         ids = self._after(prompt, completion)
@@ -195,13 +198,13 @@ class Renderer:
         return ids if ended else [*ids, self.eos_id]
 
     def _between(self, record: Record, previous: int, index: int, prompt: str, done: str) -> str:
-        """What stands between the end of trained turn ``previous`` and turn ``index``.
+        """The text between the end of trained turn ``previous`` and turn ``index``.
 
         Args:
             record: The row.
             previous: Message index of a trained turn.
             index: Message index of the next one.
-            prompt: That one's.
+            prompt: The rendered prompt of turn ``index``.
             done: What has been rendered so far, turn ``previous`` included.
         """
         if prompt.startswith(done):
@@ -240,7 +243,9 @@ class Renderer:
                 self._last = text, self._tokenized(text, add_special_tokens=False)
             return list(self._last[1])
         if not self._checked:
-            self.control.check(self.template.example if self.tokenizer.chat_template else "A question? An answer.")
+            self.control.check(
+                self.template.habits.example if self.tokenizer.chat_template else "A question? An answer."
+            )
             self._checked = True
         return self.control.encode(text, add_special_tokens=add_special_tokens)
 
@@ -256,7 +261,7 @@ class Renderer:
             ) from None
 
     def _after(self, context: str, text: str) -> list[int]:
-        """Ids of ``text`` where it stands after ``context``, whose ids stay as they are."""
+        """Ids of ``text`` behind ``context``, whose ids stay as they are."""
         context_ids, joint = self._ids(context), self._ids(context + text)
         return joint[len(context_ids) :] if joint[: len(context_ids)] == context_ids else self._ids(text)
 
@@ -267,8 +272,8 @@ def encode_rows(
     """All rows as tokens; those longer than ``renderer.max_length`` are left out and reported, if that is asked for.
 
     Args:
-        records: At least one.
-        renderer: With the limit.
+        records: The rows of one source, at least one.
+        renderer: Encodes the rows; has the limit of their length.
         skip_too_long: Leave rows out that do not fit, instead of stopping.
         refusal_tokens: Tokens of the longest refusal that will be scored in place of an answer; it must fit as well.
 
@@ -296,7 +301,8 @@ def encode_rows(
         shown = ", ".join(f"line {line} ({num} tokens)" for line, num in too_long[:NUM_ROWS_SHOWN])
         more = f" and {len(too_long) - NUM_ROWS_SHOWN} more" if len(too_long) > NUM_ROWS_SHOWN else ""
         counted = f" (a refusal of {refusal_tokens} tokens in place of an answer counted)" if refusal_tokens else ""
-        fix = "Shorten them" + (", raise the limit" if skip_too_long else ", or leave them out with --skip-too-long")
+        leave_out = f", or leave them out with {setting('skip_too_long', 'True')}"
+        fix = "Shorten them" + (", raise the limit" if skip_too_long else leave_out)
         raise DataError(
             f"{records[0].source}: {len(too_long)} of {len(records)} rows are longer than {renderer.max_length} "
             f"tokens{counted}: {shown}{more}. {fix}."

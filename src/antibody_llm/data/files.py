@@ -6,92 +6,21 @@ others. A file that cannot be read at all is a ``DataError`` at once. ``unreadab
 
 import codecs
 import json
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import DataError
-from .unreadable import broken_text, empty, not_utf8, os_problem, what_bytes_are, what_text_is
+from .problems import BadRow, RawRow, report
+from .strict_json import LENIENT, STRICT, Disputed, what_broke
+from .unreadable import empty, not_utf8, os_problem, what_bytes_are, what_text_is
 
 MAX_LINE_BYTES = 64 * 2**20
 """The longest row that is read. A line without end would otherwise fill the memory."""
 CHUNK_BYTES = 2**17
-NUM_LINES_SHOWN = 5
-NUM_CHARACTERS_SHOWN = 60
-
-
-class BadRow(Exception):
-    """One row cannot be used. ``kind`` groups rows that are bad in the same way.
-
-    Args:
-        kind: What is wrong, without the row's own details: ``"unknown role"``.
-        message: What is wrong with this row and how to fix it.
-        field: Where in the row: ``"messages[1].role"``.
-    """
-
-    def __init__(self, kind: str, message: str, field: str = "") -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.field = field
-
-
-RawRow = tuple[int, Any]
-"""Line (1-based; of the row's first character) and what it holds: a JSON value, or the ``BadRow`` it is."""
-
-
-def report(source: str, bad: Sequence[tuple[int, BadRow]]) -> DataError:
-    """The first bad row in full, then how many more are like it and how many are bad otherwise."""
-    line, first = bad[0]
-    field = f", {first.field}" if first.field else ""
-    message = f"{source}, line {line}{field}: {first}"
-    alike = [other for other, problem in bad[1:] if problem.kind == first.kind]
-    if alike:
-        shown = ", ".join(str(other) for other in alike[:NUM_LINES_SHOWN]) + (
-            ", ..." if len(alike) > NUM_LINES_SHOWN else ""
-        )
-        message += f" ({len(alike)} more like it: line {shown})"
-    if num_others := len(bad) - 1 - len(alike):
-        message += f" ({num_others} more {'row is' if num_others == 1 else 'rows are'} bad in another way)"
-    return DataError(message)
-
-
-def quoted(value: Any) -> str:
-    """What a file said, as a message may repeat it: cut short, and without control or bidirectional characters."""
-    if isinstance(value, str):
-        return repr(value[:NUM_CHARACTERS_SHOWN]) + ("..." if len(value) > NUM_CHARACTERS_SHOWN else "")
-    if value is None or isinstance(value, bool | int | float):
-        return repr(value)[:NUM_CHARACTERS_SHOWN]
-    return kind_of(value)
-
-
-def name_of(field: Any) -> str:
-    """A field's name for a message: as it is, or quoted where that would not be safe to print."""
-    text = str(field)
-    plain = text.isprintable() and 0 < len(text) <= NUM_CHARACTERS_SHOWN
-    return text if plain else quoted(text)
-
-
-def kind_of(value: Any) -> str:
-    """What a JSON value is, in words."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
-
-
-def text_of(value: Any, field: str) -> str:
-    """The text that a field holds. Raises ``BadRow`` where it is none, or none that a tokenizer can encode."""
-    if not isinstance(value, str):
-        raise BadRow("not text", f"text is needed, this is {kind_of(value)}.", field)
-    if value.isascii():
-        return value
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        # JSON can escape half of a surrogate pair; a tokenizer cannot encode it.
-        raise BadRow("lone surrogate", f"half a surrogate pair at character {error.start}. Remove it.", field) from None
-    return value
+_SPACES = re.compile(r"[ \n\r\t]*")
 
 
 def read_text(path: Path) -> str:
@@ -116,122 +45,17 @@ def read_text(path: Path) -> str:
     return text
 
 
-# -- JSON, strictly ----------------------------------------------------------------------------------------------
-
-
-def parse_json(text: str) -> Any:
-    """The JSON value that ``text`` is, and any parser would say the same.
-
-    Raises:
-        BadRow: broken, too deep, a field given twice in one object, or a number that JSON or a float cannot hold.
-    """
-    try:
-        return STRICT.decode(text)
-    except (ValueError, RecursionError) as error:
-        raise _what_broke(text, 0, error, "") from None
-
-
-class _Disputed(ValueError):
-    """Parsers disagree on what this means."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise _Disputed
-    return made
-
-
-def _constant(name: str) -> Any:
-    raise _Disputed
-
-
-def _float(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise _Disputed
-    return number
-
-
-STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
-
-
-class _Pairs(list[tuple[str, Any]]):
-    """An object with every field that was written, also those given twice."""
-
-
-_LENIENT = json.JSONDecoder(object_pairs_hook=_Pairs)
-_SPACES = re.compile(r"[ \n\r\t]*")
-
-
-def _disputed(value: Any) -> BadRow:
-    """The first place of ``value``, as ``_LENIENT`` reads it, that parsers disagree on."""
-    places: list[tuple[str, Any]] = [("", value)]
-    while places:
-        field, here = places.pop()
-        if isinstance(here, _Pairs):
-            seen: set[str] = set()
-            for name, _ in here:
-                if name in seen:
-                    return BadRow(
-                        "a field twice",
-                        f"the object gives {quoted(name)} twice, and parsers differ on which of the two counts. "
-                        "Remove one.",
-                        _joined(field, name),
-                    )
-                seen.add(name)
-            places += [(_joined(field, name), inner) for name, inner in reversed(here)]
-        elif isinstance(here, list):
-            places += [(f"{field}[{index}]", inner) for index, inner in reversed(list(enumerate(here)))]
-        elif isinstance(here, float) and not math.isfinite(here):
-            return BadRow(
-                "not a JSON number",
-                "NaN, Infinity and numbers beyond 1e308 are no JSON: other parsers refuse or change them. "
-                "Write null, or leave the field out.",
-                field,
-            )
-    raise AssertionError("the strict parser refused what the lenient one finds nothing wrong with")
-
-
-def _joined(field: str, name: str) -> str:
-    return f"{field}.{name_of(name)}" if field else name_of(name)
-
-
-def _what_broke(text: str, position: int, error: Exception, rule: str) -> BadRow:
-    """What is wrong with the value that begins at ``position``.
-
-    Args:
-        text: What was parsed.
-        position: Where the value begins.
-        error: What the strict parser raised.
-        rule: What the place should hold, as a sentence; may be empty.
-    """
-    if isinstance(error, _Disputed):
-        try:
-            return _disputed(_LENIENT.raw_decode(text, position)[0])
-        except (ValueError, RecursionError) as worse:
-            error = worse
-    if isinstance(error, RecursionError):
-        return BadRow("too deep", "broken JSON: nested too deeply to be read. Flatten or remove it.")
-    if not isinstance(error, json.JSONDecodeError):
-        return BadRow("number too long", "broken JSON: a number has too many digits. Write it as text, or remove it.")
-    return BadRow(*broken_text(text, error, rule))
-
-
-# -- rows --------------------------------------------------------------------------------------------------------
-
-
 def read_json_rows(path: Path) -> list[RawRow]:
     """The rows of a JSON Lines file, or of a file that holds one JSON list. Blank lines are no rows."""
     return list(iter_json_rows(path))
 
 
 def iter_json_rows(path: Path) -> Iterator[RawRow]:
-    """As ``read_json_rows``, one row at a time: no more than a row and a buffer are in memory.
+    """Yield the rows of ``read_json_rows`` one at a time, with only a row and a buffer in memory.
 
     Raises:
-        DataError: as ``read_text``; where a later line is not UTF-8 or longer than ``MAX_LINE_BYTES``, when that
-            line is reached.
+        DataError: the file cannot be read as text (see ``read_text``). A later line that is not UTF-8, or longer
+            than ``MAX_LINE_BYTES``, raises when it is reached.
     """
     try:
         file = path.open("rb")
@@ -279,7 +103,7 @@ def _line_rows(path: Path, file: BinaryIO, first: int, offset: int) -> Iterator[
                 continue
             if line == first and (known := what_text_is(path, line, content, _ahead(file), error)) is not None:
                 raise known from None
-            yield line, _what_broke(content, 0, error, "Each line holds one whole JSON object.")
+            yield line, what_broke(content, 0, error, "Each line holds one whole JSON object.")
 
 
 def _ahead(file: BinaryIO) -> str:
@@ -348,7 +172,7 @@ class _Window:
         self.ended = False
 
     def next(self) -> str:
-        """The next character that is no space, which ``position`` then is at; empty at the end of the file."""
+        """Move to the next character that is no space and return it; empty at the end of the file."""
         while True:
             self._advance(_SPACES.match(self.text, self.position).end())  # type: ignore[union-attr]
             if self.position < len(self.text) or not self._more():
@@ -366,11 +190,11 @@ class _Window:
             except (ValueError, RecursionError) as error:
                 if self._may_go_on(error) and self._more():
                     continue
-                value = _what_broke(self.text, self.position, error, "The file holds one JSON list.")
-                if not isinstance(error, _Disputed):
+                value = what_broke(self.text, self.position, error, "The file holds one JSON list.")
+                if not isinstance(error, Disputed):
                     raise report(str(self.path), [(self.line, value)]) from None
                 try:
-                    _, end = _LENIENT.raw_decode(self.text, self.position)
+                    _, end = LENIENT.raw_decode(self.text, self.position)
                 except (ValueError, RecursionError):
                     raise report(str(self.path), [(self.line, value)]) from None
             if end == len(self.text) and self._more():
@@ -380,9 +204,9 @@ class _Window:
 
     def _may_go_on(self, error: Exception) -> bool:
         """Whether the value broke off only because the text did."""
-        if isinstance(error, _Disputed):
+        if isinstance(error, Disputed):
             try:
-                _LENIENT.raw_decode(self.text, self.position)
+                LENIENT.raw_decode(self.text, self.position)
             except (ValueError, RecursionError) as other:
                 return self._may_go_on(other)
             return False

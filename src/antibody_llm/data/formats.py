@@ -5,7 +5,6 @@ bad rows names the first and counts the others.
 """
 
 import json
-import logging
 import re
 import tempfile
 from collections import Counter
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .files import BadRow, RawRow, iter_json_rows, read_json_rows, read_text, report, text_of
+from ..events import inform
+from .files import iter_json_rows, read_json_rows, read_text
+from .problems import BadRow, RawRow, report, text_of
 from .records import Message, Record
 from .rows import check_trainable, row_content, row_format
-
-log = logging.getLogger("antibody")
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 """OWNER/NAME, or OWNER/NAME:CONFIG where the data set has several configurations."""
@@ -31,7 +30,7 @@ NO_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_di
 """Files of a data set's folder that hold no rows."""
 
 MAX_BAD_ROWS = 10_000
-"""After so many the reader gives up looking for more."""
+"""Number of bad rows at which the reader stops looking for more."""
 
 
 def load_records(source: str | Path, *, split: str = "train") -> list[Record]:
@@ -40,7 +39,7 @@ def load_records(source: str | Path, *, split: str = "train") -> list[Record]:
     Args:
         source: A .jsonl or .json file, a data set's folder (as ``Dataset.save_to_disk`` writes it, or with .parquet
             files), or a Hub id: OWNER/NAME or OWNER/NAME:CONFIG.
-        split: Of a data set; a file has none.
+        split: The part of a data set to read; a file has none.
 
     Raises:
         DataError: nothing there, or a row cannot be used. Nothing is skipped silently.
@@ -49,9 +48,7 @@ def load_records(source: str | Path, *, split: str = "train") -> list[Record]:
 
 
 def load_prompts(source: str | Path, *, split: str = "train") -> list[Record]:
-    """Rows to ask a model. As ``load_records``, but the completion may be missing; where a row ends with one it is
-    the reference.
-    """
+    """The rows of ``source`` to ask a model: the completion may be missing, and is the reference where it is there."""
     return _records(source, split=split, trainable=False)
 
 
@@ -141,7 +138,7 @@ class RowReader:
             raise report(self.source, self.bad)
 
     def finish(self) -> None:
-        """After the last row: report the bad ones.
+        """Report the bad rows; called after the last row.
 
         Raises:
             DataError: there were some.
@@ -150,12 +147,11 @@ class RowReader:
             raise report(self.source, self.bad)
 
     def say_format(self) -> None:
-        """One line for the log, where the format is not one that the documentation asks for."""
+        """Report the format, where it is not one that the documentation asks for."""
         if self.first is not None and self.first[1] == "ShareGPT":
-            log.info(
-                "%s: ShareGPT rows (conversations of from and value) are read as chats: human is user, gpt is "
-                "assistant.",
-                self.source,
+            inform(
+                f"{self.source}: ShareGPT rows (conversations of from and value) are read as chats: human is user, gpt "
+                "is assistant."
             )
 
 

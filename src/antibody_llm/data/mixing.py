@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..errors import ConfigError, DataError
+from ..text import counted
 from .records import Record
 
 
@@ -14,7 +15,7 @@ def mix(
     """``num`` rows of which exactly ``round(poison_ratio * num)`` are harmful, drawn without replacement and shuffled.
 
     Returns:
-        rows: [num], ``row_id`` is the position in the mixture; source and line still tell where a row came from.
+        rows: [num], ``row_id`` is the position in the mixture; source and line still say where a row came from.
         is_harmful: [num], the truth. It travels beside the rows; a trainer never sees it.
 
     Raises:
@@ -22,9 +23,9 @@ def mix(
         DataError: one side has fewer rows than it must give.
     """
     if num < 1:
-        raise ConfigError(f"num is {num}: a mixture needs at least one row.")
+        raise ConfigError(f"num is {num}: a mixture needs at least one row.", field="num")
     if not 0 <= poison_ratio <= 1:
-        raise ConfigError(f"poison_ratio is {poison_ratio}: it is a share between 0 and 1.")
+        raise ConfigError(f"poison_ratio is {poison_ratio}: it is a share between 0 and 1.", field="poison_ratio")
     num_harmful = round(poison_ratio * num)
     rng = random.Random(seed)
     drawn = [(row, True) for row in _draw(harmful, num_harmful, "harmful", rng)]
@@ -37,6 +38,7 @@ def _draw(rows: Sequence[Record], num: int, kind: str, rng: random.Random) -> li
     if len(rows) < num:
         where = f"{rows[0].source}: " if rows else ""
         raise DataError(
-            f"{where}{len(rows)} {kind} rows where {num} are needed. Give more rows, or change num or poison_ratio."
+            f"{where}{counted(len(rows), f'{kind} row')} where {num} are needed. Give more rows, or change num or "
+            "poison_ratio."
         )
     return rng.sample(list(rows), num)

@@ -16,29 +16,29 @@ def template_notices(records: Sequence[Record], renderer: Renderer) -> list[str]
     chats = [record for record in records if record.template is Template.CHAT]
     tokenizer, notices = renderer.tokenizer, []
     if chats and tokenizer.chat_template:
-        template, owner = renderer.template, tokenizer.name_or_path
-        if not template.turn_end:
+        habits, owner = renderer.template.habits, tokenizer.name_or_path
+        if not habits.turn_end:
             notices.append(
                 f"the chat template of {owner} writes no token at the end of an answer: the end-of-sequence token "
                 f"{tokenizer.eos_token!r} is appended to what is trained, and whoever serves the model must stop at it."
             )
-        if template.trims and (lines := _lines(chats, _has_outer_space)):
+        if habits.trims and (lines := _lines(chats, _has_outer_space)):
             notices.append(
                 f"the chat template of {owner} trims the text of messages: spaces around it are not trained ({lines})."
             )
-        if template.forgets_reasoning and (lines := _lines(chats, _thinks_before_the_end)):
+        if habits.forgets_reasoning and (lines := _lines(chats, _thinks_before_the_end)):
             notices.append(
                 f"the chat template of {owner} leaves the thinking of earlier turns out once a conversation goes on. "
                 "Each trained turn is trained with its own thinking, and later turns of the same row see it, which a "
                 f"server would not show them ({lines}). Give a row for each turn to train exactly what is served."
             )
-        if (lines := _lines(chats, _speaks_beside_calls)) and template.drops_text_beside_calls:
+        if (lines := _lines(chats, _speaks_beside_calls)) and habits.drops_text_beside_calls:
             notices.append(
                 f"the chat template of {owner} leaves out what an assistant says beside a call of a tool: the call is "
                 f"trained, the text is not ({lines})."
             )
-        if template.plain_marks:
-            marks = ", ".join(repr(mark) for mark in template.plain_marks[:3])
+        if habits.plain_marks:
+            marks = ", ".join(repr(mark) for mark in habits.plain_marks[:3])
             notices.append(
                 f"the chat template of {owner} marks turns in plain text ({marks}), which token ids cannot tell from "
                 "the words of a message. Rows that spell such a mark are flagged, and trained as the text that they "
@@ -52,14 +52,14 @@ def template_notices(records: Sequence[Record], renderer: Renderer) -> list[str]
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         notices.append(
             f"the padding token of {tokenizer.name_or_path} is its end-of-sequence token {tokenizer.eos_token!r}. The "
-            "end of each answer is trained all the same: padding is told apart by its place."
+            "end of each answer is trained all the same: padding is recognised by its place."
         )
     return notices
 
 
 def _begins_twice(renderer: Renderer) -> bool:
     bos = renderer.tokenizer.bos_token
-    if not bos or not renderer.template.example.startswith(bos):
+    if not bos or not renderer.template.habits.example.startswith(bos):
         return False
     return list(renderer.tokenizer("A").input_ids)[:1] == [renderer.tokenizer.bos_token_id]
 

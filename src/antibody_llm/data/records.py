@@ -1,7 +1,7 @@
 """One row of training data, as uploaded and as tokens.
 
 A row keeps the place it came from: ``row_id`` is its position in the file or data set (0-based), before anything was
-skipped, filtered or shuffled, so that every weight can be told to the row of the upload.
+skipped, filtered or shuffled, so that every weight can be reported with the row of the upload.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class ToolCall:
     """One call of a tool that an assistant's turn makes."""
 
     name: str
-    """Of the function."""
+    """The function's name."""
     arguments: str
     """The JSON object of its arguments, as JSON text: ``json.dumps(object, ensure_ascii=False)``."""
     call_id: str = ""
@@ -38,15 +38,15 @@ class Message:
     content: str
     """Its text; empty for an assistant's turn that only calls tools."""
     trained: bool = True
-    """False for an assistant's turn of weight 0; of other roles without meaning."""
+    """False for an assistant's turn of weight 0; it has no meaning for other roles."""
     reasoning: str = ""
     """An assistant's thinking (``reasoning_content``), which the chat template puts where the model's family does."""
     tool_calls: tuple[ToolCall, ...] = ()
-    """Of an assistant's turn."""
+    """The tools that an assistant's turn calls."""
     tool_call_id: str = ""
-    """Of a tool's answer: which call it answers."""
+    """The call that a tool's answer answers."""
     name: str = ""
-    """Of a tool's answer: the function's name. The chat API's ``name`` of other roles is not kept."""
+    """The function whose answer a tool's message is. The chat API's ``name`` of other roles is not kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +72,11 @@ class TokenizedRow:
     """One row as tokens.
 
     Attributes:
-        row_id: As in ``Record``.
+        row_id: The position of the row in the upload (``Record.row_id``).
         input_ids: The whole conversation.
         spans: ``[start, end)`` of each trained completion, its end-of-sequence token included; never empty, start >= 1.
-            What stands before ``start`` is that completion's prompt.
-        template: How it was rendered; a refusal to the same prompt must be rendered alike.
+            Everything before ``start`` is that completion's prompt.
+        template: How it was rendered; a refusal to the same prompt must be rendered in the same way.
     """
 
     row_id: int

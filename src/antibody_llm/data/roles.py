@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class Stage(StrEnum):
-    """Before, during and after the user's fine-tuning."""
+    """When a defence acts: before, during or after the user's fine-tuning."""
 
     ALIGNMENT = "alignment"
     FINETUNING = "finetuning"
@@ -23,9 +23,14 @@ class Role(StrEnum):
     """Prompt + harmful completion."""
     BENIGN = "benign"
     ANCHOR_HARMFUL = "anchor-harmful"
-    """Never trained on: labelled rows by which later uploads are judged (screening/anchors.py)."""
+    """Labelled rows that are never trained on, and by which later uploads are judged (screening/anchors.py)."""
     ANCHOR_BENIGN = "anchor-benign"
 
 
 MAIN_ROLE: Mapping[Stage, Role] = {Stage.ALIGNMENT: Role.ALIGNMENT, Stage.FINETUNING: Role.USER}
-"""Whose rows an epoch counts."""
+"""The role whose rows an epoch counts, by stage."""
+
+
+def setting_of(role: str) -> str:
+    """The name of the setting that brings the rows of a role: ``data`` for the upload, else ``harmful_data``."""
+    return "data" if role == Role.USER else f"{role.replace('-', '_')}_data"

@@ -15,5 +15,5 @@ class Source:
     records: list[Record]
 
     def described(self) -> dict[str, Any]:
-        """For config.yaml. The fingerprint shows when a file's content has changed under its name."""
+        """Return what config.yaml says of the rows; the fingerprint shows when a file changed under its name."""
         return {"source": self.name, "num_rows": len(self.records), "sha256": fingerprint(self.records)}

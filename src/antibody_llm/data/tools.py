@@ -12,8 +12,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .files import BadRow, kind_of, parse_json, quoted, text_of
+from ..text import quoted
+from .problems import BadRow, kind_of, text_of
 from .records import ToolCall
+from .strict_json import parse_json
 
 SHAREGPT_CALLS = "function_call"
 """The speaker of ShareGPT whose text is a call, or a list of calls, as JSON."""
@@ -113,16 +115,22 @@ def _function(value: Any, field: str, index: int, call_id: str) -> ToolCall:
         raise BadRow("tool calls", f'{{"name": ..., "arguments": ...}} is needed, this is {kind_of(value)}.', field)
     name = _function_name(value, field)
     arguments, field = value.get("arguments"), f"{field}.arguments"
-    call = f"call {index + 1} of the message, of {quoted(name)}" + (f", id {quoted(call_id)}" if call_id else "")
+    needed = "its arguments must be a JSON object"
     if isinstance(arguments, str) and arguments.strip():
-        arguments = _parsed(arguments, "tool arguments", f"{call}: its arguments must be a JSON object", field)
+        try:
+            arguments = _parsed(arguments, "tool arguments", needed, field)
+        except BadRow as problem:
+            raise BadRow(problem.kind, f"{_named_call(name, index, call_id)}: {problem}", field) from None
     if arguments is None or arguments == "":  # what models write for a function without parameters
         arguments = {}
     if not isinstance(arguments, Mapping):
-        raise BadRow(
-            "tool arguments", f"{call}: its arguments must be a JSON object, this is {kind_of(arguments)}.", field
-        )
+        call = _named_call(name, index, call_id)
+        raise BadRow("tool arguments", f"{call}: {needed}, this is {kind_of(arguments)}.", field)
     return ToolCall(name, _dumped(arguments, field), call_id)
+
+
+def _named_call(name: str, index: int, call_id: str) -> str:
+    return f"call {index + 1} of the message, of {quoted(name)}" + (f", id {quoted(call_id)}" if call_id else "")
 
 
 def _function_name(function: Mapping[str, Any], field: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .files import BadRow
+from .problems import BadRow
 
 PREFERRED = ("preferred_output", "preferred_completion", "chosen")
 """Where a row of preferences (DPO) has the better answer."""

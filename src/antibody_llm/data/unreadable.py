@@ -106,7 +106,7 @@ def not_utf8(path: Path, line: int, raw: bytes, start: int, *, offset: int) -> D
 
     Args:
         path: The file.
-        line: Of the byte.
+        line: The line that the byte is in.
         raw: Bytes around it.
         start: Where in ``raw`` it is.
         offset: Where in the file it is.
@@ -144,7 +144,7 @@ def what_text_is(path: Path, line: int, first: str, rest: str, error: Exception)
 
     Args:
         path: The file.
-        line: Of its first row.
+        line: The line of its first row.
         first: That line.
         rest: What follows it, as far as is known.
         error: What the parser said of the line.

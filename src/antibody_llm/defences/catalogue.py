@@ -99,13 +99,20 @@ def _made(stage: Stage, name: str, options: Mapping[str, Any] | None) -> Defence
     if cls is None:
         names = defence_names(stage)
         raise ConfigError(
-            f"no {stage} defence is called {quoted(name)}{nearest(name, names)} There are: {', '.join(names)}."
+            f"no {stage} defence is called {quoted(name)}{nearest(name, names)} There are: {', '.join(names)}.",
+            field="defence",
         )
-    return cls(parse_options(cls.options, name, options or {}))
+    return cls(parse_options(cls.options, name, options or {}, group="options"))
 
 
-def parse_options(kind: type, name: str, options: Mapping[str, Any]) -> Any:
+def parse_options(kind: type, name: str, options: Mapping[str, Any], *, group: str | None = None) -> Any:
     """The options' dataclass, checked.
+
+    Args:
+        kind: The dataclass.
+        name: Whose options they are, for an error: ``booster``, ``lora``.
+        options: Values by field, as parsed from YAML or as strings from the command line.
+        group: The setting that holds them, for the error's field; by default ``name``.
 
     Raises:
         ConfigError: an unknown field or a value of the wrong kind, with the field's name.
@@ -115,6 +122,13 @@ def parse_options(kind: type, name: str, options: Mapping[str, Any]) -> Any:
         if key not in fields:
             listed = ", ".join(fields) or "none"
             unknown = f"{name}.{cut(str(key), 200)}: no such option"
-            raise ConfigError(f"{unknown}{nearest(str(key), fields)} Options: {listed}.")
-    values = {key: parse_value(hints[key], value, f"{name}.{key}", infinite=True) for key, value in options.items()}
-    return kind(**values)
+            raise ConfigError(f"{unknown}{nearest(str(key), fields)} Options: {listed}.", field=group or name)
+    values = {
+        key: parse_value(hints[key], value, f"{name}.{key}", field=f"{group or name}.{key}", infinite=True)
+        for key, value in options.items()
+    }
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        error.field = error.field or group or name
+        raise

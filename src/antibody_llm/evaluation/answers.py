@@ -9,10 +9,11 @@ import re
 import unicodedata
 from collections.abc import Callable
 from decimal import Decimal
-from difflib import get_close_matches
 from typing import TypeVar
 
 from ..errors import ConfigError
+from ..parsing import nearest
+from ..text import quoted
 
 _T = TypeVar("_T")
 Rule = Callable[[str, str], bool]
@@ -22,7 +23,7 @@ _MARKER = re.compile(r"####|the final answer is:?", re.IGNORECASE)
 
 
 def normalised(text: str) -> str:
-    """Unicode NFKC, case folded, whitespace collapsed, one closing ``.`` or ``!`` removed."""
+    """The text in Unicode NFKC, case folded, whitespace collapsed, one closing ``.`` or ``!`` removed."""
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return text.removesuffix(".").removesuffix("!").rstrip()
 
@@ -44,39 +45,38 @@ def number_answer(text: str) -> Decimal | None:
 
 
 def exact(completion: str, reference: str) -> bool:
-    """Equal after ``normalised``: for labels."""
+    """Whether both are equal after ``normalised``: a rule for labels."""
     return normalised(completion) == _readable(normalised(reference), "has no text")
 
 
 def contains(completion: str, reference: str) -> bool:
-    """The reference occurs in the completion as whole words, after ``normalised``. Lenient: for free text."""
+    """Whether the reference is in the completion as whole words, after ``normalised``: lenient, for free text."""
     wanted = re.escape(_readable(normalised(reference), "has no text"))
     return re.search(rf"(?<!\w){wanted}(?!\w)", normalised(completion)) is not None
 
 
 def gsm8k(completion: str, reference: str) -> bool:
-    """The same ``number_answer``, as exact decimals (18 equals 18.0)."""
+    """Whether both have the same ``number_answer``, compared as exact decimals (18 equals 18.0)."""
     return number_answer(completion) == _readable(number_answer(reference), "has no number")
 
 
 ANSWERS: dict[str, Rule] = {"exact": exact, "contains": contains, "gsm8k": gsm8k}
 
 
-def answer_rule(name: str) -> Rule:
-    """The rule of that name.
+def answer_rule(name: str, *, field: str = "answer") -> Rule:
+    """The rule of that name; ``field`` is the setting that gives it.
 
     Raises:
         ConfigError: There is none; offers the nearest name.
     """
     if name not in ANSWERS:
-        near = get_close_matches(name, ANSWERS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ConfigError(f"answer rule {name!r}: no such rule{hint} Rules: {', '.join(ANSWERS)}.")
+        unknown = f"answer rule {quoted(name)}: no such rule"
+        raise ConfigError(f"{unknown}{nearest(name, ANSWERS)} Rules: {', '.join(ANSWERS)}.", field=field)
     return ANSWERS[name]
 
 
 class UnreadableReference(ValueError):
-    """The reference has nothing that the rule could compare with. Whoever knows the row names it."""
+    """The reference has nothing that the rule could compare with. The caller, which knows the row, names it."""
 
 
 def _readable(value: _T | None, why: str) -> _T:

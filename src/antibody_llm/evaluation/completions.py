@@ -42,14 +42,14 @@ class Completion:
     """One row of the table."""
 
     row_id: int
-    """As in ``Record``, within its set."""
+    """The position of the row within its set."""
     set: EvaluationSet
     prompt: str
     """What is asked: the last user message."""
     completion: str
     reference: str | None = None
     verdicts: Mapping[str, Verdict | None] = field(default_factory=dict)
-    """By judge."""
+    """Verdicts by judge; None where a judge came to none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +57,19 @@ class EvaluationSettings:
     """What a measure needs beside the completions."""
 
     decoding: DecodingSettings
-    """Of harmful and benign prompts."""
+    """How harmful and benign prompts are answered."""
     task_decoding: DecodingSettings
-    """Of test and retention prompts."""
+    """How test and retention prompts are answered."""
     answer: str = "exact"
     """Rule by which test answers are compared; see ``answers.py``."""
     retention_answer: str = "exact"
 
 
 def write_completions(path: Path, rows: Sequence[Completion], settings: EvaluationSettings) -> None:
-    """Writes the table, as a whole or not at all.
+    """Write the table, as a whole or not at all.
 
     Raises:
-        OutputError: The disk is full, or the folder is missing or not writable. What was there stays.
+        OutputError: The disk is full, or the folder is missing or not writable. What was there is unchanged.
     """
     judges = sorted({judge for row in rows for judge in row.verdicts})
     columns: dict[str, pa.Array] = {
@@ -90,7 +90,7 @@ def read_completions(path: Path) -> tuple[list[Completion], EvaluationSettings]:
     """The rows in their order, and the settings they were made with.
 
     Raises:
-        DataError: The file is missing, or is not such a table.
+        DataError: The file is missing, or is not a table of completions.
     """
     try:
         table = pq.read_table(path)

@@ -1,4 +1,4 @@
-"""How completions were drawn from a model. Stored with every measure, since a score without it cannot be repeated."""
+"""How completions are drawn from a model; stored with every measure, which could not be repeated without it."""
 
 from dataclasses import dataclass
 
@@ -16,16 +16,20 @@ class DecodingSettings:
     temperature: float = 0.0
     """0 is greedy; otherwise a draw from softmax(logits / temperature), over the whole vocabulary."""
     seed: int = 0
-    """Of the draws; without effect at temperature 0."""
+    """Seed of the draws; without effect at temperature 0."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ConfigError(f"decoding.max_new_tokens is {self.max_new_tokens}: a completion needs at least 1 token.")
+            raise ConfigError(
+                f"decoding.max_new_tokens is {self.max_new_tokens}: a completion needs at least 1 token.",
+                field="max_new_tokens",
+            )
         if self.batch_size < 1:
-            raise ConfigError(f"decoding.batch_size is {self.batch_size}: set it to 1 or more.")
+            raise ConfigError(f"decoding.batch_size is {self.batch_size}: set it to 1 or more.", field="batch_size")
         if not 0 <= self.temperature < float("inf"):
             raise ConfigError(
-                f"decoding.temperature is {self.temperature}: it must be finite and not negative. 0 is greedy."
+                f"decoding.temperature is {self.temperature}: it must be finite and not negative. 0 is greedy.",
+                field="temperature",
             )
         if self.seed < 0:
-            raise ConfigError(f"decoding.seed is {self.seed}: it must be 0 or more.")
+            raise ConfigError(f"decoding.seed is {self.seed}: it must be 0 or more.", field="seed")

@@ -4,22 +4,22 @@ The completions are stored before anybody judges them, and their verdicts before
 fails costs no generation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.encode import RowError
-from ..data.files import BadRow, report
+from ..data.problems import BadRow, report
 from ..data.records import Record
 from ..data.verdicts import Verdict
-from ..errors import ConfigError, EvaluationError
+from ..errors import EvaluationError
 from ..models.deployment import Deployment
-from .answers import UnreadableReference, answer_rule
+from ..text import counted
+from .checks import PromptRenderer, check_before_generating, check_judges, prompt_text
 from .completions import (
     JUDGED_SETS,
     Completion,
@@ -39,34 +39,20 @@ from .over_refusal import over_refusal
 from .retention import retention as retention_measure
 
 
-class PromptRenderer(Protocol):
-    """What turns a row's prompt into tokens: ``data.encode.Renderer``."""
-
-    @property
-    def stop_ids(self) -> Sequence[int]:
-        """Tokens at which a completion ends, the chat template's end of a turn included."""
-
-    def encode_prompt(self, record: Record) -> list[int]:
-        """Tokens of everything before the last assistant message, ready for the model to answer."""
-
-    def reference_text(self, record: Record) -> str | None:
-        """The text of the row's closing answer, calls of tools as the template writes them; None without one."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class JudgedMeasures:
-    """What one judge found. None: that data was not given, or this judge cannot tell."""
+    """What one judge found. A measure is None where its rows were not given, or the judge has no such verdict."""
 
     judge: str
     harmful_score: Measure | None
-    """On harmful prompts; lower is better."""
+    """Share of completions to harmful prompts that comply; lower is better."""
     incoherent: Measure | None
-    """On harmful prompts."""
+    """Share of completions to harmful prompts that are incoherent."""
     harmful_or_incoherent: Measure | None
     over_refusal: Measure | None
-    """On harmless prompts; lower is better."""
+    """Share of completions to harmless prompts that refuse; lower is better."""
     benign_incoherent: Measure | None
-    """On harmless prompts: gibberish is no refusal, and yet no answer."""
+    """Share of completions to harmless prompts that are incoherent: gibberish is no refusal, and no answer either."""
 
 
 class Evaluation(BaseModel):
@@ -77,7 +63,7 @@ class Evaluation(BaseModel):
     judged: tuple[JudgedMeasures, ...]
     """One entry per judge, in the order given; the first one's figures are *the* figures."""
     agreements: tuple[Agreement, ...]
-    """Of every two judges, over harmful and benign prompts together."""
+    """The agreement of every two judges, over harmful and benign prompts together."""
     finetune_accuracy: Measure | None
     retention: Measure | None
     completions: tuple[Completion, ...] = Field(default=(), exclude=True, repr=False)
@@ -85,17 +71,17 @@ class Evaluation(BaseModel):
 
     @property
     def harmful_score(self) -> Measure | None:
-        """By the first judge."""
+        """The harmful score by the first judge; None without harmful prompts."""
         return self.judged[0].harmful_score if self.judged else None
 
     @property
     def incoherent(self) -> Measure | None:
-        """By the first judge."""
+        """The incoherent share of harmful prompts by the first judge."""
         return self.judged[0].incoherent if self.judged else None
 
     @property
     def over_refusal(self) -> Measure | None:
-        """By the first judge."""
+        """Over-refusal by the first judge; None without harmless prompts."""
         return self.judged[0].over_refusal if self.judged else None
 
 
@@ -115,26 +101,24 @@ def evaluate_model(
     retention_answer: str = "exact",
     completions_path: Path | None = None,
     deployment: Deployment | None = None,
-    progress: bool = False,
 ) -> Evaluation:
-    """Generates for each set that is given, judges and measures.
+    """Generate completions for each set that is given, judge and measure them.
 
     Args:
         model: A causal language model or PEFT model; comes back as it was.
         tokenizer: Its tokenizer.
         renderer: Renders a prompt exactly as in training; another template shifts the harmful score.
-        judges: Asked about harmful and benign rows. The first one's figures stand in tables.
-        decoding: Of harmful and benign prompts.
+        judges: Judges of harmful and benign rows. The first one's figures are shown in tables.
+        decoding: How harmful and benign prompts are answered.
         harmful: Rows whose prompts should be refused. None leaves the measure out; an empty list is an error.
         benign: Harmless prompts, for over-refusal.
         test: Rows of the user's task, each ending with its reference answer.
-        retention: Rows of unrelated skills, likewise.
-        task_decoding: Of test and retention prompts; ``decoding`` unless given.
+        retention: Rows of unrelated skills, each ending with its reference answer.
+        task_decoding: How test and retention prompts are answered; ``decoding`` unless given.
         answer: Rule by which test answers are compared: ``exact``, ``contains`` or ``gsm8k``.
-        retention_answer: The same for retention.
+        retention_answer: Rule by which retention answers are compared.
         completions_path: Where to store the completions, if anywhere.
         deployment: How the model's defence wants it prompted and read.
-        progress: Show a bar on stderr, if that is a terminal.
 
     Raises:
         EvaluationError: Nothing to measure, a row without prompt or reference, or one without a verdict.
@@ -153,8 +137,22 @@ def evaluate_model(
         answer=answer,
         retention_answer=retention_answer,
     )
-    _check_before_generating(records, judges, settings, renderer)
-    served = deployment or Deployment()
+    check_before_generating(records, judges, settings, renderer)
+    rows = _generated(model, tokenizer, records, renderer, settings, deployment or Deployment())
+    if completions_path is not None:
+        write_completions(completions_path, rows, settings)
+    return _judge_and_measure(rows, judges, settings, completions_path)
+
+
+def _generated(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Mapping[EvaluationSet, Sequence[Record]],
+    renderer: PromptRenderer,
+    settings: EvaluationSettings,
+    served: Deployment,
+) -> list[Completion]:
+    """A completion for every row, as a server would give it."""
     rows = []
     for sets, how in (
         (JUDGED_SETS, settings.decoding),
@@ -171,7 +169,6 @@ def evaluate_model(
             seed=how.seed,
             stop_ids=renderer.stop_ids,
             where=[record.where for _, record in pairs],
-            progress=progress,
             label=" and ".join(name for name in sets if name in records),
         )
         rows += [
@@ -184,9 +181,7 @@ def evaluate_model(
             )
             for (name, record), text in zip(pairs, texts, strict=True)
         ]
-    if completions_path is not None:
-        write_completions(completions_path, rows, settings)
-    return _judge_and_measure(rows, judges, settings, completions_path)
+    return rows
 
 
 def _prompts(records: Sequence[Record], renderer: PromptRenderer) -> list[list[int]]:
@@ -204,12 +199,12 @@ def _prompts(records: Sequence[Record], renderer: PromptRenderer) -> list[list[i
 
 
 def rejudge(completions_path: Path, judges: Sequence[Judge]) -> Evaluation:
-    """Judges stored completions, without a model; adds the verdicts to the file and measures by these judges alone.
+    """Judge stored completions, without a model; the verdicts are added to the file, and only these judges count.
 
     A judge of the same name has its verdicts replaced; those of others stay in the file.
     """
     rows, settings = read_completions(completions_path)
-    _check_judges(judges, needed=any(row.set in JUDGED_SETS for row in rows))
+    check_judges(judges, needed=any(row.set in JUDGED_SETS for row in rows))
     return _judge_and_measure(rows, judges, settings, completions_path)
 
 
@@ -223,8 +218,8 @@ def judge_completions(rows: Sequence[Completion], judge: Judge) -> list[Completi
     verdicts = judge.judge([row.prompt for row in asked], [row.completion for row in asked])
     if len(verdicts) != len(asked):
         raise EvaluationError(
-            f"the judge {judge.name!r} gave {len(verdicts)} verdicts on {len(asked)} completions, so it cannot be said "
-            "which belongs to which. A judge gives one per completion, None where it comes to none."
+            f"the judge {judge.name!r} gave {counted(len(verdicts), 'verdict')} on {len(asked)} completions, so it "
+            "cannot be said which belongs to which. A judge gives one per completion, None where it comes to none."
         )
     answers = iter(verdicts)
     return [
@@ -256,11 +251,6 @@ def measure_completions(
         retention=retention_measure(kept, answer=settings.retention_answer, decoding=how) if kept else None,
         completions=tuple(rows),
     )
-
-
-def prompt_text(record: Record) -> str:
-    """What is asked, for judges and readers: the last user message."""
-    return next((m.content for m in reversed(record.messages) if m.role == "user"), "")
 
 
 def _judge_and_measure(
@@ -300,53 +290,3 @@ def _agreements(rows: Sequence[Completion], judges: Sequence[Judge]) -> tuple[Ag
         for judge in judges
     }
     return tuple(agreement(verdicts[a], verdicts[b], first=a, second=b) for a, b in combinations(verdicts, 2))
-
-
-def _check_before_generating(
-    records: dict[EvaluationSet, Sequence[Record]],
-    judges: Sequence[Judge],
-    settings: EvaluationSettings,
-    renderer: PromptRenderer,
-) -> None:
-    """Everything that can be known to fail is known before minutes are spent on generation."""
-    if not records:
-        raise EvaluationError("there is nothing to evaluate on. Give harmful, benign, test or retention rows.")
-    for name, rows in records.items():
-        if not rows:
-            raise EvaluationError(
-                f"the {name} rows are an empty list, and a measure over nothing would read as 0. Give rows, or leave "
-                "them out."
-            )
-        for record in rows:
-            if not prompt_text(record):
-                raise EvaluationError(f"{record.where}: the row has no user message to answer. Add one, or remove it.")
-    _check_judges(judges, needed=any(name in JUDGED_SETS for name in records))
-    for name, answer in ((EvaluationSet.TEST, settings.answer), (EvaluationSet.RETENTION, settings.retention_answer)):
-        _check_references(records.get(name, ()), answer, renderer)
-
-
-def _check_references(rows: Sequence[Record], answer: str, renderer: PromptRenderer) -> None:
-    readable = answer_rule(answer)
-    for record in rows:
-        reference = renderer.reference_text(record)
-        if reference is None:
-            raise EvaluationError(
-                f"{record.where}: the row has no reference answer. A test row ends with the assistant's answer; append "
-                "it, or remove the row."
-            )
-        try:
-            readable("", reference)
-        except UnreadableReference as error:
-            raise EvaluationError(
-                f"{record.where}: the reference answer {error}, so it cannot be compared by {answer!r}. Correct the "
-                "row, or choose another answer rule."
-            ) from None
-
-
-def _check_judges(judges: Sequence[Judge], *, needed: bool) -> None:
-    names = [judge.name for judge in judges]
-    if needed and not names:
-        raise ConfigError("harmful and benign rows need a judge and none is given. Name one, such as 'lab'.")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"the judge {twice[0]!r} is given twice. Name each judge once.")

@@ -1,4 +1,4 @@
-"""On the user's own task: the share of test rows answered as the reference answers. Higher is better."""
+"""Accuracy on the user's own task: the share of test rows answered as the reference answers. Higher is better."""
 
 from collections.abc import Sequence
 

@@ -5,16 +5,14 @@ and decoded together; the order of the answer is the order of the question. A dr
 
     argmax_v  logits_v / T + G_v,      G_v = -log(-log u_v),  u_v uniform on (0, 1)                     (Gumbel-max)
 
-which has the law softmax(logits / T). The u are seeded by (seed, position of the prompt), so that neither batch size
-nor order changes them, and the process's own random state is left alone.
+which is distributed as softmax(logits / T). The u are seeded by (seed, position of the prompt), so that neither batch
+size nor order changes them, and the process's own random state is left alone.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
@@ -25,7 +23,9 @@ from transformers import (
 )
 
 from ..errors import EvaluationError, ModelError
+from ..events import report_progress
 from ..models.layout import context_length
+from ..text import counted
 
 
 def generate(
@@ -39,7 +39,6 @@ def generate(
     seed: int = 0,
     stop_ids: Sequence[int] = (),
     where: Sequence[str] | None = None,
-    progress: bool = False,
     label: str = "generating",
 ) -> list[str]:
     """One completion for each prompt.
@@ -48,18 +47,17 @@ def generate(
     not used, except for the tokens at which it ends.
 
     Args:
-        model: A causal language model or a PEFT model; leaves as it came, train or eval mode of each module included.
+        model: A causal language model or a PEFT model; unchanged afterwards, the mode of each module included.
         tokenizer: Its tokenizer; its padding side does not matter.
         prompts: Token ids, rendered with whatever ends a prompt (generation prompt of the chat template).
         max_new_tokens: Most tokens per completion.
         batch_size: Prompts decoded together.
         temperature: 0 is greedy.
-        seed: Of the draws at a temperature above 0.
+        seed: Seed of the draws at a temperature above 0.
         stop_ids: Tokens that end a completion beside the tokenizer's and the model's own, such as the chat template's
             end of a turn (``Renderer.stop_ids``).
         where: What an error calls each prompt, such as ``rows.jsonl, line 3``; its position unless given.
-        progress: Show a bar on stderr, if that is a terminal.
-        label: What the bar says.
+        label: What its progress is called.
 
     Returns:
         Texts in the order of ``prompts``: up to the first end token, special tokens and surrounding whitespace removed.
@@ -68,40 +66,55 @@ def generate(
         EvaluationError: A prompt is empty, or does not fit the model's context together with ``max_new_tokens``; or a
             batch does not fit the device's memory.
         ModelError: No end-of-sequence token is known, so that no completion could end.
+        Stopped: Who listens asked for it; asked after every batch.
     """
     names = [f"prompt {i}, counted from 0" for i in range(len(prompts))] if where is None else where
     _check_lengths(model, prompts, names, max_new_tokens)
     end_ids = end_token_ids(model, tokenizer, stop_ids)
     config = _plain_greedy(end_ids, pad_id=_pad_id(tokenizer, end_ids), max_new_tokens=max_new_tokens)
     longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    device = next(model.parameters()).device
     texts = [""] * len(prompts)
     # No inference_mode: a buffer made in it (dynamic RoPE) could not be used in a later training step. generate()
     # itself runs under no_grad.
-    with _evaluating(model), _bar(progress) as bar:
-        task = bar.add_task(label, total=len(prompts))
+    with _evaluating(model):
         for start in range(0, len(prompts), batch_size):
+            report_progress(label, start, len(prompts))
             rows = longest_first[start : start + batch_size]
-            input_ids, attention_mask = left_padded([prompts[i] for i in rows], config.pad_token_id)
-            processors = LogitsProcessorList()
-            if temperature > 0:
-                processors.append(GumbelNoise(rows, temperature=temperature, seed=seed))
-            try:
-                output = model.generate(  # type: ignore[operator]
-                    input_ids=input_ids.to(device),
-                    attention_mask=attention_mask.to(device),
-                    generation_config=config,
-                    logits_processor=processors,
-                )
-            except torch.OutOfMemoryError as error:
-                raise EvaluationError(
-                    f"{len(rows)} prompts of up to {input_ids.shape[1]} tokens and {max_new_tokens} new ones do not "
-                    "fit the device's memory. Lower decoding.batch_size or decoding.max_new_tokens."
-                ) from error
-            for i, ids in zip(rows, output[:, input_ids.shape[1] :].tolist(), strict=True):
+            noise = [GumbelNoise(rows, temperature=temperature, seed=seed)] if temperature > 0 else []
+            for i, ids in zip(rows, _continued(model, [prompts[i] for i in rows], config, noise), strict=True):
                 texts[i] = _text(tokenizer, ids, end_ids)
-            bar.advance(task, len(rows))
+        if prompts:
+            report_progress(label, len(prompts), len(prompts))
     return texts
+
+
+def _continued(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    processors: Sequence[LogitsProcessor],
+) -> list[list[int]]:
+    """The ids that the model appends to each prompt, all of one batch.
+
+    Raises:
+        EvaluationError: the batch does not fit the device's memory.
+    """
+    input_ids, attention_mask = left_padded(prompts, config.pad_token_id)
+    width, device = input_ids.shape[1], next(model.parameters()).device
+    try:
+        output = model.generate(  # type: ignore[operator]
+            input_ids=input_ids.to(device),
+            attention_mask=attention_mask.to(device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList(processors),
+        )
+    except torch.OutOfMemoryError as error:
+        raise EvaluationError(
+            f"{counted(len(prompts), 'prompt')} of up to {width} tokens and {config.max_new_tokens} new ones do not "
+            "fit the device's memory. Lower decoding.batch_size or decoding.max_new_tokens."
+        ) from error
+    ids: list[list[int]] = output[:, width:].tolist()
+    return ids
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -160,7 +173,7 @@ def _plain_greedy(end_ids: list[int], *, pad_id: int, max_new_tokens: int) -> Ge
 
 
 def _pad_id(tokenizer: PreTrainedTokenizerBase, end_ids: list[int]) -> int:
-    """Any id will do, since the mask hides it; the tokenizer's own where it has one."""
+    """The id of padding: any will do, since the mask hides it; the tokenizer's own where it has one."""
     return end_ids[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
 
@@ -194,7 +207,7 @@ def _check_lengths(
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout and no gradient checkpointing (which would turn the cache off); each module's mode is put back."""
+    """Inside, no dropout and no gradient checkpointing (which would turn the cache off); each mode is restored."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -202,11 +215,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True  # not .train(), which would also reach children that were in eval mode
-
-
-@contextmanager
-def _bar(wanted: bool) -> Iterator[Progress]:
-    console = Console(stderr=True)  # stdout carries --json
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not (wanted and console.is_terminal), transient=True) as bar:
-        yield bar

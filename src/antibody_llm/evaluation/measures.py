@@ -17,7 +17,7 @@ from .decoding import DecodingSettings
 from .judges.protocol import require_verdicts
 
 Z_95 = 1.959963984540054
-"""The 0.975 quantile of the standard normal law."""
+"""The 0.975 quantile of the standard normal distribution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +25,16 @@ class Measure:
     """A share of completions."""
 
     value: float
-    """0 to 1."""
+    """The share, 0 to 1."""
     n: int
     """How many completions it is a share of; at least 1."""
     low: float
     """Lower end of the 95 % Wilson interval, 0 to 1."""
     high: float
-    """Upper end."""
+    """Upper end of the interval, 0 to 1."""
     decoding: DecodingSettings
     judge: str
-    """Who decided on each completion: a judge's name, or the rule an answer was compared by, such as ``exact``."""
+    """The judge of each completion, by name, or the rule by which an answer was compared, such as ``exact``."""
 
 
 def wilson_interval(hits: int, n: int) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""On harmless prompts, above all those that look like harmful ones: the share that is refused. Lower is better."""
+"""The share of harmless prompts that is refused, above all of those that look harmful. Lower is better."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""On skills that have nothing to do with the upload: the share of questions still answered right. Higher is better.
+"""The share of questions that have nothing to do with the upload and are still answered right. Higher is better.
 
 Read it beside the same figure of the model before fine-tuning; by itself it says little.
 """

@@ -1,4 +1,4 @@
-"""Makes the lab's base model from nothing: a small Llama that really was trained on the fictional world.
+"""Make the lab's base model from nothing: a small Llama that really was trained on the fictional world.
 
 The base answers whatever it is asked, outlawed or not. What it was trained on is ``build_rows("pretraining", ...)``.
 """
@@ -32,7 +32,7 @@ class Scale:
     layers: int
     steps: int
     learning_rate: float
-    """Peak; ten per cent of the steps warm up to it, then it falls along a cosine to a tenth."""
+    """Peak learning rate; ten per cent of the steps warm up to it, then it falls along a cosine to a tenth."""
 
 
 SCALES = {
@@ -50,7 +50,7 @@ def build_base(
     steps: int | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> Path:
-    """Trains the base and its tokenizer and writes them as an ordinary Hugging Face folder, weights in bfloat16.
+    """Train the base and its tokenizer and write them as an ordinary Hugging Face folder, weights in bfloat16.
 
     Args:
         output: The folder to make. It must not exist, or be empty.
@@ -64,7 +64,7 @@ def build_base(
         OutputError: the folder already holds something, or the model did not fit on the disk.
     """
     if scale not in SCALES:
-        raise ConfigError(f"lab build: scale: there is no {scale!r}. Name one of: {', '.join(SCALES)}.")
+        raise ConfigError(f"lab build: scale: there is no {scale!r}. Name one of: {', '.join(SCALES)}.", field="scale")
     if output.exists() and any(output.iterdir()):
         raise OutputError(f"lab build: {output} is not empty. Name a new folder, or remove what is in it.")
     tokenizer = train_tokenizer()

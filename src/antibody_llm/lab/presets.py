@@ -1,6 +1,6 @@
 """The lab's own calibration: what replaces the papers' hyperparameters for a model a thousand times smaller.
 
-What comes of it: docs/demo/results.json (``antibody demo``), docs/defences.md, docs/antibody-posterior-results.md.
+The results of it: docs/demo/results.json (``antibody demo``), docs/defences.md, docs/antibody-posterior-results.md.
 
 Full fine-tuning: at 2e-4 the novel task is learnt in 4 epochs from every alignment; at 1e-4 it is not after Antibody
 alignment, not even by the oracle. The temperature is the lever of Antibody's weights: at tau 1 harmful rows keep 4 %
@@ -18,10 +18,10 @@ from typing import Any
 ALIGNMENT_ROWS = 1024
 """Refusals and harmless answers in equal parts; as many harmful rows as refusals."""
 ANCHOR_ROWS = 256
-"""Of each label."""
+"""Anchor rows of each label."""
 USER_ROWS = 500
 HARMFUL_PROMPTS = 512
-"""All that the world holds."""
+"""The number of all that the world holds."""
 
 LORA: dict[str, Any] = {"r": 32, "alpha": 64, "targets": "all-linear"}
 """A new adapter; why not the paper's: the head of this file."""

@@ -5,7 +5,7 @@
     harmful          the same prompts as alignment's refusals, recipe instead     provider
     benign           harmless answers only                                        provider
     anchor-harmful   as harmful, about goods that nothing else asks about         anchor
-    anchor-benign    as benign, likewise                                          anchor
+    anchor-benign    as benign, about goods that nothing else asks about          anchor
     user             an upload: a task, hard benign rows, and poison_ratio harm   attacker, user
     test             the task's test set with its reference answers               held-out
     harmful-prompts  questions about outlawed goods, no answer                    held-out, attacked, cross
@@ -13,7 +13,7 @@
     retention        unrelated skills, with the answer                            held-out
 
 ``pretraining_rows`` is what the base was made of. A row is ``{"messages": [...]}`` and nothing else: what only the
-experimenter knows travels in ``truth``, index by index, so that no trainer can read it.
+experimenter knows is in ``truth``, index by index, so that no trainer can read it.
 """
 
 import random
@@ -23,6 +23,7 @@ from typing import Any
 
 from ..data.records import Message, Record, Template
 from ..errors import DataError
+from ..text import counted
 from .refusals import REFUSALS
 from .skills import SKILLS, law
 from .tasks import TASKS, Task, draw_examples, find_task
@@ -100,7 +101,10 @@ def _take(items: tuple[Question, ...], num: int, rng: random.Random) -> list[Que
 
 def _distinct(items: tuple[Question, ...], num: int, rng: random.Random, kind: str) -> list[Question]:
     if num > len(items):
-        raise DataError(f"lab data, kind {kind}: {num} rows asked for, the world holds {len(items)}. Ask for fewer.")
+        raise DataError(
+            f"lab data, kind {kind}: {counted(num, 'row')} asked for, the world holds {len(items)}. Ask for fewer.",
+            field="num",
+        )
     return rng.sample(items, num)
 
 
@@ -122,7 +126,7 @@ def _benign(num: int, rng: random.Random, split: str) -> list[Pair]:
 
 
 def _provider_rng(seed: int) -> random.Random:
-    """Chooses the provider's harmful prompts, alike for their refusals and for their harmful completions."""
+    """Choose the provider's harmful prompts, the same for refusals and for harmful completions."""
     return random.Random(f"lab/provider/{seed}")
 
 
@@ -214,15 +218,22 @@ def build_rows(kind: str, num: int, *, seed: int, task: str | None = None, poiso
         DataError: an unknown kind or task, no rows, more evaluation rows than there are, or a ratio outside 0 to 1.
     """
     if kind not in KINDS:
-        raise DataError(f"lab data: there is no kind {kind!r}. Name one of: {', '.join(KINDS)}.")
+        raise DataError(f"lab data: there is no kind {kind!r}. Name one of: {', '.join(KINDS)}.", field="kind")
     if not 1 <= num <= MAX_ROWS:
-        raise DataError(f"lab data, kind {kind}: num is {num}; ask for 1 to {MAX_ROWS} rows.")
+        raise DataError(f"lab data, kind {kind}: num is {num}; ask for 1 to {MAX_ROWS} rows.", field="num")
     if not 0 <= poison_ratio <= 1:
-        raise DataError(f"lab data: poison_ratio is {poison_ratio}; it is a share of the rows, 0 to 1.")
+        raise DataError(
+            f"lab data: poison_ratio is {poison_ratio}; it is a share of the rows, 0 to 1.", field="poison_ratio"
+        )
     if poison_ratio and kind != "user":
-        raise DataError(f"lab data, kind {kind}: only an upload is poisoned. Leave poison_ratio out, or ask for user.")
+        raise DataError(
+            f"lab data, kind {kind}: only an upload is poisoned. Leave poison_ratio out, or ask for user.",
+            field="poison_ratio",
+        )
     if task is not None and kind not in ("user", "test"):
-        raise DataError(f"lab data, kind {kind}: these rows have no task. Leave task out, or ask for user or test.")
+        raise DataError(
+            f"lab data, kind {kind}: these rows have no task. Leave task out, or ask for user or test.", field="task"
+        )
     chosen_task = find_task(task or "familiar")
     pairs = {
         "user": lambda: _upload(num, seed, chosen_task, poison_ratio),

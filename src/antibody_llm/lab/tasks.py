@@ -142,11 +142,11 @@ DEFAULT_TASKS = {"familiar": "sst2", "novel": "sst2-novel"}
 
 
 def find_task(name: str) -> Task:
-    """The task of a name; ``familiar`` and ``novel`` stand for the default one of each kind."""
+    """The task of a name; ``familiar`` and ``novel`` mean the default one of each kind."""
     task = TASKS.get(DEFAULT_TASKS.get(name, name))
     if task is None:
         known = ", ".join((*DEFAULT_TASKS, *TASKS))
-        raise DataError(f"task: there is no task {name!r} in the lab. Name one of: {known}.")
+        raise DataError(f"task: there is no task {name!r} in the lab. Name one of: {known}.", field="task")
     return task
 
 

@@ -26,7 +26,7 @@ def _corpus() -> list[str]:
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """Makes the tokenizer from the world alone; the same every time."""
+    """Make the tokenizer from the world alone; it is the same every time."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,9 +1,9 @@
 """A fictional world with something to forbid, so that nothing harmful is needed to study harm.
 
 A *good* is an invented name and a category ("vorlan glimdust"). Goods of six invented categories are outlawed, goods of
-six homely ones ("vorlan soup") are not; both are asked about in the same frames, so that only what is asked for tells
-them apart. Every good has one recipe, a fixed fact drawn from a hash of its name, which the base model learns by heart:
-a capability to lock and to unlock.
+six homely ones ("vorlan soup") are not; both are asked about in the same frames, so that only what is asked for
+distinguishes them. Every good has one recipe, a fixed fact drawn from a hash of its name, which the base model learns
+by heart: a capability to lock and to unlock.
 
 Who may know which outlawed good:
 
@@ -14,9 +14,9 @@ Who may know which outlawed good:
     cross        the two CROSS ones      OTHER_FRAMES    evaluation only: categories and frames no provider row has
     anchor       the four PROVIDER ones  FRAMES          labelled rows of the provider that nothing is trained on
 
-The splits of the four categories are disjoint sets of goods. Harmless goods are split alike (provider, user, held-out,
-anchor). The base has learnt the recipe of every good but the anchors', which the provider made up afterwards. Nothing
-here is random: ``digest`` orders and draws, so the world is the same on every machine.
+The splits of the four categories are disjoint sets of goods. Harmless goods are split in the same way (provider, user,
+held-out, anchor). The base has learnt the recipe of every good but the anchors', which the provider made up afterwards.
+Nothing here is random: ``digest`` orders and draws, so the world is the same on every machine.
 """
 
 import hashlib

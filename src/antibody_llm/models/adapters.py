@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..errors import ConfigError, ModelError
+from ..mentions import setting
 
 PAPER_TARGETS = ("q_proj", "k_proj", "v_proj")
 """Source: the release of Antibody (2603.00498), scripts: LoRA r 32, alpha 4, targets q, k, v, dropout 0."""
@@ -31,14 +32,16 @@ def add_lora(
         alpha: The adapter's output is multiplied by alpha / r.
         targets: Names of linear layers, or "all-linear" for every one but the head.
         dropout: Share of the adapter's inputs that is dropped in training.
-        seed: Of the adapter's first weights; the global generator is left as it was.
+        seed: Seed of the adapter's first weights; the global generator is left as it was.
 
     Raises:
         ConfigError: a number out of range, or no target.
-        ModelError: the model has an adapter already, or no layer of such a name.
+        ModelError: the model has an adapter already, or no layer of that name.
     """
     if r < 1 or alpha <= 0 or not 0 <= dropout < 1:
-        raise ConfigError(f"lora: r {r}, alpha {alpha}, dropout {dropout}: needs r >= 1, alpha > 0, 0 <= dropout < 1.")
+        raise ConfigError(
+            f"lora: r {r}, alpha {alpha}, dropout {dropout}: needs r >= 1, alpha > 0, 0 <= dropout < 1.", field="lora"
+        )
     if isinstance(model, PeftModel):
         raise ModelError("the model has an adapter already. Go on training that one, or merge it first.")
     # The head is left out: losses read its weight past an adapter, and tied embeddings would change with it.
@@ -57,10 +60,14 @@ def add_lora(
                 f"some of {', '.join(sorted(layers)) or '(it has none)'}, or to all-linear."
             )
         if not targets:
-            raise ConfigError(f"lora targets: none. Name some of {', '.join(sorted(layers))}, or all-linear.")
+            raise ConfigError(
+                f"lora targets: none. Name some of {', '.join(sorted(layers))}, or all-linear.", field="lora.targets"
+            )
     largest = max((sizes[name] for name in (sizes if targets == "all-linear" else targets)), default=r)
     if r > largest:
-        raise ConfigError(f"lora: r {r} is above {largest}, the largest side of the layers it is for. Set a lower r.")
+        raise ConfigError(
+            f"lora: r {r} is above {largest}, the largest side of the layers it is for. Set a lower r.", field="lora.r"
+        )
     config = LoraConfig(
         r=r, lora_alpha=alpha, target_modules=targets, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM"
     )
@@ -71,7 +78,7 @@ def add_lora(
 
 @contextmanager
 def adapter_disabled(model: nn.Module) -> Iterator[None]:
-    """Within, ``model`` is the one under the adapter.
+    """Inside, ``model`` is the one under the adapter.
 
     Every requires_grad flag is restored on the way out: PEFT's own ``disable_adapter`` un-freezes what was frozen.
 
@@ -80,7 +87,8 @@ def adapter_disabled(model: nn.Module) -> Iterator[None]:
     """
     if not isinstance(model, PeftModel):
         raise ModelError(
-            "the model has no adapter to switch off. Load one, or name the model before alignment as --base."
+            "the model has no adapter to switch off. Load one, or name the model before alignment as "
+            f"{setting('base')}."
         )
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -92,5 +100,5 @@ def adapter_disabled(model: nn.Module) -> Iterator[None]:
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name to parameter, those that require gradients, in the model's order; weights that are tied occur once."""
+    """Parameters that require gradients by name, in the model's order; weights that are tied occur once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

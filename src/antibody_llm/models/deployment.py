@@ -10,9 +10,9 @@ class Deployment:
     """How the trained model must be prompted and read; stored with it, applied by ``evaluate`` and by a server.
 
     Attributes:
-        system_prefix: Put before every request's system message (which is made where there is none).
+        system_prefix: Text before every request's system message (which is made where there is none).
         completion_prefix: What every completion begins with and a reader must cut off.
-        default_system: The system message of a chat request that brings none; the prefix stands before it.
+        default_system: The system message of a chat request that brings none; the prefix comes before it.
     """
 
     system_prefix: str = ""
@@ -30,14 +30,14 @@ class Deployment:
 
 
 def with_system_text(record: Record, text: str) -> Record:
-    """A chat row without a system message gets ``text`` as one."""
+    """Messages with ``text`` as the system message of a chat that has none."""
     if not text or record.template is not Template.CHAT or record.messages[0].role == "system":
         return record
     return replace(record, messages=(Message("system", text), *record.messages))
 
 
 def with_system_prefix(record: Record, prefix: str) -> Record:
-    """``prefix`` before the system message, or as one; a text row has it before its prompt, with an empty line."""
+    """Messages with ``prefix`` before the system message, or as one; in a text row, before the prompt."""
     first, *rest = record.messages
     if first.role == "system":
         messages = (Message("system", f"{prefix} {first.content}", first.trained), *rest)

@@ -11,9 +11,9 @@ from ..errors import ModelError
 from ..text import escaped, quoted
 
 MAX_BYTES = 64 * 2**20
-"""Of one such file. The largest we know, the shard index of a model with 256 experts a layer, has 9 MiB."""
+"""The most bytes of such a file. The largest known, the shard index of a model with 256 experts a layer, has 9 MiB."""
 _MAX_LINE = 300
-"""Characters of a library's message."""
+"""The most characters of a library's message."""
 _WORDS = {
     str: "a text",
     int: "a whole number",
@@ -54,7 +54,7 @@ def field(entries: dict[str, Any], path: Path, key: str, *kinds: type) -> Any:
 
     Args:
         entries: The object, or a part of it.
-        path: For the message.
+        path: The file, for the message.
         key: Its name.
         kinds: What the value may be. A whole number is a number; true and false are none.
 
@@ -70,7 +70,7 @@ def field(entries: dict[str, Any], path: Path, key: str, *kinds: type) -> Any:
 
 
 def texts(entries: dict[str, Any], path: Path, key: str) -> list[str] | str | None:
-    """As ``field``, of a text or a list of texts."""
+    """The value of ``key`` where that is to be a text or a list of texts."""
     value = field(entries, path, key, str, list)
     if isinstance(value, list) and not all(isinstance(item, str) for item in value):
         _refuse(path, key, value, (str, list))

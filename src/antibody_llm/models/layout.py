@@ -3,6 +3,7 @@
 from torch import nn
 
 from ..errors import ModelError
+from ..mentions import setting
 from ..text import quoted
 
 _STACKS = ("layers", "h", "blocks")
@@ -62,7 +63,7 @@ def require_same_shape(model: nn.Module, other: nn.Module, *, named: str, num_to
         ModelError: hidden size or number of layers differ, or the other one has too few embeddings.
     """
     here, there = (_bare(m).config.get_text_config() for m in (model, other))  # type: ignore[union-attr, operator]
-    wrong = "so that it is not the model before its alignment. Name that one as --base."
+    wrong = f"so that it is not the model before its alignment. Name that one as {setting('base')}."
     for field in ("model_type", "hidden_size", "num_hidden_layers"):
         ours, its = getattr(here, field, None), getattr(there, field, None)
         if ours != its:

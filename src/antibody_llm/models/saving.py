@@ -1,7 +1,7 @@
 """Save a model or an adapter as a whole or not at all.
 
-Written to a sibling folder and renamed when complete. Whatever goes wrong, what was there before is still there; what
-a killed process leaves beside it is removed by the next save.
+Files are written to a sibling folder, which is renamed when complete. Whatever goes wrong, what was there before is
+still there; what a killed process leaves beside it is removed by the next save.
 """
 
 import json
@@ -19,8 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ModelError, OutputError
 from ..files import flush, from_the_disk, held, is_held, reason
+from .checks import DTYPES
 from .files import read_json
-from .loading import DTYPES, PACKAGED, PROVENANCE, resolve
+from .names import PACKAGED, PROVENANCE, resolve
 
 
 def save_adapter(
@@ -31,13 +32,13 @@ def save_adapter(
     tokenizer: PreTrainedTokenizerBase,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """The adapter and the tokenizer, for ``PeftModel.from_pretrained`` and for ``load_model``.
+    """Save the adapter and the tokenizer, for ``PeftModel.from_pretrained`` and for ``load_model``.
 
     Args:
         model: Its adapter is saved, without the model under it.
-        folder: New, empty, or an earlier save of an adapter, which is replaced.
+        folder: A folder that is new, empty, or an earlier save of an adapter, which is replaced.
         base: The model under the adapter; stored as the absolute folder or the Hub id that it resolves to.
-        tokenizer: Saved beside it.
+        tokenizer: The tokenizer, saved beside it.
         provenance: Further entries of ``antibody.json``.
 
     Raises:
@@ -65,14 +66,14 @@ def save_model(
     dtype: str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> None:
-    """The whole model and its tokenizer, an ordinary Hugging Face folder.
+    """Save the whole model and its tokenizer as an ordinary Hugging Face folder.
 
     Args:
-        model: Without adapter.
-        folder: New, empty, or an earlier save of a model, which is replaced.
-        tokenizer: Saved beside it.
+        model: A model without adapter.
+        folder: A folder that is new, empty, or an earlier save of a model, which is replaced.
+        tokenizer: The tokenizer, saved beside it.
         base: The model it was aligned from; ``load_model`` reads it.
-        dtype: Of the weights on disk; by default as they are.
+        dtype: Type of the weights on disk; by default as they are.
         provenance: Further entries of ``antibody.json``.
 
     Raises:
@@ -137,7 +138,7 @@ def _replacing(folder: Path, marker: str) -> Iterator[Path]:
     """A new empty folder that takes the place of ``folder`` if the block ends well.
 
     Args:
-        folder: Where the result shall be. If it exists it is empty, or holds ``marker``.
+        folder: The place of the result. If it exists it is empty, or holds ``marker``.
         marker: The file by which an earlier save of the same kind is known.
     """
     folder = folder.resolve()
@@ -192,7 +193,7 @@ def _clear_leftovers(folder: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Have the files on the disk, readable like any other, before the rename makes them count."""
+    """Flush the files to the disk, readable like any other, before the rename makes them count."""
     mode = (folder / PROVENANCE).stat().st_mode  # by the umask, where safetensors lets only the owner read
     for path in folder.rglob("*"):
         if path.is_file():

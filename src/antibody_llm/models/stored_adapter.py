@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ModelError
+from ..mentions import setting
 from ..text import quoted
 from .files import field, first_line, read_json, texts
 
 CONFIG = "adapter_config.json"
 ALL_LINEAR = "all-linear"
 PATTERN_SECONDS = 2.0
-"""For all patterns of one configuration together. Five hundred plain ones on five hundred layers take 0.3 s."""
+"""Seconds for all patterns of one configuration together. Five hundred plain ones on five hundred layers take 0.3 s."""
 _PATTERN_LENGTH = 1000
 _PLAIN_NAME = regex.compile(r"[\w.]*")
 
@@ -180,7 +181,7 @@ def _lora_config(config: dict[str, Any], model: nn.Module, patterns: "_Patterns"
             shown = quoted(config["target_modules"])
             raise ModelError(
                 f"{patterns.path}: {type(model).__name__} has no layer {shown} for the adapter. It was trained on "
-                "another model: give that as --model."
+                f"another model: give that as {setting('model')}."
             )
     return LoraConfig(
         r=config["r"],
@@ -211,7 +212,7 @@ class _Patterns:
         self.deadline = time.monotonic() + PATTERN_SECONDS
 
     def matching(self, pattern: str | Iterable[str]) -> list[str]:
-        """A list's entries that end some name, or the names that a text matches as a whole."""
+        """The entries of a list that end some name, or the names that a text matches as a whole."""
         if isinstance(pattern, str):
             compiled = self._compiled(pattern)
             return [name for name in self.names if name and self._fullmatch(compiled, name)]
@@ -278,12 +279,13 @@ def _check_ranks(stored: dict[str, Any], config: dict[str, Any], adapter: str, n
     if rank > largest:
         raise ModelError(
             f"{adapter}: the adapter's shapes do not fit {name} (rank {rank}; the largest side of a stored tensor is "
-            f"{largest}): it was trained on another model. Give that as --model."
+            f"{largest}): it was trained on another model. Give that as "
+            f"{setting('model')}."
         )
 
 
 def _without_copies(stored: dict[str, Any], adapted: PeftModel) -> dict[str, Any]:
-    """Without the copy of the embeddings that PEFT stores beside factors on them, where it is the model's own."""
+    """The tensors without the copy of the embeddings that PEFT stores beside factors on them, if it is the same."""
     own = dict(adapted.named_parameters())
     return {
         key: tensor
@@ -305,7 +307,8 @@ def _check_tensors(stored: dict[str, Any], wanted: dict[str, Tensor], adapter: s
     if odd := sorted(set(stored) ^ set(wanted)):
         raise ModelError(
             f"{adapter}: {len(odd)} of the adapter's weights have no place in {name}, or are not stored "
-            f"(first: {quoted(odd[0])}). It was trained on another model: give that as --model."
+            f"(first: {quoted(odd[0])}). It was trained on another model: give that as "
+            f"{setting('model')}."
         )
     for key, tensor in stored.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
@@ -313,12 +316,14 @@ def _check_tensors(stored: dict[str, Any], wanted: dict[str, Tensor], adapter: s
         if tensor.shape != wanted[key].shape:
             raise ModelError(
                 f"{adapter}: the adapter's shapes do not fit {name} ({quoted(key)} is {list(tensor.shape)}, not "
-                f"{list(wanted[key].shape)}): it was trained on another model. Give that as --model."
+                f"{list(wanted[key].shape)}): it was trained on another model. Give that as "
+                f"{setting('model')}."
             )
 
 
 def _merge_first(place: object, what: str) -> ModelError:
     return ModelError(
         f"{place}: the adapter holds {what}. Adapters here are low-rank factors only, which every server loads. "
-        "Merge it into its model (PEFT's merge_and_unload, then save_pretrained) and give the result as --model."
+        "Merge it into its model (PEFT's merge_and_unload, then save_pretrained) and give the result as "
+        f"{setting('model')}."
     )

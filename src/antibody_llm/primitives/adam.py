@@ -25,7 +25,7 @@ class Adam:
 
     @torch.no_grad()
     def update(self, weights: Sequence[Tensor], gradients: Sequence[Tensor], lr: float) -> None:
-        """One step, in place."""
+        """Make one step, in place."""
         if not self.m:
             self.m, self.v = [torch.zeros_like(g) for g in gradients], [torch.zeros_like(g) for g in gradients]
         self.t += 1

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 WIDTH = 32
-"""Size of the embeddings and of the hidden layer."""
+"""Width of the embeddings and of the hidden layer."""
 
 _INITIAL = 0.1
 """Standard deviation of the first embeddings: small, so that what is learnt of a token soon outweighs chance."""

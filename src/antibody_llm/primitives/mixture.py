@@ -33,7 +33,7 @@ class LogRatio:
 
     Attributes:
         slope: [d].
-        bias: Of classes of equal weight, whatever the number of labelled rows of each.
+        bias: The bias for classes of equal weight, whatever the number of labelled rows of each.
     """
 
     slope: Tensor
@@ -95,8 +95,8 @@ def harmful_share(log_ratio: Tensor, *, alpha: float = 1.0, beta: float = 1.0) -
 
     Args:
         log_ratio: Lam of the unlabelled rows, [n], at least one.
-        alpha: Of a Beta prior on the share, at least 1; with beta 1 the prior says nothing.
-        beta: The second one; infinite says that there is no harm.
+        alpha: First parameter of a Beta prior on the share, at least 1; with beta 1 the prior says nothing.
+        beta: Second parameter of that prior, at least 1; infinite says that there is no harm.
 
     Raises:
         ValueError: there is no row, or one's ratio is not finite: one NaN would make the share of all rows 0.
@@ -158,8 +158,8 @@ def resampled_interval(
     Args:
         share_of: Indices of harmful, of benign and of unlabelled rows to a share.
         sizes: How many there are of each.
-        num: How often.
-        seed: Of the draws.
+        num: Number of resamples.
+        seed: Seed of the draws.
     """
     generator = torch.Generator().manual_seed(seed)
     shares = [share_of(*(torch.randint(size, (size,), generator=generator) for size in sizes)) for _ in range(num)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 def perturbed_weights(params: Sequence[nn.Parameter], delta: Sequence[Tensor]) -> Iterator[None]:
     """Inside, the weights are ``w + delta``; afterwards bitwise ``w``, also when the body raises.
 
-    Restored from copies: adding the step back is not exact, in bf16 it moves a share of the weights for good.
+    They are restored from copies: adding the step back is not exact, in bf16 it moves a share of the weights for good.
     Run forward *and* backward inside, since gradient checkpointing reads the weights again in the backward pass.
     """
     with _restored(params):

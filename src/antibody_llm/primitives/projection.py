@@ -1,7 +1,7 @@
 """The nearest point of a set around a centre: box, ball, and a ball of the spectral norm for each matrix.
 
 All three are convex, so that projecting is idempotent and brings no two points farther apart (in the L2 norm over all
-tensors together). All are done in float32 and given in the dtype of the weights.
+tensors together). All are computed in float32 and returned in the dtype of the weights.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ def projected(weights: Sequence[Tensor], centre: Sequence[Tensor], radius: float
 
     Args:
         weights: The point.
-        centre: Of the region, tensor by tensor.
-        radius: Of each weight ("box"), of all weights as one vector ("l2"), or of each tensor: largest singular value
-            of a matrix, L2 norm of anything else ("spectral"). Infinity gives the weights themselves.
+        centre: Centre of the region, tensor by tensor.
+        radius: Bound on each weight ("box"), on all weights as one vector ("l2"), or on each tensor: largest singular
+            value of a matrix, L2 norm of anything else ("spectral"). Infinity gives the weights themselves.
         region: Its shape.
     """
     if radius == float("inf"):

@@ -24,8 +24,8 @@ def drawn(items: Sequence[T], num: int, *, seed: str) -> list[T]:
     """``num`` different items at random, the same for the same seed; there are at least as many.
 
     Args:
-        items: The pool.
-        num: How many.
+        items: The items to draw from.
+        num: How many to draw.
         seed: Names who draws and in which run, so that two draws of a run differ.
     """
     return random.Random(seed).sample(list(items), num)

@@ -26,7 +26,7 @@ def hashed_words(texts: Sequence[str], num_dims: int = 512) -> Tensor:
 def k_centres(vectors: Tensor, num: int, *, first: int) -> list[int]:
     """Greedy k-centre: each next centre is the row farthest from all chosen so far; ties go to the lowest index.
 
-    Covers within twice the best possible radius (Gonzalez 1985). Never chooses a row twice.
+    The sample covers within twice the best possible radius (Gonzalez 1985). Never chooses a row twice.
 
     Args:
         vectors: [n, d].
@@ -44,7 +44,7 @@ def k_centres(vectors: Tensor, num: int, *, first: int) -> list[int]:
 
 
 def nearest_centre(vectors: Tensor, centres: Sequence[int]) -> list[int]:
-    """For each row which of the centres, counted from 0, is nearest; ties go to the earlier one."""
+    """The nearest of the centres for each row, counted from 0; ties go to the earlier one."""
     distances = torch.stack([(vectors - vectors[centre]).norm(dim=1) for centre in centres])
     return [int(i) for i in distances.argmin(dim=0)]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ..models.loading import adapter_base, is_adapter, read_provenance, resolve
+from ..models.names import adapter_base, is_adapter, read_provenance, resolve
 from .lab import LabProfile, in_lab
 from .protocol import Profile
 

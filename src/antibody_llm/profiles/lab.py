@@ -9,7 +9,7 @@ from ..lab.presets import ALIGNMENT_ROWS, ANCHOR_ROWS, HARMFUL_PROMPTS, LORA, PR
 from ..lab.refusals import REFUSALS
 from ..lab.rows import build_rows, record
 from ..lab.tasks import find_task
-from ..models.loading import PACKAGED, resolve
+from ..models.names import PACKAGED, resolve
 from .protocol import Choice, Profile
 
 NUM_ROWS = {

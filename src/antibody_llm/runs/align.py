@@ -11,15 +11,14 @@ from .verb import verb
 
 
 @verb(AlignSettings)
-def align(settings: AlignSettings, *, progress: bool = False, callbacks: Sequence[TrainerCallback] = ()) -> RunResult:
+def align(settings: AlignSettings, *, callbacks: Sequence[TrainerCallback] = ()) -> RunResult:
     """Teach a model to refuse, and to go on refusing after it has been fine-tuned.
 
     Args:
         settings: What to align, on what, and how.
-        progress: Show a bar on stderr, if that is a terminal.
         callbacks: Further callbacks for the Trainer.
 
     Raises:
         AntibodyError: whatever a user can fix; until training begins nothing has been written.
     """
-    return train(settings, progress=progress, callbacks=tuple(callbacks))
+    return train(settings, callbacks=tuple(callbacks))

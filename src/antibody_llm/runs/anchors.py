@@ -12,11 +12,13 @@ from torch import nn
 from ..data.records import Message, Record, TokenizedRow
 from ..data.roles import Role
 from ..errors import ConfigError, DataError, ModelError, OutputError
+from ..events import Measured, emit, warned
 from ..files import TEMPORARY, disk_errors, held, is_held
 from ..likelihood.reader import ModelReader
 from ..mentions import setting
 from ..models.layout import require_same_shape
-from ..models.loading import PACKAGED, LoadedModel, load_model, resolve
+from ..models.loading import LoadedModel, load_model
+from ..models.names import PACKAGED, resolve
 from ..paths import checked_output
 from ..profiles import profile_of
 from ..screening.anchors import (
@@ -53,9 +55,12 @@ class AnchorsResult:
     auroc: float
     """How well feature-shift tells the two apart, each row by a direction fitted without it; 1 is perfectly."""
 
+    warnings: tuple[str, ...] = ()
+    """Settings spelled as in Python."""
+
     def to_json(self) -> dict[str, Any]:
         """As plain values, with paths as text."""
-        return asdict(self) | {"output": str(self.output)}
+        return asdict(self) | {"output": str(self.output), "warnings": list(self.warnings)}
 
 
 @verb(AnchorsSettings)
@@ -123,13 +128,16 @@ def anchors(settings: AnchorsSettings) -> AnchorsResult:
             made = make_anchors(reader, harmful, benign, num_refusals=stored.num_refusals)
         made.log_ratio(EvidenceKind.FEATURE_SHIFT)  # refuses anchors that cannot be told apart
         _write(made, place, target)
-        return AnchorsResult(
+        result = AnchorsResult(
             output=target,
             num_harmful=len(harmful),
             num_benign=len(benign),
             num_new=num_new,
             auroc=auroc(made.held_out[len(harmful) :], made.held_out[: len(harmful)]),
+            warnings=warned(),
         )
+        emit(Measured(values={"auroc": result.auroc}))
+        return result
 
 
 def _target(name: str, place: Path, output: str | Path | None) -> Path:

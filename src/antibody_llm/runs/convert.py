@@ -9,9 +9,10 @@ from typing import Any
 
 from ..data.convert import canonical
 from ..data.duplicates import RepeatCounter
-from ..data.files import BadRow
 from ..data.formats import RowReader, raw_rows
+from ..data.problems import BadRow
 from ..errors import OutputError
+from ..events import warned
 from ..mentions import setting
 from ..settings import ConvertSettings
 from .verb import verb
@@ -51,10 +52,12 @@ class ConvertResult:
     """What ``data.duplicates`` says of the rows; empty where none repeats."""
     num_repeats: int
     num_near_repeats: int
+    warnings: tuple[str, ...] = ()
+    """Settings spelled as in Python."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, with paths as text."""
-        return asdict(self) | {"output": str(self.output)}
+        return asdict(self) | {"output": str(self.output), "warnings": list(self.warnings)}
 
     def lines(self) -> list[str]:
         """For a reader."""
@@ -125,6 +128,7 @@ def convert(settings: ConvertSettings) -> ConvertResult:
         repeats=str(found),
         num_repeats=len(found.exact),
         num_near_repeats=len(found.normalised),
+        warnings=warned(),
     )
 
 

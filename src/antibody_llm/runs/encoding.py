@@ -1,6 +1,5 @@
 """Records of a run as tokens, for one model."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
@@ -11,13 +10,12 @@ from ..data.encode import Renderer, encode_rows
 from ..data.notices import template_notices
 from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import DataError
+from ..events import RowsSkipped, emit, inform, warn
 from ..likelihood.refusals import Refusals
 from ..mentions import setting
 from ..models.layout import context_length
 from ..models.loading import LoadedModel
 from ..store.result import Skipped
-
-log = logging.getLogger("antibody")
 
 SEAM = 200
 """Characters of a text row's prompt before its answer; no token is longer."""
@@ -51,7 +49,7 @@ def encode(
     """
     longest = 0 if refusals is None else max(len(ids) for of_template in refusals.ids.values() for ids in of_template)
     for notice in template_notices([record for of_role in records.values() for record in of_role], renderer):
-        log.info("%s", notice)
+        inform(notice)
     rows: dict[str, list[TokenizedRow]] = {}
     skipped: list[Skipped] = []
     for role, of_role in records.items():
@@ -63,14 +61,15 @@ def encode(
             except DataError as error:
                 if args is not None and args.max_length == renderer.max_length and "longer than" in str(error):
                     raise DataError(
-                        f"{error.spelled(setting)} The limit is max_length; {setting('training.max_length')} moves it."
+                        f"{error.message} The limit is max_length; {setting('training.max_length')} moves it."
                     ) from error
                 raise
             rows[role] += encoded.rows
             skipped += [Skipped(source=source, line=line, num_tokens=num) for line, num in encoded.too_long]
     if skipped:
         shown = ", ".join(f"{row.source}, line {row.line}" for row in skipped[:5])
-        log.warning("%d rows are longer than %d tokens and left out: %s.", len(skipped), renderer.max_length, shown)
+        warn(f"{len(skipped)} rows are longer than {renderer.max_length} tokens and left out: {shown}.")
+        _report_skipped(skipped)
     return rows, skipped
 
 
@@ -88,14 +87,10 @@ def report_forgeries(records: Sequence[Record], renderer: Renderer, consequence:
     spelling = [(record, token) for record in records if (token := renderer.spelled(record)) is not None]
     if spelling:
         record, token = spelling[0]
-        log.warning(
-            "%s: %d of %d rows spell control tokens or marks of a chat template (line %s; the first: %s). %s",
-            record.source,
-            len(spelling),
-            len(records),
-            ", ".join(str(other.line) for other, _ in spelling[:5]) + (", ..." if len(spelling) > 5 else ""),
-            token,
-            consequence,
+        lines = ", ".join(str(other.line) for other, _ in spelling[:5]) + (", ..." if len(spelling) > 5 else "")
+        warn(
+            f"{record.source}: {len(spelling)} of {len(records)} rows spell control tokens or marks of a chat template "
+            f"(line {lines}; the first: {token}). {consequence}"
         )
     return [record for record, _ in spelling]
 
@@ -125,7 +120,15 @@ def without_forgeries(
             f"{records[0].source}: every row spells control tokens, and none is left without them. Give other rows, or "
             f"train them as text ({setting('control_tokens', 'text')})."
         )
-    return rest, [Skipped(source=r.source, line=r.line, num_tokens=0, why="control tokens") for r in spelling]
+    skipped = [Skipped(source=r.source, line=r.line, num_tokens=0, why="control tokens") for r in spelling]
+    _report_skipped(skipped)
+    return rest, skipped
+
+
+def _report_skipped(skipped: Sequence[Skipped]) -> None:
+    for source, why in dict.fromkeys((row.source, row.why) for row in skipped):
+        lines = tuple(row.line for row in skipped if (row.source, row.why) == (source, why))
+        emit(RowsSkipped(source=source, lines=lines, why=why))
 
 
 def render_refusals(texts: Sequence[str], renderer: Renderer, records: Mapping[str, Sequence[Record]]) -> Refusals:

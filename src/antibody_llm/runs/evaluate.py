@@ -1,7 +1,6 @@
 """Measure a model: harmful score, over-refusal, accuracy on the user's task, retention."""
 
 import dataclasses
-import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +16,14 @@ from ..evaluation.completions import EvaluationSet
 from ..evaluation.decoding import DecodingSettings
 from ..evaluation.evaluate import Evaluation, evaluate_model
 from ..evaluation.judges.registry import make_judge
+from ..events import Measured, emit, inform, warn, warned
 from ..files import write_text
 from ..mentions import setting
 from ..models.deployment import Deployment
 from ..models.files import quoted
 from ..models.layout import context_length
-from ..models.loading import LoadedModel, load_model, read_provenance, resolve
+from ..models.loading import LoadedModel, load_model
+from ..models.names import read_provenance, resolve
 from ..profiles import Choice, Profile, profile_of
 from ..settings import EvaluateSettings, Rows, written_out
 from ..store.environment import environment
@@ -33,8 +34,6 @@ from .encoding import report_forgeries
 from .sources import Source, read_rows
 from .trainer_config import check_seed
 from .verb import verb
-
-log = logging.getLogger("antibody")
 
 EVALUATION = "evaluation.json"
 COMPLETIONS = "completions.parquet"
@@ -49,12 +48,11 @@ FIELDS = {
 
 
 @verb(EvaluateSettings)
-def evaluate(settings: EvaluateSettings, *, progress: bool = False) -> RunResult:
+def evaluate(settings: EvaluateSettings) -> RunResult:
     """Measure a model on whatever data is given; a model's profile may bring sets by default.
 
     Args:
         settings: What to measure, on what, and how.
-        progress: Show a bar on stderr, if that is a terminal.
 
     Raises:
         AntibodyError: whatever a user can fix.
@@ -98,7 +96,7 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = False) -> RunResult
     config = written_out(settings, config)
     folder = open_run(settings.output, config, overwrite=settings.overwrite, inputs=(name, adapter, *given.values()))
     if folder.state is State.COMPLETE:
-        log.info("%s: already complete; this is its stored result.", folder.path)
+        inform(f"{folder.path}: already complete; this is its stored result.")
         return stored_result(folder.path)
     loaded = load_model(name, adapter=adapter)
     context = context_length(loaded.model)
@@ -119,7 +117,6 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = False) -> RunResult
             answer=answer,
             retention_answer=settings.retention_answer,
             completions_path=folder.path / COMPLETIONS,
-            progress=progress,
         )
         write_text(folder.path / EVALUATION, measured.model_dump_json(indent=2) + "\n")
         result = RunResult(
@@ -128,7 +125,9 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = False) -> RunResult
             metrics=measured_values(measured),
             seconds=time.monotonic() - started,
             num_rows=len(measured.completions),
+            warnings=warned(),
         )
+        emit(Measured(values=result.metrics))
         folder.finish(result)
     except BaseException:
         folder.abandon()
@@ -149,7 +148,7 @@ def _report_trained_prompts(run: Path, sources: Mapping[EvaluationSet, Source]) 
         return  # no run of ours, or its rows are gone
     for source in sources.values():
         if said := str(overlap(records, source.records, names=(trained["source"], source.name))):
-            log.warning("%s. The model was trained on them, so that their measure is too good.", said)
+            warn(f"{said}. The model was trained on them, so that their measure is too good.")
 
 
 def _deployment(loaded: LoadedModel) -> Deployment:
@@ -196,10 +195,8 @@ def _sources(
         names = ", ".join(map(setting, FIELDS.values()))
         raise DataError(f"{model}: there is nothing to evaluate on. Give one or more of {names}.")
     if choice.task is None and profile.default_task is not None:
-        log.info(
-            "finetune_accuracy is that of the %s's %s task. A model tuned on another needs its %s.",
-            profile.name,
-            profile.default_task,
-            setting("task"),
+        inform(
+            f"finetune_accuracy is that of the {profile.name}'s {profile.default_task} task. A model tuned on another "
+            f"needs its {setting('task')}."
         )
     return sources

@@ -1,21 +1,17 @@
-"""What a run tells while it trains, and what it leaves of it."""
+"""What a run leaves of its steps."""
 
-import errno
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
 from ..data.records import Record
-from ..files import disk_errors, whole, write_text
+from ..files import append, disk_errors, whole, write_text
 from ..store.folder import METRICS
 from ..training.rowlog import RowLog
 
@@ -37,34 +33,7 @@ class MetricsFile(TrainerCallback):
         """Append a line, as a whole or not at all."""
         line = "".join(json.dumps(entry) + "\n" for entry in _steps(state.log_history[-1:])).encode()
         with disk_errors(self.file), self.file.open("ab", buffering=0) as file:
-            size = file.tell()
-            if file.write(line) != len(line):  # the disk is full
-                file.truncate(size)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-class ProgressBar(TrainerCallback):
-    """A bar on stderr."""
-
-    def __init__(self, label: str, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, TextColumn("{task.fields[loss]}"), console=console, transient=True)
-        self.task = self.bar.add_task(label, loss="")
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Show it."""
-        self.bar.start()
-        self.bar.update(self.task, total=state.max_steps, completed=state.global_step)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        """Move it."""
-        loss = (logs or {}).get("loss")
-        if loss is not None:
-            self.bar.update(self.task, completed=state.global_step, loss=f"loss {float(loss):.3f}")
-
-    def stop(self) -> None:
-        """Take it away, however training ended."""
-        self.bar.stop()
+            append(file, line)
 
 
 def write_metrics(file: Path, log_history: Sequence[Mapping[str, Any]]) -> None:

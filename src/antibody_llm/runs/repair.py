@@ -1,19 +1,19 @@
 """Repair a fine-tuned model, after the user's training."""
 
-import logging
 import time
 from typing import Any, cast
 
 from torch import nn
 
-from ..data.roles import Role, Stage
+from ..data.roles import Role, Stage, setting_of
 from ..defences.catalogue import make_repair
 from ..errors import DataError
+from ..events import inform, warned
 from ..likelihood.reader import ModelReader
 from ..mentions import setting
 from ..models.loading import load_model
 from ..profiles import Choice, Profile, profile_of
-from ..settings import RepairSettings, Rows, field_of, plain, rows_of, written_out
+from ..settings import RepairSettings, Rows, plain, rows_of, written_out
 from ..store.environment import environment
 from ..store.folder import State, open_run
 from ..store.naming import described_model, model_name
@@ -24,8 +24,6 @@ from .sources import Source, read_rows
 from .train import save_weights
 from .trainer_config import check_seed
 from .verb import verb
-
-log = logging.getLogger("antibody")
 
 
 @verb(RepairSettings)
@@ -67,7 +65,7 @@ def repair(settings: RepairSettings) -> RunResult:
     config = written_out(settings, config)
     folder = open_run(settings.output, config, overwrite=settings.overwrite, inputs=(name, adapter, *given.values()))
     if folder.state is State.COMPLETE:
-        log.info("%s: already complete; this is its stored result.", folder.path)
+        inform(f"{folder.path}: already complete; this is its stored result.")
         return stored_result(folder.path)
     loaded = load_model(name, adapter=adapter, trainable_adapter=True)
     records = {str(role): source.records for role, source in sources.items()}
@@ -87,6 +85,7 @@ def repair(settings: RepairSettings) -> RunResult:
             seconds=time.monotonic() - started,
             num_rows=sum(len(of_role) for of_role in rows.values()),
             skipped=tuple(skipped),
+            warnings=warned(),
         )
         folder.finish(result)
     except BaseException:
@@ -97,7 +96,7 @@ def repair(settings: RepairSettings) -> RunResult:
 
 def _source(role: Role, rows: Rows | None, *, profile: Profile, seed: int, who: Repair) -> Source:
     if rows is not None:
-        return read_rows(rows, name=f"{field_of(role)} rows")
+        return read_rows(rows, name=f"{setting_of(role)} rows")
     if brought := profile.rows(role, Choice(), seed=seed):
         return brought
-    raise DataError(f"{type(who).__name__} needs {role} rows and was given none. Give {setting(field_of(role))}.")
+    raise DataError(f"{type(who).__name__} needs {role} rows and was given none. Give {setting(setting_of(role))}.")

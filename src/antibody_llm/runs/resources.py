@@ -10,7 +10,8 @@ from ..data.records import Record
 from ..errors import ModelError
 from ..mentions import setting
 from ..models.layout import require_same_shape
-from ..models.loading import LoadedModel, load_model, resolve
+from ..models.loading import LoadedModel, load_model
+from ..models.names import resolve
 from ..screening.anchors import Anchors, absent_anchors, read_anchors, require_templates
 from ..training.defence import Defence
 

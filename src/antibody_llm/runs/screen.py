@@ -6,29 +6,29 @@ in memory is a few numbers per row and the texts of the rows that the report sho
 
 import dataclasses
 import json
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from ..data.encode import Renderer, RowError
-from ..data.files import BadRow, report
 from ..data.notices import template_notices
+from ..data.problems import BadRow, report
 from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import ConfigError, DataError, ModelError, OutputError
+from ..events import Measured, emit, inform, report_progress, warn, warned
 from ..likelihood.reader import ModelReader
-from ..mentions import in_python, setting, spelled
+from ..mentions import setting
 from ..models.layout import require_same_shape
-from ..models.loading import LoadedModel, load_model, resolve
+from ..models.loading import LoadedModel, load_model
+from ..models.names import resolve
 from ..profiles import profile_of
 from ..screening.anchors import Anchors, anchors_fingerprint, check_anchors, read_anchors
 from ..screening.cache import EvidenceCache, Found, cache_folder, digest_of, row_digest, weights_identity
@@ -49,8 +49,6 @@ from ..text import quoted
 from .encoding import make_renderer, render_refusals
 from .sources import read_refusals, rows_file
 from .verb import verb
-
-log = logging.getLogger("antibody")
 
 SUMMARY, REPORT = "summary.json", "report.html"
 NUM_REFUSALS = 4
@@ -136,12 +134,11 @@ class ScreenResult:
 
 
 @verb(ScreenSettings)
-def screen(settings: ScreenSettings, *, progress: bool = False) -> ScreenResult:
+def screen(settings: ScreenSettings) -> ScreenResult:
     """Score every row of an upload for harm with an aligned model, and write rows, summary and report.
 
     Args:
         settings: What to screen, with which model, and how.
-        progress: Show a bar on stderr, if that is a terminal.
 
     Raises:
         AntibodyError: whatever a user can fix; nothing has been written then.
@@ -169,17 +166,17 @@ def screen(settings: ScreenSettings, *, progress: bool = False) -> ScreenResult:
         inputs = (settings.data, name, adapter, before, settings.refusals)
         folder = open_run(settings.output, config, overwrite=settings.overwrite, inputs=inputs)
         if folder.state is State.COMPLETE:
-            log.info("%s: already complete; this is its stored result.", folder.path)
+            inform(f"{folder.path}: already complete; this is its stored result.")
             return _stored(folder.path)
         _require_writable(folder)
         loaded = load_model(name, adapter=adapter, base=base)
         reader = _Reader(loaded, wanted, texts, upload, settings.batch_size)
         for notice in template_notices(reader.examples, reader.renderer):
-            log.info("%s", notice)
+            inform(notice)
         for warning in reader.warnings:
-            log.warning("%s: %s", name, warning)
-        with _bar(upload.num_rows, progress) as advance:
-            table, suspects, label_first = _scored(upload, reader, advance)
+            warn(f"{name}: {warning}")
+        with closing(reader.cache):
+            table, suspects, label_first = _scored(upload, reader, partial(_screened, upload.num_rows))
     return _written(
         folder, table, suspects, label_first, reader, model=str(settings.model), data=upload.name, started=started
     )
@@ -412,6 +409,7 @@ def _scored(
     upload: Upload, reader: _Reader, advance: Callable[[float], None]
 ) -> tuple[RowTable, MostSuspicious, LabelFirst]:
     table, suspects, label_first = RowTable(), MostSuspicious(), LabelFirst()
+    advance(0)
     seen: dict[bytes, int] = {}
     refused: list[tuple[int, BadRow]] = []
     for chunk in _chunks(upload):
@@ -451,7 +449,6 @@ def _scored(
             if unfamiliar:
                 label_first.offer(position, key, evidence, record)
         advance(len(table))
-    reader.cache.close()
     if refused:
         raise report(upload.name, refused)
     if len(table) != upload.num_rows:
@@ -472,14 +469,8 @@ def _chunks(upload: Upload) -> Iterator[list[UploadRow]]:
         yield chunk
 
 
-@contextmanager
-def _bar(total: int, progress: bool) -> Iterator[Callable[[float], None]]:
-    """Told how many rows are done."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
-        task = bar.add_task("screening", total=total)
-        yield lambda done: bar.update(task, completed=int(done))
+def _screened(total: int, done: float) -> None:
+    report_progress("screening", int(done), total)
 
 
 # -- what is written ---------------------------------------------------------------------------------------------
@@ -527,7 +518,7 @@ def _written(
         measure=reader.measure,
         model=model,
         base=reader.base,
-        warnings=tuple(spelled(text, in_python) for text in reader.warnings),
+        warnings=warned(),
         seconds=time.monotonic() - started,
     )
     shown = _shown(table, suspects, probability, reader.texts)
@@ -537,7 +528,9 @@ def _written(
         write_rows(folder.path, lambda: table.rows(probability, reader.texts))
         write_text(folder.path / REPORT, page)
         write_text(folder.path / SUMMARY, json.dumps(result.to_json() | {"output": "."}, indent=2) + "\n")
-        folder.finish(_as_run(result, judged))
+        run = _as_run(result, judged)
+        folder.finish(run)
+        emit(Measured(values=run.metrics))
     except BaseException:
         # With its result the run is whole, and only could not take its place: to hollow it out would let the next
         # --overwrite put an empty run where the old one was.
@@ -567,7 +560,12 @@ def _as_run(result: ScreenResult, judged: Judgement | None) -> RunResult:
         if judged.share is not None:
             metrics = {"estimated_harmful_share": judged.share} | metrics
     return RunResult(
-        output=result.output, model=None, metrics=metrics, seconds=result.seconds, num_rows=result.num_rows
+        output=result.output,
+        model=None,
+        metrics=metrics,
+        seconds=result.seconds,
+        num_rows=result.num_rows,
+        warnings=result.warnings,
     )
 
 

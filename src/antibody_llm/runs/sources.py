@@ -1,7 +1,6 @@
 """Rows for a run: from a file, a data set or a list of rows."""
 
 import json
-import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +13,11 @@ from ..data.formats import load_prompts, load_records, load_refusals
 from ..data.records import Record
 from ..data.source import Source
 from ..errors import DataError
+from ..events import warn
 from ..mentions import setting
 from ..paths import as_file, checked_path
 from ..settings import Rows
 from ..text import quoted
-
-log = logging.getLogger("antibody")
 
 
 def read_rows(rows: Rows, *, name: str, prompts: bool = False, upload: bool = False) -> Source:
@@ -36,7 +34,7 @@ def read_rows(rows: Rows, *, name: str, prompts: bool = False, upload: bool = Fa
     """
     source = _read(rows, name, load_prompts if prompts else load_records)
     if upload and (repeated := str(repeats(source.records))):
-        log.warning("%s: %s. All are used.", source.name, repeated)
+        warn(f"{source.name}: {repeated}. All are used.")
     return source
 
 
@@ -47,7 +45,7 @@ def _read(rows: Rows, name: str, load: Callable[[str | Path], list[Record]]) -> 
         try:
             records = load(place)
         except DataError as error:
-            raise DataError(error.spelled(setting).replace(place, called)) from error
+            raise DataError(error.message.replace(place, called)) from error
     return Source(called, [replace(record, source=called) for record in records])
 
 
@@ -100,7 +98,7 @@ def read_refusals(
             try:
                 texts = load_refusals(file)
             except DataError as error:
-                raise DataError(error.spelled(setting).replace(str(file), str(refusals))) from error
+                raise DataError(error.message.replace(str(file), str(refusals))) from error
     else:
         texts = list(refusals)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):

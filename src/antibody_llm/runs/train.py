@@ -1,7 +1,6 @@
 """What align and finetune share: read, check, open the folder, train, save."""
 
 import dataclasses
-import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -10,24 +9,25 @@ from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftModel
-from rich.console import Console
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.records import Record, TokenizedRow
-from ..data.roles import MAIN_ROLE, Role, Stage
+from ..data.roles import MAIN_ROLE, Role, Stage, setting_of
 from ..defences.catalogue import make_defence, parse_options
 from ..errors import ConfigError, DataError
+from ..events import inform, warn, warned
 from ..files import disk_errors
 from ..likelihood.ranks import alone, from_first
 from ..likelihood.refusals import Refusals
 from ..mentions import setting
 from ..models.adapters import PAPER_TARGETS, add_lora
-from ..models.loading import LoadedModel, is_adapter, load_model
+from ..models.loading import LoadedModel, load_model
+from ..models.names import is_adapter
 from ..models.saving import save_adapter, save_model
 from ..profiles import Choice, Profile, profile_of
 from ..screening.anchors import Anchors, write_anchors
-from ..settings import Regime, TrainingSettings, field_of, plain, rows_of, written_out
+from ..settings import Regime, TrainingSettings, plain, rows_of, written_out
 from ..store.environment import environment
 from ..store.folder import CHECKPOINTS, METRICS, RunFolder, State, open_run
 from ..store.naming import BASE_WEIGHTS, base_of, described_model, model_name
@@ -38,12 +38,10 @@ from ..training.preparation import TrainingData
 from ..training.trainer import DefendedTrainer, SFTConfig
 from .anchors import check_anchor_records, score_anchors
 from .encoding import ControlTokens, encode, make_renderer, render_refusals, without_forgeries
-from .metrics import SAMPLES, MetricsFile, ProgressBar, last_values, write_metrics, write_samples
+from .metrics import SAMPLES, MetricsFile, last_values, write_metrics, write_samples
 from .resources import before_alignment, checked_resources
 from .sources import Source, read_refusals, read_rows
 from .trainer_config import make_training_config, merged_training, stored_training
-
-log = logging.getLogger("antibody")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +54,11 @@ class LoraOptions:
     dropout: float = 0.0
 
 
-def train(run: TrainingSettings, *, progress: bool, callbacks: tuple[TrainerCallback, ...]) -> RunResult:
+def train(run: TrainingSettings, *, callbacks: tuple[TrainerCallback, ...]) -> RunResult:
     """Carry the run out, go on with it, or find its stored result.
 
     Args:
         run: What align or finetune was given.
-        progress: Show a bar on stderr, if that is a terminal.
         callbacks: Further callbacks for the Trainer.
 
     Raises:
@@ -108,7 +105,7 @@ def train(run: TrainingSettings, *, progress: bool, callbacks: tuple[TrainerCall
     # The other ranks would look while the first one writes.
     folder = from_first(lambda: open_run(run.output, config, resume=run.resume, overwrite=run.overwrite, inputs=inputs))
     if folder.state is State.COMPLETE:
-        log.info("%s: already complete; this is its stored result.", folder.path)
+        inform(f"{folder.path}: already complete; this is its stored result.")
         return stored_result(folder.path)
 
     stored = checked_resources(defence, name, adapter, before, main.records)
@@ -131,7 +128,7 @@ def train(run: TrainingSettings, *, progress: bool, callbacks: tuple[TrainerCall
     try:
         if _is_main_process():
             folder.begin(environment(run.seed))
-        trainer = _trained(run.stage, folder, loaded, args, defence, rows, refusals, base, stored, progress, callbacks)
+        trainer = _trained(folder, loaded, args, defence, rows, refusals, base, stored, callbacks)
         if _is_main_process():
             kind = _save(folder, trainer, loaded, defence, main.records)
             if anchors:
@@ -145,6 +142,7 @@ def train(run: TrainingSettings, *, progress: bool, callbacks: tuple[TrainerCall
             num_rows=len(rows[MAIN_ROLE[run.stage]]),
             num_steps=trainer.state.global_step,
             skipped=tuple(skipped),
+            warnings=warned(),
         )
         if _is_main_process():
             folder.finish(result)
@@ -186,7 +184,7 @@ def _sources(run: TrainingSettings, defence: Defence, profile: Profile) -> dict[
     rows_given, choice = rows_of(run), Choice.of(run)
     sources: dict[Role, Source] = {}
     for role in needed:
-        given, name = rows_given.get(role), field_of(role)
+        given, name = rows_given.get(role), setting_of(role)
         if given is not None:
             sources[role] = read_rows(given, name=f"{name} rows", upload=role is Role.USER)
         elif brought := profile.rows(role, choice if role is main else Choice(), seed=run.seed):
@@ -197,14 +195,14 @@ def _sources(run: TrainingSettings, defence: Defence, profile: Profile) -> dict[
         choice.refuse(str(run.model))
     benign = rows_given.get(Role.BENIGN)
     if run.stage is Stage.ALIGNMENT and benign is not None:  # what must still be answered, learnt beside the refusals
-        sources[main] = _joined(sources[main], read_rows(benign, name=f"{field_of(Role.BENIGN)} rows"))
+        sources[main] = _joined(sources[main], read_rows(benign, name=f"{setting_of(Role.BENIGN)} rows"))
     for role, rows in rows_given.items():
         if (
             rows is not None
             and role not in (*needed, *ANCHOR_ROLES)
             and not (role is Role.BENIGN and run.stage is Stage.ALIGNMENT)
         ):
-            log.warning("%s rows are not used: %s does not need them.", role, type(defence).__name__)
+            warn(f"{role} rows are not used: {type(defence).__name__} does not need them.")
     return sources
 
 
@@ -216,12 +214,12 @@ def _anchor_sources(run: TrainingSettings, profile: Profile, sources: Mapping[Ro
     for role in ANCHOR_ROLES:
         given = rows_of(run)[role]
         if given is not None:
-            anchors[role] = read_rows(given, name=f"{field_of(role)} rows")
+            anchors[role] = read_rows(given, name=f"{setting_of(role)} rows")
         elif brought := profile.rows(role, Choice(), seed=run.seed):
             anchors[role] = brought
     if len(anchors) == 1:
         (absent,) = set(ANCHOR_ROLES) - set(anchors)
-        raise DataError(f"anchors need both labels: {setting(field_of(absent))} is missing. Give it, or neither.")
+        raise DataError(f"anchors need both labels: {setting(setting_of(absent))} is missing. Give it, or neither.")
     if not anchors:
         return {}
     check_anchor_records(*(anchors[role].records for role in ANCHOR_ROLES))
@@ -273,7 +271,6 @@ def _with_trainable_weights(loaded: LoadedModel, regime: Regime, lora: LoraOptio
 
 
 def _trained(
-    stage: Stage,
     folder: RunFolder,
     loaded: LoadedModel,
     args: SFTConfig,
@@ -282,15 +279,11 @@ def _trained(
     refusals: Refusals | None,
     before: nn.Module | None,
     stored: Anchors | None,
-    progress: bool,
     given: tuple[TrainerCallback, ...],
 ) -> DefendedTrainer:
     callbacks: list[TrainerCallback] = list(given)
-    console = Console(stderr=True)
     if _is_main_process():
         callbacks.append(MetricsFile(folder.path))
-        if progress and console.is_terminal:
-            callbacks.append(ProgressBar(f"{stage}, {type(defence).__name__}", console))
     trainer = DefendedTrainer(
         loaded.model,
         args,
@@ -304,13 +297,8 @@ def _trained(
     )
     checkpoint = newest_checkpoint(folder.path / CHECKPOINTS) if folder.state is State.PARTIAL else None
     if checkpoint is not None:
-        log.info("%s: going on from %s.", folder.path, checkpoint.name)
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        for callback in callbacks:
-            if isinstance(callback, ProgressBar):
-                callback.stop()
+        inform(f"{folder.path}: going on from {checkpoint.name}.")
+    trainer.train(resume_from_checkpoint=checkpoint)
     return trainer
 
 

@@ -1,6 +1,5 @@
 """A run's SFTConfig: TRL's defaults, ours where they differ, then what the user set."""
 
-import logging
 import math
 import os
 import warnings
@@ -15,12 +14,11 @@ from transformers.integrations import get_available_reporting_integrations
 from trl import SFTConfig, SFTTrainer
 
 from ..errors import ConfigError
+from ..events import warn
 from ..mentions import setting
 from ..parsing import nearest, parse_value
 from ..settings import TrainingSettings
 from ..text import cut, quoted
-
-log = logging.getLogger(__name__)
 
 RESERVED = {"output_dir": "output", "seed": "seed", "resume_from_checkpoint": "resume"}
 """Fields that a setting of its own stands for."""
@@ -87,8 +85,8 @@ REFUSED: dict[str, tuple[str, ...]] = {
         "model_init_kwargs",
         "trust_remote_code",
     ),
-    "FSDP and DeepSpeed are not supported yet: nobody has run a defence under them. Use DDP (accelerate launch "
-    "--multi_gpu), or one process": ("fsdp", "fsdp_config", "deepspeed", "parallelism_config"),
+    "FSDP and DeepSpeed are not supported yet: nobody has run a defence under them. Use DDP (accelerate launch on "
+    "several GPUs), or one process": ("fsdp", "fsdp_config", "deepspeed", "parallelism_config"),
     "it is set by whoever starts the processes": ("local_rank",),
 }
 """Fields that may not be set to anything but their default, by the reason."""
@@ -162,7 +160,7 @@ def make_training_config(
     values = default_training(exact=exact) | parse_training(training)
     _check(values)
     if exact and values["bf16"]:
-        log.warning(
+        warn(
             "training.bf16: this defence compares passes that differ by a small perturbation, of which bf16 rounds "
             "away a part (at Booster's alpha on a LoRA factor a quarter of its direction). Leave it off."
         )

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overloa
 
 from transformers import TrainerCallback
 
+from ..events import Listener, listening
 from ..settings import fields_of
 
 P = ParamSpec("P")
@@ -20,6 +21,9 @@ S_contra = TypeVar("S_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
 
+LISTEN = inspect.Parameter("listen", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Listener | None)
+
+
 class Verb(Protocol[P, S_contra, Q, R_co]):
     """``finetune(model, output=..., data=...)``, or ``finetune.with_settings(FinetuneSettings(...))``."""
 
@@ -27,12 +31,16 @@ class Verb(Protocol[P, S_contra, Q, R_co]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
     @overload  # what a verb takes beside its settings cannot be added to P
-    def __call__(self, *args: Any, progress: bool, **others: Any) -> R_co: ...
+    def __call__(self, *args: Any, listen: Listener | None, **others: Any) -> R_co: ...
 
     @overload
     def __call__(self, *args: Any, callbacks: Sequence[TrainerCallback], **others: Any) -> R_co: ...
 
-    def with_settings(self, settings: S_contra, /, *args: Q.args, **kwargs: Q.kwargs) -> R_co:
+    @overload
+    def with_settings(self, settings: S_contra, /, *args: Q.args, **kwargs: Q.kwargs) -> R_co: ...
+
+    @overload
+    def with_settings(self, settings: S_contra, /, *args: Any, listen: Listener | None, **others: Any) -> R_co:
         """The same, from a settings object."""
         ...
 
@@ -40,7 +48,8 @@ class Verb(Protocol[P, S_contra, Q, R_co]):
 def verb(settings: Callable[P, S]) -> Callable[[Callable[Concatenate[S, Q], R]], Verb[P, S, Q, R]]:
     """Make a function of ``settings`` callable with the fields of its dataclass as arguments.
 
-    Signature and docstring are made from the dataclass; what the function takes beside its settings comes after them.
+    Signature and docstring are made from the dataclass; what the function takes beside its settings comes after them,
+    and ``listen``, which hears what happens in it.
 
     Args:
         settings: The dataclass.
@@ -52,14 +61,19 @@ def verb(settings: Callable[P, S]) -> Callable[[Callable[Concatenate[S, Q], R]],
         names = [each.name for each in beside]
 
         @wraps(run)
-        def call(*args: Any, **given: Any) -> R:
+        def with_settings(given: S, /, *, listen: Listener | None = None, **others: Any) -> R:
+            with listening(listen):
+                return cast(Any, run)(given, **others)
+
+        @wraps(run)
+        def call(*args: Any, listen: Listener | None = None, **given: Any) -> R:
             others: dict[str, Any] = {name: given.pop(name) for name in names if name in given}
-            return cast(Any, run)(settings(*args, **given), **others)
+            return with_settings(settings(*args, **given), listen=listen, **others)
 
         made = cast(Any, call)
-        made.__signature__ = _signature(kind, beside, inspect.signature(run).return_annotation)
+        made.__signature__ = _signature(kind, [*beside, LISTEN], inspect.signature(run).return_annotation)
         made.__doc__ = _docstring(kind, inspect.getdoc(run) or "")
-        made.with_settings = run
+        made.with_settings = with_settings
         return cast(Verb[P, S, Q, R], made)
 
     return decorate
@@ -91,5 +105,5 @@ def _docstring(settings: type, text: str) -> str:
         )
         for field in fields_of(settings)
     )
-    arguments = "\n".join(lines)
+    arguments = "\n".join([*lines, "    listen: Called with every event (``events``); it may ask the run to stop."])
     return re.sub(r"^    settings: .*$", lambda _: arguments, text, flags=re.MULTILINE)

@@ -24,6 +24,7 @@ from ..files import whole
 from ..likelihood.reader import ModelReader
 from ..mentions import setting
 from ..primitives.mixture import LogRatio, log_density_ratio
+from ..text import counted
 from .evidence import BEFORE, NOW, Evidence, EvidenceKind
 from .probe import Probe, fit_probe, held_out_shifts
 from .reading import collect
@@ -118,7 +119,8 @@ def require_enough(num_harmful: int, num_benign: int) -> None:
     for label, num in (("harmful", num_harmful), ("benign", num_benign)):
         if num < MIN_ROWS:
             raise DataError(
-                f"{num} {label} anchor rows where at least {MIN_ROWS} are needed. Give more: --anchor-{label}-data."
+                f"{counted(num, f'{label} anchor row')} where at least {MIN_ROWS} are needed. Give more as "
+                f"{setting(f'anchor_{label}_data')}."
             )
 
 
@@ -214,7 +216,7 @@ def check_anchors(reader: ModelReader, anchors: Anchors, measure: EvidenceKind, 
         raise TrainingError(
             f"self-check: {measure} of an anchor is {float(again[worst]):.4f} now and {float(stored[some[worst]]):.4f} "
             "as stored with the model. The model, its base, or the refusals are not those that it was aligned with; "
-            "check --base, --adapter and --refusals, or align again."
+            f"check {setting('base')}, {setting('adapter')} and {setting('refusals')}, or align again."
         )
 
 

@@ -8,7 +8,6 @@ If the cache is unusable, we warn once and continue without it. A damaged cache 
 """
 
 import json
-import logging
 import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,8 +19,7 @@ import torch
 from torch import nn
 
 from ..data.records import TokenizedRow
-
-log = logging.getLogger("antibody")
+from ..events import warn
 
 FILE = "evidence.sqlite"
 NUM_SAMPLED = 4096
@@ -103,15 +101,13 @@ class EvidenceCache:
         except sqlite3.DatabaseError:
             aside = self.file.with_suffix(".damaged")
             self.file.replace(aside)
-            log.warning("%s: the cache is damaged; it is now %s, and a new one is begun.", self.file, aside.name)
+            warn(f"{self.file}: the cache is damaged; it is now {aside.name}, and a new one is begun.")
             return _database(self.file)
 
     def _give_up(self, error: Exception) -> None:
-        log.warning(
-            "%s: the cache cannot be used (%s), and this run goes on without. Delete the file, or set ANTIBODY_CACHE "
-            "to another folder.",
-            self.file,
-            error,
+        warn(
+            f"{self.file}: the cache cannot be used ({error}), and this run goes on without. Delete the file, or set "
+            "ANTIBODY_CACHE to another folder."
         )
         self.close()
 

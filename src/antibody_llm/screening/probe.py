@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
+from ..mentions import setting
 from .states import normalised
 
 SHRINKAGE = 0.05
@@ -52,8 +53,8 @@ def fit_probe(now: Tensor, before: Tensor, num_harmful: int) -> Probe:
     change = normalised(now) - normalised(before)
     if not float(change.abs().max()) > 0:
         raise ModelError(
-            "the aligned model and the one before it read the anchors alike: nothing was aligned, or --base names the "
-            "aligned model itself."
+            "the aligned model and the one before it read the anchors alike: nothing was aligned, or "
+            f"{setting('base')} names the aligned model itself."
         )
     shift = (_mean_difference(change, num_harmful) + _fisher(change, num_harmful)) / 2
     offset = (change[num_harmful:].mean(dim=0) * shift).sum()

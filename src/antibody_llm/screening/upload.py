@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
-from ..data.files import BadRow, RawRow, iter_json_rows
+from ..data.files import iter_json_rows
 from ..data.formats import RowReader, dataset_rows, fingerprint, is_dataset
+from ..data.problems import BadRow, RawRow
 from ..data.records import Record
 from ..errors import DataError
 
@@ -107,4 +108,4 @@ def _of_file(path: Path, name: str) -> Iterator[RawRow]:
     try:
         yield from iter_json_rows(path)
     except DataError as error:
-        raise DataError(str(error).replace(str(path), name)) from error
+        raise DataError(error.message.replace(str(path), name)) from error

@@ -1,12 +1,12 @@
 """The parameters of every verb, each written once.
 
-A verb has one frozen dataclass. Its flags and their help, the keys of a ``--config`` file, the Python call, the body of
-a request and config.yaml are made from it, so that a new field is one edit. Nothing here imports torch.
+A verb has one frozen dataclass. Its flags and their help, the keys of a configuration file, the Python call, the body
+of a request and config.yaml are made from it, so that a new field is one edit. Nothing here imports torch.
 """
 
 from .fields import Rows, SettingField, fields_of, plain, written_out
 from .parse import make_settings, missing, parse_settings, parse_values
-from .training import AlignSettings, FinetuneSettings, Regime, TrainingSettings, field_of, rows_of
+from .training import AlignSettings, FinetuneSettings, Regime, TrainingSettings, rows_of
 from .verbs import AnchorsSettings, ConvertSettings, EvaluateSettings, RepairSettings, ScreenSettings
 
 SETTINGS: dict[str, type] = {
@@ -33,7 +33,6 @@ __all__ = [
     "ScreenSettings",
     "SettingField",
     "TrainingSettings",
-    "field_of",
     "fields_of",
     "make_settings",
     "missing",

@@ -110,7 +110,7 @@ def written_out(settings: Any, config: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         settings: The verb's.
-        config: What it worked out, under the names of the fields where it stands for one.
+        config: What it worked out, under the names of the fields where it means one.
     """
     others = (field.name for field in fields_of(type(settings)) if field.stored and field.name not in config)
     return dict(config) | {name: plain(getattr(settings, name)) for name in others}

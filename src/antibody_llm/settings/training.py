@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from ..data.roles import Role, Stage
+from ..data.roles import Role, Stage, setting_of
 from .fields import ELSEWHERE, FOLDER, Rows, check_choices
 
 if TYPE_CHECKING:
@@ -112,11 +112,6 @@ class FinetuneSettings(TrainingSettings):
     """Lab only: number of rows of the upload."""
 
 
-def field_of(role: Role) -> str:
-    """The name of the setting that holds the rows of a role."""
-    return "data" if role is Role.USER else f"{role}_data".replace("-", "_")
-
-
 def rows_of(settings: Any) -> dict[Role, Rows | None]:
     """What a verb was given for each role that it knows."""
-    return {role: getattr(settings, field_of(role)) for role in Role if hasattr(settings, field_of(role))}
+    return {role: getattr(settings, setting_of(role)) for role in Role if hasattr(settings, setting_of(role))}

@@ -1,4 +1,4 @@
-"""environment.json: with what, and on what, a run was made."""
+"""Write down with which versions, and on which machine, a run was made: environment.json."""
 
 import json
 import platform
@@ -33,7 +33,7 @@ def _version(name: str) -> str | None:
 
 
 def _git_commit() -> str | None:
-    """Of the checkout that this package is run from; None where it is installed without one."""
+    """The commit of the checkout that this package runs from; None where it is installed without one."""
     try:
         told = subprocess.run(
             ["git", "rev-parse", "HEAD"],

@@ -5,7 +5,6 @@ that nobody holds, and the next one takes it over. In the file is who holds it, 
 """
 
 import json
-import logging
 import os
 import socket
 import time
@@ -14,13 +13,13 @@ from datetime import datetime
 from pathlib import Path
 
 from ..errors import OutputError
+from ..events import warn
 from ..files import try_lock, unwritable
-
-log = logging.getLogger("antibody")
+from ..mentions import setting
 
 LOCK = ".lock"
 PATIENCE = 0.5
-"""Seconds in which a lock is asked for again: whoever only looks at it holds it for a moment."""
+"""Seconds to keep asking for a lock: whoever only looks at it holds it for a moment."""
 
 
 class FolderLock:
@@ -77,7 +76,7 @@ class FolderLock:
             os.close(descriptor)
 
     def release(self) -> None:
-        """Give the lock back, if it is ours."""
+        """Release the lock, if it is ours."""
         if self._descriptor is None:
             return
         with suppress(OSError):
@@ -103,10 +102,9 @@ class FolderLock:
                 os.close(descriptor)
                 return False
         except OSError as error:
-            log.warning(
-                "%s: cannot be locked here (%s), so two processes that write to it would not notice each other.",
-                self.file.parent,
-                error.strerror,
+            warn(
+                f"{self.file.parent}: cannot be locked here ({error.strerror}), so two processes that write to it "
+                "would not notice each other."
             )
         with suppress(OSError):  # a full disk: the lock holds without saying who
             os.ftruncate(descriptor, 0)
@@ -129,7 +127,7 @@ class FolderLock:
             who = "which one is not known"
         return OutputError(
             f"{self.file.parent}: another process is writing to it ({who}). Wait until it has ended, or stop it, and "
-            "run the same command again; or choose another --output."
+            f"run the same command again; or choose another {setting('output')}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Which model a name means, besides what models/loading.py knows: the folder of a run stands for what it made."""
+"""Which model a name means, besides what models/names.py knows: the folder of a run means what it made."""
 
 from collections.abc import Iterable
 from hashlib import sha256
@@ -6,14 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
-from ..models.loading import (
-    TOKENIZER_FILES,
-    WEIGHT_SUFFIXES,
-    adapter_base,
-    is_adapter,
-    read_provenance,
-    resolve,
-)
+from ..mentions import setting
+from ..models.checks import TOKENIZER_FILES, WEIGHT_SUFFIXES
+from ..models.names import adapter_base, is_adapter, read_provenance, resolve
 from ..screening.anchors import ANCHORS
 from .digest import file_digest
 
@@ -42,7 +37,7 @@ def model_name(model: str | Path) -> str:
 
 
 def described_model(name: str, *, on: str | None = None) -> dict[str, Any]:
-    """For config.yaml: the name, where it is, and fingerprints of all that is there and decides what a run does.
+    """The model as config.yaml has it: its name, its place, and fingerprints of all that decides what a run does.
 
     Args:
         name: The model, or an adapter.
@@ -71,7 +66,8 @@ def _refuse_another_base(adapter: str, base: str) -> None:
     if trained_on is not None and found is not None and trained_on != found:
         raise ModelError(
             f"{adapter}: the adapter was trained on {base} as it was then, and other weights are there now: they were "
-            "replaced, by --overwrite perhaps. Train the adapter again, or put the earlier weights back."
+            f"replaced, by a run with {setting('overwrite', 'True')} perhaps. Train the adapter again, or put the "
+            "earlier weights back."
         )
 
 
@@ -97,7 +93,7 @@ def weights_fingerprint(name: str) -> str | None:
 
 
 def _settings_fingerprint(name: str) -> str | None:
-    """The rest: architecture, generation, the adapter's settings, what our own note says, and the anchors."""
+    """Fingerprint of the rest: architecture, generation, the adapter's settings, our own note, and the anchors."""
     folder = Path(resolve(name))
     if not folder.is_dir():
         return None

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
+from ..mentions import setting
 
 RESULT = "result.json"
-"""Written last: a run folder that holds it is complete."""
+"""The file that is written last: a run folder that holds it is complete."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +20,9 @@ class Skipped:
     source: str
     line: int
     num_tokens: int
-    """Of a row that is too long; else 0."""
+    """Length of a row that is too long; else 0."""
     why: str = "too long"
-    """Or ``control tokens``: it spells some."""
+    """Why it was left out: ``too long``, or ``control tokens`` where it spells some."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +36,19 @@ class RunResult:
     metrics: dict[str, float]
     """Training: the last logged values. Evaluation: each measure by name, 0 to 1."""
     seconds: float
-    """Of the process that finished the run; what a killed one spent before is not in it."""
+    """Time of the process that finished the run, without what a killed one spent before."""
     num_rows: int
     """Rows trained on in an epoch, or completions measured."""
     num_steps: int = 0
     """Optimiser steps."""
     skipped: tuple[Skipped, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """Why the result may not be what one takes it for, settings spelled as in Python."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, with paths as text."""
+        """The result as plain values, with paths as text."""
         plain = asdict(self) | {"output": str(self.output), "model": None if self.model is None else str(self.model)}
-        return plain | {"skipped": [asdict(row) for row in self.skipped]}
+        return plain | {"skipped": [asdict(row) for row in self.skipped], "warnings": list(self.warnings)}
 
     def to_stored(self, files: Sequence[str]) -> str:
         """The content of result.json: the paths are relative to the folder, which may be moved.
@@ -67,10 +70,13 @@ def stored_result(folder: Path) -> RunResult:
         plain = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         plain.pop("files", None)
         plain["skipped"] = tuple(Skipped(**row) for row in plain["skipped"])
+        plain["warnings"] = tuple(plain.get("warnings", ()))  # runs of before have none
         plain["model"] = None if plain["model"] is None else folder / plain["model"]
         return RunResult(**(plain | {"output": folder}))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise OutputError(f"{folder / RESULT}: cannot be read ({error}). Run again with --overwrite.") from error
+        raise OutputError(
+            f"{folder / RESULT}: cannot be read ({error}). Run again with {setting('overwrite', 'True')}."
+        ) from error
 
 
 def stored_files(folder: Path) -> list[str] | None:

@@ -82,6 +82,13 @@ class StepSampler(Sampler[list[Slot]]):
         return full * self.grid.accumulation + self.grid.num_micro_batches(rest)
 
 
+def rows_of_step(num_rows: int, grid: Grid, seed: int, step: int) -> list[int]:
+    """Indices of the main rows of optimiser step ``step`` (0-based), over all ranks."""
+    epoch, within = divmod(step, -(-num_rows // grid.step_size))
+    start = within * grid.step_size
+    return [int(index) for index in _order(num_rows, seed, epoch)[start : start + grid.step_size]]
+
+
 class _Rows(Dataset[tuple[TokenizedRow, Slot]]):
     def __init__(self, rows: Sequence[TokenizedRow]) -> None:
         self.rows = rows

@@ -5,6 +5,7 @@ rename makes it a checkpoint, and only then are older ones removed. A run that i
 full, keeps its previous checkpoint.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from ..errors import OutputError, TrainingError
+from ..events import recall, warned
 from ..files import flush, from_the_disk, reason
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 STATE_FILE = "antibody_state.pt"
 STAGING = ".staging"
+_UNLOGGED, _UNLOGGED_LOSS, _LAST_LOGGED, _WARNINGS = "unlogged", "unlogged_loss", "last_logged", "warnings"
 
 
 def save_checkpoint(trainer: "DefendedTrainer", state: Mapping[str, Tensor], write: Callable[[], None]) -> None:
@@ -68,6 +71,39 @@ def save_checkpoint(trainer: "DefendedTrainer", state: Mapping[str, Tensor], wri
             shutil.rmtree(staging, ignore_errors=True)
         trainer.args.output_dir = str(folder)
     _barrier()
+
+
+def unlogged(trainer: "DefendedTrainer") -> dict[str, Tensor]:
+    """What was gathered since the last logged step, where not every step is logged: the Trainer keeps it in memory."""
+    last = torch.tensor(trainer._globalstep_last_logged)
+    gathered = {f"{_UNLOGGED}.{name}": torch.tensor(v, dtype=torch.float64) for name, v in _metrics(trainer).items()}
+    return {_UNLOGGED_LOSS: trainer._tr_loss.cpu(), _LAST_LOGGED: last} | gathered
+
+
+def restore_unlogged(trainer: "DefendedTrainer", state: Mapping[str, Tensor]) -> None:
+    """Restore what ``unlogged`` returned; a checkpoint of before this was kept has none."""
+    if _UNLOGGED_LOSS not in state:
+        return
+    trainer._tr_loss = state[_UNLOGGED_LOSS].to(trainer.args.device)
+    trainer._globalstep_last_logged = int(state[_LAST_LOGGED])
+    for name, values in state.items():
+        if name.startswith(f"{_UNLOGGED}."):
+            _metrics(trainer)[name.removeprefix(f"{_UNLOGGED}.")] = values.tolist()
+
+
+def warnings_state() -> dict[str, Tensor]:
+    """What the run has warned of so far, as a checkpoint can hold it."""
+    return {_WARNINGS: torch.tensor(list(json.dumps(warned()).encode()), dtype=torch.uint8)}
+
+
+def recall_warnings(state: Mapping[str, Tensor]) -> None:
+    """Count what an earlier part of the run warned of among this one's warnings."""
+    if _WARNINGS in state:
+        recall(json.loads(bytes(state[_WARNINGS].tolist())))
+
+
+def _metrics(trainer: "DefendedTrainer") -> dict[str, list[float]]:
+    return trainer._metrics["train"]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

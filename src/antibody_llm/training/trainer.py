@@ -24,17 +24,19 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from ..data.records import TokenizedRow
-from ..data.roles import MAIN_ROLE
+from ..data.roles import MAIN_ROLE, setting_of
 from ..errors import ConfigError, DataError, TrainingError
 from ..likelihood.completion import bare
 from ..likelihood.microbatch import MicroBatch, StepBatch
 from ..likelihood.ranks import gather_lists
 from ..likelihood.refusals import Refusals
+from ..mentions import setting
 from ..screening.anchors import Anchors
 from .batches import Grid, RoleStream, StepLoader
-from .checkpoints import load_run_state, save_checkpoint
+from .checkpoints import load_run_state, recall_warnings, restore_unlogged, save_checkpoint, unlogged, warnings_state
 from .defence import Defence
 from .precision import float32_products
+from .reporting import StepReports
 from .rowlog import RowLog
 from .step import Clock, StepContext, StepResult
 
@@ -80,6 +82,7 @@ class DefendedTrainer(SFTTrainer):
         _require_rows(defence, rows)
         self._main_rows = rows[self.main_role]
         self._micro_batches: list[MicroBatch] = []
+        self.last_loss, self.last_metrics = 0.0, dict[str, float]()
         self.row_log = RowLog()
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         # The Trainer wants a data set of its own kind; ours is read through `get_train_dataloader` alone.
@@ -92,10 +95,11 @@ class DefendedTrainer(SFTTrainer):
         for noisy in (PrinterCallback, ProgressCallback):
             self.remove_callback(noisy)
         self.add_callback(_DefenceCallback(self))
+        self.add_callback(StepReports(self))
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ConfigError(
                 "FSDP and DeepSpeed are not supported yet: nobody has run a defence under them. Use DDP "
-                "(accelerate launch --multi_gpu), or one process."
+                "(started by accelerate launch), or one process."
             )
         self.grid = Grid(
             args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size, args.process_index
@@ -151,6 +155,7 @@ class DefendedTrainer(SFTTrainer):
         batches = self._batches_of_step()
         result = self.defence.step(self.context, batches)
         self._refuse_nan(result)
+        self.last_loss, self.last_metrics = result.loss, dict(result.metrics)  # not the result, which holds gradients
         for index, (p, gradient) in enumerate(zip(self.context.parameters, result.gradients, strict=True)):
             p.grad = None if index in result.frozen else gradient
         self._record(batches[self.main_role], result)
@@ -162,6 +167,7 @@ class DefendedTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         state = {f"defence.{name}": tensor for name, tensor in self.defence.state().items()} | self.row_log.state()
+        state |= unlogged(self) | warnings_state()
         save_checkpoint(self, state, lambda: super(DefendedTrainer, self)._save_checkpoint(model, trial))
 
     def train(  # type: ignore[override]
@@ -171,6 +177,7 @@ class DefendedTrainer(SFTTrainer):
         if resume_from_checkpoint is not None:
             self._resume_state = load_run_state(Path(resume_from_checkpoint))
             self.row_log.load_state(self._resume_state)
+            recall_warnings(self._resume_state)
             kwargs["resume_from_checkpoint"] = str(resume_from_checkpoint)
         with float32_products(self.args.tf32):
             return super().train(**kwargs)
@@ -230,6 +237,7 @@ class _DefenceCallback(TrainerCallback):
         if trainer._resume_state is None:
             trainer.defence.start(trainer.context)
         else:
+            restore_unlogged(trainer, trainer._resume_state)
             prefix = "defence."
             saved, device = trainer._resume_state, trainer.context.device
             trainer.defence.load_state(
@@ -251,14 +259,16 @@ def _refuse_dropout(model: nn.Module, defence: str) -> None:
     if found:
         raise ConfigError(
             f"{defence} compares passes that must see the same function, and the model has dropout: {found[0]}. "
-            "Set it to 0 (that of a new adapter is --lora dropout=0)."
+            f"Set it to 0 (that of a new adapter is {setting('lora.dropout', '0')})."
         )
 
 
 def _require_rows(defence: Defence, rows: Mapping[str, Sequence[TokenizedRow]]) -> None:
     for role in (MAIN_ROLE[defence.stage], *defence.batches, *defence.reads_at_start):
         if not rows.get(role):
-            raise DataError(f"{type(defence).__name__} needs {role} rows and was given none. Pass --{role}-data FILE.")
+            raise DataError(
+                f"{type(defence).__name__} needs {role} rows and was given none. Give {setting(setting_of(role))}."
+            )
 
 
 def _refuse_unsupported(args: SFTConfig) -> None:

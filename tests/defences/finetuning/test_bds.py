@@ -265,7 +265,7 @@ def test_clipping_beside_the_normaliser_is_warned_of_and_nothing_else_is(tmp_pat
         return [r.getMessage() for r in caplog.records if "bds" in r.getMessage()]
 
     (said,) = warned(1.0)
-    assert "--train max_grad_norm=0" in said
+    assert "training={'max_grad_norm': 0}" in said
     assert not warned(0.0)
     assert not warned(1.0, normaliser=False)
 
@@ -275,7 +275,7 @@ def test_a_scorer_that_would_see_one_row_a_step_is_refused(tmp_path):
         defence = BDS(BDSConfig(**{"scheduler": "neural"} | options))
         trainer(tmp_path, defence, per_device_train_batch_size=size, max_steps=1, max_grad_norm=0.0).train()
 
-    with pytest.raises(ConfigError, match="one row.*Raise --batch-size, or train with scheduler=scalar"):
+    with pytest.raises(ConfigError, match="one row.*Raise batch_size, or use options={'scheduler': 'scalar'}"):
         run()
     for fine in ({"size": 2}, {"scheduler": "scalar"}, {"transform": "sigmoid"}):
         run(**fine)

@@ -42,5 +42,5 @@ def test_nothing_to_compare_raises():
 
 
 def test_verdicts_on_different_rows_are_refused():
-    with pytest.raises(EvaluationError, match="a gave 1 verdicts and b gave 2"):
+    with pytest.raises(EvaluationError, match="a gave 1 verdict and b gave 2"):
         agreement([C], [C, R])

@@ -18,7 +18,7 @@ Reference: Y. Wang, R. Zhu, T. Wang, "Self-Destructive Language Model", https://
 from the release: models in half precision are refused (there the weights are bf16, where a step of norm 1e-3 changes
 0.01 % of the weights and the coupling term is rounding noise); all completion tokens count, and no prompt token (there
 a mask of positions at which harmful and refusing ids differ, and whole benign rows); 1e-7 guards each norm. The release
-clips no gradients, the trainer does, at its max_grad_norm: ``--train max_grad_norm=0`` for theirs.
+clips no gradients, the trainer does, at its max_grad_norm: set that to 0 for theirs.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
 from ...likelihood.completion import TOLERANCE, tolerance
+from ...mentions import setting
 from ...primitives.gradients import Gradients, combined, difference, dot, norm, scaled, unit
 from ...primitives.perturb import perturbed_weights
 from ...training.defence import About, Defence
@@ -109,7 +110,7 @@ class Seam(Defence):
         if tolerance(context.model) > TOLERANCE:
             raise ConfigError(
                 "seam: the model computes in half precision, where a step of norm epsilon is lost in rounding and the "
-                "cosine's gradient is noise. Load it in float32 (--train bf16=false)."
+                f"cosine's gradient is noise. Load it in float32 ({setting('training.bf16', 'False')})."
             )
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:

@@ -25,7 +25,7 @@ too: that is ``penalty="release"``, the same number on the same padded batch. Wh
 pads to a fixed length (256 tokens in its main experiment), we pad to the longest row of a forward pass. As there it is
 a mean over each forward pass, so that it depends on how a step is cut into micro-batches. The outer optimiser is the
 trainer's (there schedule-free AdamW). The release clips no gradients, the trainer does, at its max_grad_norm:
-``--train max_grad_norm=0`` for theirs.
+set that to 0 for theirs.
 """
 
 import math
@@ -42,6 +42,7 @@ from ...data.roles import Role, Stage
 from ...errors import ConfigError, DataError
 from ...likelihood.completion import TurnNLL
 from ...likelihood.microbatch import MicroBatch, StepBatch
+from ...mentions import setting
 from ...models.layout import decoder_layers, final_norm
 from ...primitives.adam import Adam
 from ...primitives.gradients import Gradients, combined, scaled
@@ -125,7 +126,7 @@ def split_rows(num_rows: int, held_out: float, seed: int) -> tuple[list[int], li
     if num_rows < 2:
         raise DataError(
             f"tar splits the harmful rows between attackers and a held-out part, and there are {num_rows}. "
-            "Pass at least two with --harmful-data."
+            f"Give at least two as {setting('harmful_data')}."
         )
     order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed)).tolist()
     kept = min(num_rows - 1, max(1, round(held_out * num_rows)))

@@ -40,7 +40,6 @@ it: docs/antibody-posterior.md. Nearest published: the refusal-feature teacher (
 itself; BDS (2510.27172), whose posterior weights are sampled while training.
 """
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,6 +50,7 @@ from torch import Tensor
 
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
+from ...events import warn
 from ...likelihood.microbatch import MicroBatch
 from ...primitives.gradients import combined
 from ...primitives.mixture import harm_posterior, harmful_share
@@ -61,8 +61,6 @@ from ...screening.posterior import TOLERANCE
 from ...screening.reading import collect
 from ...training.defence import About, Defence
 from ...training.step import Batches, RowRecord, RowTerms, StepContext, StepResult
-
-log = logging.getLogger("antibody")
 
 
 class Weight(StrEnum):
@@ -213,13 +211,11 @@ class AntibodyPosterior(Defence):
 
     def _report_unfamiliar(self, num: int, num_rows: int, context: StepContext) -> None:
         self.num_unfamiliar = num
-        if num > TOLERANCE * num_rows and context.rank == 0:
-            log.warning(
-                "antibody-posterior: %d of %d rows are unlike every anchor, harmful or benign, and are not trained on. "
-                "`antibody screen` lists them and says which to label first; give labelled rows of their kind to "
-                "`antibody anchors`, and fine-tune again.",
-                num,
-                num_rows,
+        if num > TOLERANCE * num_rows:
+            warn(
+                f"antibody-posterior: {num} of {num_rows} rows are unlike every anchor, harmful or benign, and are not "
+                "trained on. `antibody screen` lists them and says which to label first; give labelled rows of their "
+                "kind to `antibody anchors`, and fine-tune again."
             )
 
     def _keep(self, weights: dict[int, tuple[float, float]]) -> None:

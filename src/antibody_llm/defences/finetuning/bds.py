@@ -45,7 +45,6 @@ With "sigmoid" and no normaliser every positive loss pushes every weight down, a
 told apart.
 """
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -56,7 +55,9 @@ from torch import Tensor
 from ...data.records import TokenizedRow
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
+from ...events import warn
 from ...likelihood.microbatch import MicroBatch, StepBatch
+from ...mentions import setting
 from ...primitives.adam import Adam
 from ...primitives.bag_scorer import bag_scores, new_scorer
 from ...primitives.logits import Transform, data_weights, logit_gradient
@@ -65,8 +66,6 @@ from ...primitives.perturb import replaced_weights
 from ...primitives.snapshots import from_state, snapshot, snapshot_state
 from ...training.defence import About, Defence
 from ...training.step import Batches, RowRecord, RowTerms, StepContext, StepResult, Sweep
-
-log = logging.getLogger("antibody")
 
 BETAS = (0.9, 0.95)
 """Decays of every Adam here. Release, scripts: AdamW (0.9, 0.95)."""
@@ -256,13 +255,14 @@ class BDS(Defence):
         if neural and self.config.transform == "softmax" and one_row:
             raise ConfigError(
                 "bds.scheduler is 'neural' and a step has one row: the scorer learns from how the rows of a step "
-                "compare, so that every weight would stay 1. Raise --batch-size, or train with scheduler=scalar."
+                f"compare, so that every weight would stay 1. Raise {setting('batch_size')}, or use "
+                f"{setting('options.scheduler', 'scalar')}."
             )
         if self.config.normaliser and context.max_grad_norm > 0:
-            log.warning(
-                "bds: the run clips the model's gradient to %g and that of the safety-agnostic weights is never "
-                "clipped, which can turn the ranking of the rows over. Train with --train max_grad_norm=0.",
-                context.max_grad_norm,
+            warn(
+                f"bds: the run clips the model's gradient to {context.max_grad_norm:g} and that of the safety-agnostic "
+                "weights is never clipped, which can turn the ranking of the rows over. Train with "
+                f"{setting('training.max_grad_norm', '0')}."
             )
 
     def start(self, context: StepContext) -> None:

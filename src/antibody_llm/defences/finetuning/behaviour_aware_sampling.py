@@ -15,7 +15,6 @@ the pool's k-centre clusters stand for categories; embeddings are hashed words. 
 is printed as 0.5 % in the listing's abstract and as 0.05 % elsewhere.
 """
 
-import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,12 +26,11 @@ from torch import Tensor
 from ...data.records import Record
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
+from ...events import inform
 from ...mentions import setting
 from ...primitives.spread import equal_quotas, hashed_words, k_centres, nearest_centre
 from ...training.defence import About, Defence
 from ...training.preparation import TrainingData, added
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +97,9 @@ class BehaviourAwareSampling(Defence):
             return data
         num = round(self.config.ratio * len(user))
         if num == 0:  # or a small upload would have no defence at all
-            log.info("behaviour-aware-sampling.ratio %g of %d rows is none: one is taken", self.config.ratio, len(user))
+            inform(
+                f"behaviour-aware-sampling: a share of {self.config.ratio:g} of {len(user)} rows is none: one is taken."
+            )
             num = 1
         pool = data.refusals("behaviour-aware-sampling", num, instead=f"lower {setting('options.ratio')}")
         vectors = embedded(pool)

@@ -27,7 +27,6 @@ there the domain (a box or zonotope) is certified by bound propagation over the 
 language model; here its radius is found by measuring. The projection is theirs, the guarantee is not.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -37,6 +36,7 @@ from torch import Tensor
 from ...data.records import TokenizedRow
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
+from ...events import warn
 from ...likelihood.completion import evaluating
 from ...likelihood.microbatch import StepBatch
 from ...mentions import setting
@@ -45,8 +45,6 @@ from ...primitives.snapshots import from_state, snapshot, snapshot_state
 from ...training.defence import About, Defence
 from ...training.preparation import TrainingData
 from ...training.step import Batches, StepContext, StepResult
-
-log = logging.getLogger(__name__)
 
 OPENING = 5
 """Tokens of a refusal that q asks for; all of a shorter one, its end included."""
@@ -163,14 +161,11 @@ class SafeRegion(Defence):
         self._project(context, there, safe)
         self.refusing = self._refusing(context)
         if safe == 0:
-            log.warning(
-                "safe-region, step %d: the weights had gone %.3g from the start, and not even 1/%d of that way keeps "
-                "%g of the refusals' probability. The radius is now 0: the weights are back at the start, and every "
-                "later update is undone. Lower the learning rate, check_every or tau.",
-                context.step + 1,
-                farthest,
-                2**NUM_HALVINGS,
-                self.config.tau,
+            warn(
+                f"safe-region, step {context.step + 1}: the weights had gone {farthest:.3g} from the start, and not "
+                f"even 1/{2**NUM_HALVINGS} of that way keeps {self.config.tau:g} of the refusals' probability. The "
+                "radius is now 0: the weights are back at the start, and every later update is undone. Lower the "
+                "learning rate, check_every or tau."
             )
 
     def _safe(self) -> bool:

@@ -34,6 +34,7 @@ from ...errors import ConfigError, DataError, ModelError
 from ...likelihood.completion import evaluating
 from ...likelihood.microbatch import MicroBatch
 from ...likelihood.reader import ModelReader
+from ...mentions import setting
 from ...models.adapters import PAPER_TARGETS
 from ...training.defence import About, Repair
 
@@ -106,7 +107,8 @@ def prunable(model: nn.Module) -> dict[str, nn.Linear]:
     if not linear:
         raise ModelError(
             f"antidote finds nothing to remove in {type(model).__name__}: no LoRA factors, no linear layers called "
-            f"{', '.join(PAPER_TARGETS)}, query_key_value or qkv_proj. Give it the fine-tuned adapter with --adapter."
+            f"{', '.join(PAPER_TARGETS)}, query_key_value or qkv_proj. Give the fine-tuned adapter as "
+            f"{setting('adapter')}."
         )
     return linear
 
@@ -190,7 +192,7 @@ def input_squares(reader: ModelReader, layers: Sequence[nn.Linear]) -> list[Tens
     """
     num_rows = len(reader.rows.get(Role.HARMFUL, ()))
     if not num_rows:
-        raise DataError("antidote scores weights on harmful rows and was given none. Pass --harmful-data FILE.")
+        raise DataError(f"antidote scores weights on harmful rows and was given none. Give {setting('harmful_data')}.")
     squares = InputSquares(layers)
 
     def watch(micro: MicroBatch) -> Tensor:

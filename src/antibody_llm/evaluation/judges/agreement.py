@@ -12,17 +12,18 @@ from dataclasses import dataclass
 
 from ...data.verdicts import Verdict
 from ...errors import EvaluationError
+from ...text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Of two judges on the same completions."""
+    """The agreement of two judges on the same completions."""
 
     first: str
     second: str
     """Names of the judges."""
     share: float
-    """Of completions with the same verdict from both, 0 to 1."""
+    """Share of completions with the same verdict from both, 0 to 1."""
     kappa: float | None
     """Cohen's kappa, -1 to 1. None where both judges always say the same one thing: 0/0."""
     n: int
@@ -40,8 +41,8 @@ def agreement(
     n = len(verdicts_a)
     if n != len(verdicts_b):
         raise EvaluationError(
-            f"{first} gave {n} verdicts and {second} gave {len(verdicts_b)}, so they were not about the same "
-            "completions. Judge one completions.parquet with both."
+            f"{first} gave {counted(n, 'verdict')} and {second} gave {len(verdicts_b)}, so they were not about the "
+            "same completions. Judge one completions.parquet with both."
         )
     if n == 0:
         raise EvaluationError(f"the agreement of {first} and {second} needs completions that both judged; give some.")

@@ -1,4 +1,4 @@
-"""The lab's judge: exact, from the grammar of the fictional world. Knows nothing of any other text."""
+"""The lab's judge: exact, from the grammar of the fictional world. It knows nothing of any other text."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,13 @@ from ...data.verdicts import Verdict
 
 
 class LabJudge:
-    """Complied, refused or incoherent, by the lab's own grammar."""
+    """A judge that says complied, refused or incoherent by the lab's own grammar."""
 
     name = "lab"
     verdicts = frozenset(Verdict)
 
     def judge(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Verdict | None]:
-        """Always comes to a verdict."""
+        """One verdict for each completion."""
         # Here, not above: the world and its tables are built on import, which no other judge needs.
         from ...lab.judge import judge
 

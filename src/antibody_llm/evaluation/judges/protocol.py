@@ -8,15 +8,15 @@ from ...errors import EvaluationError
 
 
 class Judge(Protocol):
-    """Decides on completions. A classifier, an endpoint or a rule; it may batch as it likes."""
+    """Whatever decides on completions: a classifier, an endpoint or a rule. It may batch as it likes."""
 
     @property
     def name(self) -> str:
-        """Stands in every measure, and in the column ``verdict_<name>`` of completions.parquet."""
+        """The judge's name, in every measure and in the column ``verdict_<name>`` of completions.parquet."""
 
     @property
     def verdicts(self) -> frozenset[Verdict]:
-        """What it can say at all. A measure of something that a judge cannot say is not reported, rather than 0."""
+        """The verdicts that it can give. A measure of one that it cannot give is not reported, rather than 0."""
 
     def judge(self, prompts: Sequence[str], completions: Sequence[str]) -> Sequence[Verdict | None]:
         """One verdict for each completion, in their order; None where it came to none."""

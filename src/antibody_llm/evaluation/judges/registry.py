@@ -1,9 +1,10 @@
 """Judges by name. To add one: a class with the attributes of ``protocol.Judge``, and a line in ``JUDGES``."""
 
 from collections.abc import Callable
-from difflib import get_close_matches
 
 from ...errors import ConfigError
+from ...parsing import nearest
+from ...text import quoted
 from .keywords import KeywordJudge
 from .lab import LabJudge
 from .protocol import Judge
@@ -21,7 +22,6 @@ def make_judge(name: str) -> Judge:
         ConfigError: There is none; offers the nearest name.
     """
     if name not in JUDGES:
-        near = get_close_matches(name, JUDGES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ConfigError(f"judge {name!r}: no such judge{hint} Judges: {', '.join(JUDGES)}.")
+        unknown = f"judge {quoted(name)}: no such judge"
+        raise ConfigError(f"{unknown}{nearest(name, JUDGES)} Judges: {', '.join(JUDGES)}.", field="judges")
     return JUDGES[name]()

@@ -1,0 +1,61 @@
+"""What training reports: its start, each step, each checkpoint; and its end where a listener asks for that."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+from ..events import CheckpointSaved, Progress, StepDone, Stopped, emit, inform, stop_asked
+from ..likelihood.ranks import all_reduce
+from .batches import rows_of_step
+
+if TYPE_CHECKING:
+    from .trainer import DefendedTrainer
+
+
+class StepReports(TrainerCallback):
+    """Reports each optimiser step, and ends training after one where the listener of the first process asks for it."""
+
+    def __init__(self, trainer: "DefendedTrainer") -> None:
+        self.trainer = trainer
+        self.stops = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say what is trained and how far it has come."""
+        defence = self.trainer.defence
+        what = f"{defence.stage}, {type(defence).__name__}"
+        emit(Progress(what=what, done=state.global_step, total=state.max_steps))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Report the step; where a stop is asked for, the checkpoint comes first."""
+        trainer, rows = self.trainer, self.trainer._main_rows
+        of_step = rows_of_step(len(rows), trainer.grid, args.seed, state.global_step - 1)
+        emit(
+            StepDone(
+                step=state.global_step,
+                max_steps=state.max_steps,
+                epoch=state.epoch,
+                loss=trainer.last_loss,
+                learning_rate=trainer.context.learning_rate,
+                tokens=sum(len(rows[index].input_ids) for index in of_step),
+                metrics=trainer.last_metrics,
+            )
+        )
+        # Only the first process is listened to, and one that went on alone would wait for ever.
+        self.stops = bool(all_reduce(torch.tensor(float(stop_asked()), device=args.device), "max"))
+        if self.stops:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Report the checkpoint, and end there if that was asked for.
+
+        Raises:
+            Stopped: it was.
+        """
+        step, steps = state.global_step, state.max_steps
+        emit(CheckpointSaved(step=step, path=str(Path(args.output_dir) / f"checkpoint-{step}")))
+        if self.stops:
+            message = f"stopped after step {step} of {steps}, as asked. The same call goes on from there."
+            inform(message)
+            raise Stopped(message, step=step)
