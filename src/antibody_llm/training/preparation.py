@@ -48,7 +48,7 @@ class TrainingData:
         if len(found) < at_least:
             raise DataError(
                 f"{who} needs at least {at_least} of the alignment rows to refuse in their first words, and "
-                f"{len(found)} of {len(self.records.get(Role.ALIGNMENT, ()))} do. Give more that refuse: "
+                f"{len(found)} of {len(self.records.get(Role.ALIGNMENT, ()))} do. Give more that refuse as "
                 f"{setting('alignment_data')}{f'; or {instead}' if instead else ''}."
             )
         return found
