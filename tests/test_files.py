@@ -75,3 +75,12 @@ def test_a_folder_is_held_by_a_living_process_alone(tmp_path):
         os._exit(9)
     os.waitpid(child, 0)
     assert not is_held(tmp_path)
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OutputError, match="pipe: not a file"):
+        write_text(pipe, "text")
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]

@@ -151,7 +151,7 @@ class Measured(Event):
 
     kind = "measured"
     values: Mapping[str, float]
-    """By measure."""
+    """The value of each measure, by its name."""
 
 
 Listener = Callable[[Event], Wish | None]

@@ -24,8 +24,11 @@ def whole(path: Path) -> Iterator[Path]:
     """Yield a temporary name to write to, which becomes ``path`` if the block ends well and is removed if not.
 
     Raises:
-        OutputError: the disk is full, or the folder cannot be written.
+        OutputError: the disk is full, the folder cannot be written, or ``path`` is a device, a pipe or a socket, which
+            a rename would replace.
     """
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: not a file, and what is there would be replaced. Name a file.")
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
     try:
         yield temporary
