@@ -9,7 +9,7 @@ from antibody_llm.defences.finetuning.sft import FinetuningSFT
 from antibody_llm.events import CheckpointSaved, Notice, Progress, StepDone, Stopped, Wish, warn
 from antibody_llm.lab.rows import build_rows
 from antibody_llm.runs import evaluate, finetune, screen
-from antibody_llm.training.step import NoOptions
+from antibody_llm.training.defence import NoOptions
 from tests.gsm8k import gsm8k_rows, write_jsonl
 
 TIMINGS = ("runtime", "per_second", "flos")
