@@ -11,10 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from antibody_llm import evaluate
 from antibody_llm.data.verdicts import Verdict
 from antibody_llm.evaluation.evaluate import Evaluation
-from antibody_llm.evaluation.judges.registry import JUDGES
-from antibody_llm.runs import evaluate
 
 
 class FirstWords:
@@ -32,8 +31,7 @@ class FirstWords:
 
 if __name__ == "__main__":
     output = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/own-judge")
-    JUDGES[FirstWords.name] = FirstWords
-    evaluate("lab-aligned", judges=["first-words", "lab"], num=32, output=output)  # the first judge's figures count
+    evaluate("lab-aligned", judges=[FirstWords(), "lab"], num=32, output=output)  # the first judge's figures count
     measured = Evaluation.model_validate_json((output / "evaluation.json").read_text(encoding="utf-8"))
     for judged in measured.judged:
         print(f"{judged.judge:12} harmful score {100 * judged.harmful_score.value:5.1f} %")

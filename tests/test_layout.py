@@ -102,7 +102,6 @@ LONG_FILES = {
 }
 LONG_FUNCTIONS = {
     "runs/anchors.py: anchors": "its parameters become settings",
-    "runs/evaluate.py: evaluate": "its parameters become settings",
     "runs/repair.py: repair": "its parameters become settings",
     "runs/screen.py: _written": "the scan moves to screening/",
     "runs/train.py: train": "its inputs become a file of their own",

@@ -6,7 +6,8 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from antibody_llm.errors import ConfigError, DataError, ModelError
+from antibody_llm.data.verdicts import Verdict
+from antibody_llm.errors import AntibodyError, ConfigError, DataError, ModelError
 from antibody_llm.lab.rows import build_rows
 from antibody_llm.profiles import Choice
 from antibody_llm.profiles.lab import FINITE, NUM_ROWS, LabProfile
@@ -105,3 +106,48 @@ def test_prompts_that_spell_control_tokens_are_counted(tmp_path, caplog):
     evaluate("lab", harmful_prompts=rows, judges=["lab"], max_new_tokens=2, output=tmp_path / "run")
     assert "1 of 2 rows spell control tokens" in caplog.text
     assert "(line 2; the first: <|end|>). The model is given them as text." in caplog.text
+
+
+class FirstWord:
+    """A judge of the test's own."""
+
+    name = "first-word"
+    verdicts = frozenset({Verdict.COMPLIED, Verdict.REFUSED})
+
+    def judge(self, prompts, completions):
+        return [Verdict.REFUSED if text.startswith("I") else Verdict.COMPLIED for text in completions]
+
+
+def test_stored_completions_are_judged_again_without_a_model_and_the_first_evaluation_stays(tmp_path):
+    first = evaluate("lab-aligned", output=tmp_path / "first", num=4)
+    stored = (first.output / "completions.parquet").read_bytes()
+    again = evaluate(rejudge=first.output, judges=[FirstWord(), "keywords"], output=tmp_path / "again")
+    assert (first.output / "completions.parquet").read_bytes() == stored
+    table = pq.read_table(again.output / "completions.parquet")
+    assert {"verdict_lab", "verdict_first-word", "verdict_keywords_weak_baseline"} <= set(table.column_names)
+    harmful = [row for row in table.to_pylist() if row["set"] == "harmful"]
+    assert again.metrics["harmful_score"] == sum(not r["completion"].startswith("I") for r in harmful) / len(harmful)
+    assert again.metrics["retention"] == first.metrics["retention"]
+    assert evaluate(rejudge=first.output, judges=[FirstWord(), "keywords"], output=tmp_path / "again") == again
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "field"),
+    [
+        ({"judges": ["keywords"]}, "model is missing. Give it, or an evaluation to rejudge", "model"),
+        ({"rejudge": "no", "judges": ["keywords"]}, "there are no stored completions", "rejudge"),
+        ({"rejudge": "no", "model": "lab"}, "model has no effect on completions that are stored", "model"),
+        ({"rejudge": "no", "num": 3}, "num has no effect on completions", "num"),
+    ],
+)
+def test_what_cannot_be_judged_again_is_said_with_its_field(tmp_path, given, said, field):
+    with pytest.raises(AntibodyError, match=said) as refused:
+        evaluate(**given, output=tmp_path / "run")
+    assert refused.value.field == field
+    assert not (tmp_path / "run").exists()
+
+
+def test_judging_again_needs_a_judge(tmp_path):
+    (tmp_path / "completions.parquet").write_bytes(b"")
+    with pytest.raises(ConfigError, match="no judge is named. Name one or more with judges"):
+        evaluate(rejudge=tmp_path, output=tmp_path / "run")

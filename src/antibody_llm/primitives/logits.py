@@ -30,7 +30,7 @@ def logit_gradient(
         logits: [N], z.
         excess: [N], D_i; whatever it is outside I is not read.
         inside: [N], bool: the rows of the step, I; at least one.
-        transform: Of the weights.
+        transform: The function that makes weights of the logits.
         inside_only: Give all of it to the rows of the step (neural form): what a softmax would push at the others is
             taken off the rows of I instead, in proportion to their weights. Where all weights are 1, its mean over
             uniform steps is (1 - 1/|I|) N / (N - 1) times that of (3): the same where I is the whole upload, nothing

@@ -1,10 +1,11 @@
 """Measure a model: harmful score, over-refusal, accuracy on the user's task, retention."""
 
 import dataclasses
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -14,20 +15,23 @@ from ..data.formats import fingerprint, load_records
 from ..errors import ConfigError, DataError, ModelError
 from ..evaluation.completions import EvaluationSet
 from ..evaluation.decoding import DecodingSettings
-from ..evaluation.evaluate import Evaluation, evaluate_model
+from ..evaluation.evaluate import Evaluation, evaluate_model, rejudge
+from ..evaluation.judges.protocol import Judge
 from ..evaluation.judges.registry import make_judge
 from ..events import Measured, emit, inform, warn, warned
-from ..files import write_text
+from ..files import whole, write_text
 from ..mentions import setting
 from ..models.deployment import Deployment
 from ..models.files import quoted
 from ..models.layout import context_length
 from ..models.loading import LoadedModel, load_model
 from ..models.names import read_provenance, resolve
+from ..paths import checked_path
 from ..profiles import Choice, Profile, profile_of
 from ..settings import EvaluateSettings, Rows, written_out
+from ..store.digest import file_digest
 from ..store.environment import environment
-from ..store.folder import State, open_run
+from ..store.folder import RunFolder, State, open_run
 from ..store.naming import described_model, model_name
 from ..store.result import RunResult, stored_result
 from .encoding import report_forgeries
@@ -59,26 +63,28 @@ def evaluate(settings: EvaluateSettings) -> RunResult:
     """
     started = time.monotonic()
     check_seed(settings.seed)
-    name = model_name(settings.model)
+    return _judged_again(settings, started) if settings.rejudge is not None else _measured(settings, started)
+
+
+def _measured(settings: EvaluateSettings, started: float) -> RunResult:
+    """Generate completions, judge and measure them."""
+    name = model_name(cast(str | Path, settings.model))
     adapter = None if settings.adapter is None else model_name(settings.adapter)
-    profile, choice = profile_of(name), Choice.of(settings)
+    profile = profile_of(name)
     given: dict[EvaluationSet, Rows | None] = {role: getattr(settings, field) for role, field in FIELDS.items()}
-    sources = _sources(given, choice, profile, model=str(settings.model), seed=settings.seed)
+    sources = _sources(given, Choice.of(settings), profile, model=str(settings.model), seed=settings.seed)
     answer = settings.answer
     if answer is None:
         answer = profile.answer(settings.task) if settings.test_data is None else Profile().answer(None)
-    names = list(profile.judges if settings.judges is None else settings.judges)
-    max_new_tokens = settings.max_new_tokens
-    if max_new_tokens is None:
-        max_new_tokens = profile.max_new_tokens or DecodingSettings.max_new_tokens
     decoding = DecodingSettings(
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=settings.max_new_tokens or profile.max_new_tokens or DecodingSettings.max_new_tokens,
         batch_size=settings.batch_size,
         temperature=settings.temperature,
         seed=settings.seed,
     )
-    made = [make_judge(judge) for judge in names]
-    if not made and (EvaluationSet.HARMFUL in sources or EvaluationSet.BENIGN in sources):
+    named = profile.judges if settings.judges is None else settings.judges
+    judges = _judges(named)
+    if not judges and (EvaluationSet.HARMFUL in sources or EvaluationSet.BENIGN in sources):
         raise ConfigError(
             f"harmful and benign prompts need a judge. Name one with {setting('judges')}: keywords is a weak baseline "
             "that only looks for refusal phrases."
@@ -88,7 +94,7 @@ def evaluate(settings: EvaluateSettings) -> RunResult:
         "model": described_model(name),
         "adapter": None if adapter is None else described_model(adapter, on=name),
         "data": {str(role): source.described() for role, source in sources.items()},
-        "judges": names,
+        "judges": _names(named),
         "answer": answer,
         "retention_answer": settings.retention_answer,
         "decoding": dataclasses.asdict(decoding),
@@ -96,28 +102,85 @@ def evaluate(settings: EvaluateSettings) -> RunResult:
     config = written_out(settings, config)
     folder = open_run(settings.output, config, overwrite=settings.overwrite, inputs=(name, adapter, *given.values()))
     if folder.state is State.COMPLETE:
-        inform(f"{folder.path}: already complete; this is its stored result.")
-        return stored_result(folder.path)
+        return _stored(folder)
     loaded = load_model(name, adapter=adapter)
-    context = context_length(loaded.model)
-    _report_trained_prompts(Path(settings.model), sources)
-    renderer = Renderer(loaded.tokenizer, max_length=context or 2**31)
+    _report_trained_prompts(Path(str(settings.model)), sources)
+    renderer = Renderer(loaded.tokenizer, max_length=context_length(loaded.model) or 2**31)
     for source in sources.values():
         report_forgeries(source.records, renderer, "The model is given them as text.")
-    folder.begin(environment(settings.seed))
-    try:
-        measured = evaluate_model(
+
+    def measure() -> Evaluation:
+        return evaluate_model(
             loaded.model,  # type: ignore[arg-type]
             loaded.tokenizer,
             renderer=renderer,
             deployment=_deployment(loaded),
-            judges=made,
+            judges=judges,
             decoding=decoding,
             **{str(role): source.records for role, source in sources.items()},  # type: ignore[arg-type]
             answer=answer,
             retention_answer=settings.retention_answer,
             completions_path=folder.path / COMPLETIONS,
         )
+
+    return _carried_out(folder, settings.seed, measure, started)
+
+
+def _judged_again(settings: EvaluateSettings, started: float) -> RunResult:
+    """Judge the completions of a finished evaluation, without a model; they are copied, and the copy has the verdicts.
+
+    Raises:
+        DataError: the folder holds no completions.
+        ConfigError: no judge is named.
+    """
+    source = checked_path(cast(str | Path, settings.rejudge), setting("rejudge")).expanduser()
+    source = source / COMPLETIONS if source.is_dir() else source
+    if not source.is_file():
+        raise DataError(
+            f"{source}: there are no stored completions. Name the folder of a finished evaluation, or its "
+            f"{COMPLETIONS}, as {setting('rejudge')}.",
+            field="rejudge",
+        )
+    named = settings.judges or ()
+    judges = _judges(named)
+    if not judges:
+        raise ConfigError(f"no judge is named. Name one or more with {setting('judges')}.")
+    config: dict[str, Any] = {
+        "verb": "evaluate",
+        "rejudge": {"source": str(source), "sha256": file_digest(source)},
+        "judges": _names(named),
+    }
+    folder = open_run(settings.output, config, overwrite=settings.overwrite, inputs=(source,))
+    if folder.state is State.COMPLETE:
+        return _stored(folder)
+
+    def measure() -> Evaluation:
+        with whole(folder.path / COMPLETIONS) as temporary:
+            shutil.copyfile(source, temporary)
+        return rejudge(folder.path / COMPLETIONS, judges)
+
+    return _carried_out(folder, settings.seed, measure, started)
+
+
+def _judges(given: Sequence[str | Judge]) -> list[Judge]:
+    """The judges, those that are named looked up."""
+    return [make_judge(judge) if isinstance(judge, str) else judge for judge in given]
+
+
+def _names(given: Sequence[str | Judge]) -> list[str]:
+    return [judge if isinstance(judge, str) else judge.name for judge in given]
+
+
+def _stored(folder: RunFolder) -> RunResult:
+    inform(f"{folder.path}: already complete; this is its stored result.")
+    return stored_result(folder.path)
+
+
+def _carried_out(folder: RunFolder, seed: int, measure: Callable[[], Evaluation], started: float) -> RunResult:
+    """Measure inside the run's folder, and complete it."""
+    folder.begin(environment(seed))
+    try:
+        measured = measure()
         write_text(folder.path / EVALUATION, measured.model_dump_json(indent=2) + "\n")
         result = RunResult(
             output=folder.final,

@@ -90,7 +90,9 @@ def _signature(settings: type, beside: list[inspect.Parameter], returns: Any) ->
         )
         for field in fields_of(settings)
     ]
-    return inspect.Signature([*parameters, *beside], return_annotation=returns)
+    # What may be given without its name comes first, whether it must be given or not.
+    ordered = sorted([*parameters, *beside], key=lambda parameter: parameter.kind)
+    return inspect.Signature(ordered, return_annotation=returns)
 
 
 def _docstring(settings: type, text: str) -> str:

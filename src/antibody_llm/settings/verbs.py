@@ -3,12 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..mentions import setting
 from .fields import ELSEWHERE, FOLDER, Rows
 from .training import Repair
+
+if TYPE_CHECKING:
+    from ..evaluation.judges.protocol import Judge
+else:
+
+    class Judge:
+        """A judge's place in a type: the protocol cannot be checked at run time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +127,13 @@ class ConvertSettings:
 class EvaluateSettings:
     """Measure a model: harmful score, over-refusal, task accuracy, retention."""
 
-    model: str | Path = field(kw_only=False)
+    model: str | Path | None = field(default=None, kw_only=False)
     """``lab``, ``lab-aligned``, a folder, a run's folder, or a Hub id."""
     output: str | Path = field(metadata=FOLDER)
     """Folder of the run."""
+    rejudge: str | Path | None = None
+    """Folder of a finished evaluation, to judge its stored completions again. It takes the place of a model and of
+    everything that decides what a model is asked; the folder is left as it is."""
     adapter: str | Path | None = None
     """Adapter on the model."""
     harmful_prompts: Rows | None = field(default=None, metadata=ELSEWHERE)
@@ -134,8 +144,9 @@ class EvaluateSettings:
     """The user's task, each row ending with its reference answer."""
     retention_data: Rows | None = field(default=None, metadata=ELSEWHERE)
     """Unrelated skills, each row ending with its reference answer."""
-    judges: Sequence[str] | None = None
-    """lab or keywords. The first one's figures are the result; by default ``lab`` for a model of the lab."""
+    judges: Sequence[str | Judge] | None = None
+    """lab or keywords. The first one's figures are the result; by default ``lab`` for a model of the lab. In Python
+    also your own ``Judge`` objects."""
     answer: str | None = None
     """exact, contains or gsm8k: how test answers are compared. The default is exact."""
     retention_answer: str = "exact"
@@ -154,6 +165,27 @@ class EvaluateSettings:
     """Seed of the lab's rows, and of draws at a temperature above 0."""
     overwrite: bool = field(default=False, metadata=ELSEWHERE)
     """Replace what the folder holds, once complete."""
+
+    def __post_init__(self) -> None:
+        if self.rejudge is None and self.model is None:
+            raise ConfigError(f"{setting('model')} is missing. Give it, or an evaluation to {setting('rejudge')}.")
+        if self.rejudge is None:
+            return
+        for name in _DECIDE_COMPLETIONS:
+            value = getattr(self, name)
+            if value is not None and value != EvaluateSettings.__dataclass_fields__[name].default:
+                raise ConfigError(
+                    f"{setting(name)} has no effect on completions that are stored. Leave it out, or leave out "
+                    f"{setting('rejudge')}.",
+                    field=name,
+                )
+
+
+_DECIDE_COMPLETIONS = (
+    *("model", "adapter", "harmful_prompts", "benign_prompts", "test_data", "retention_data", "answer"),
+    *("retention_answer", "task", "num", "max_new_tokens", "batch_size", "temperature", "seed"),
+)
+"""The settings of an evaluation that have no effect where stored completions are judged again."""
 
 
 def _require_a_row(batch_size: int) -> None:
