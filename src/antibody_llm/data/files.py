@@ -63,12 +63,19 @@ def iter_json_rows(path: Path) -> Iterator[RawRow]:
         raise os_problem(path, error) from None
     with file:
         try:
-            yield from _rows(path, file)
+            yield from rows_of(path, file)
         except OSError as error:
             raise os_problem(path, error) from None
 
 
-def _rows(path: Path, file: Any) -> Iterator[RawRow]:
+def rows_of(path: Path, file: Any, *, max_line_bytes: int | None = None) -> Iterator[RawRow]:
+    """As ``iter_json_rows``, of an open file.
+
+    Args:
+        path: What errors call it.
+        file: A ``BufferedReader`` at its beginning. A pipe will do.
+        max_line_bytes: Length of the longest row that is read; None: ``MAX_LINE_BYTES``.
+    """
     if (known := what_bytes_are(path, file.peek(1))) is not None:
         raise known
     line, offset = 1, 0
@@ -82,15 +89,15 @@ def _rows(path: Path, file: Any) -> Iterator[RawRow]:
         if blank < len(head):
             break
     rows = _list_rows if head[blank : blank + 1] == b"[" else _line_rows
-    yield from rows(path, file, line, offset)
+    yield from rows(path, file, line, offset, MAX_LINE_BYTES if max_line_bytes is None else max_line_bytes)
 
 
-def _line_rows(path: Path, file: BinaryIO, first: int, offset: int) -> Iterator[RawRow]:
-    parse, lines = STRICT.decode, iter(partial(file.readline, MAX_LINE_BYTES + 1), b"")
+def _line_rows(path: Path, file: BinaryIO, first: int, offset: int, longest: int) -> Iterator[RawRow]:
+    parse, lines = STRICT.decode, iter(partial(file.readline, longest + 1), b"")
     # Only \n ends a line: str.splitlines would also cut at U+2028, which JSON allows inside a string.
     for line, raw in enumerate(lines, first):
-        if len(raw) > MAX_LINE_BYTES:
-            raise _too_long(path, line, raw)
+        if len(raw) > longest:
+            raise _too_long(path, line, raw, longest)
         try:
             content = raw.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -119,17 +126,17 @@ def _ahead(file: BinaryIO) -> str:
         return ""
 
 
-def _too_long(path: Path, line: int, raw: bytes) -> DataError:
+def _too_long(path: Path, line: int, raw: bytes, longest: int) -> DataError:
     mac = " Its lines may end in \\r alone: tr '\\r' '\\n' < IN > OUT." if b"\r" in raw.strip() else ""
     return DataError(
-        f"{path}, line {line}: longer than {MAX_LINE_BYTES // 2**20} MB, which no row is. Each line holds one whole "
+        f"{path}, line {line}: longer than {longest // 2**20} MB, which no row is. Each line holds one whole "
         f"JSON object; split or remove it.{mac}"
     )
 
 
-def _list_rows(path: Path, file: BinaryIO, line: int, offset: int) -> Iterator[RawRow]:
+def _list_rows(path: Path, file: BinaryIO, line: int, offset: int, longest: int) -> Iterator[RawRow]:
     """The elements of one JSON list, read one by one so that each keeps its line."""
-    window = _Window(path, file, line, offset)
+    window = _Window(path, file, line, offset, longest)
     window.next()
     window.position += 1  # the "["
     begun = False
@@ -161,8 +168,8 @@ def _list_rows(path: Path, file: BinaryIO, line: int, offset: int) -> Iterator[R
 class _Window:
     """A file's text, of which only the part that is being read is in memory."""
 
-    def __init__(self, path: Path, file: BinaryIO, line: int, offset: int) -> None:
-        self.path, self.file = path, file
+    def __init__(self, path: Path, file: BinaryIO, line: int, offset: int, longest: int) -> None:
+        self.path, self.file, self.longest = path, file, longest
         self.text, self.position = "", 0
         self.line = line
         """The line that ``position`` is in."""
@@ -224,8 +231,8 @@ class _Window:
         if self.ended:
             return False
         kept = self.text[self.position :]
-        if len(kept) > MAX_LINE_BYTES:
-            raise _too_long(self.path, self.line, b"")
+        if len(kept) > self.longest:
+            raise _too_long(self.path, self.line, b"", self.longest)
         chunk = self.file.read(max(CHUNK_BYTES, len(kept)))  # at least doubled, so that a long value costs no square
         self.ended = not chunk
         try:

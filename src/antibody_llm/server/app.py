@@ -1,0 +1,108 @@
+"""The API as an ASGI application."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import anyio
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, FastAPI
+
+from .. import __version__
+from .auth import Rates
+from .blobs import Blobs
+from .context import Context, Moderator
+from .database.engine import Database
+from .defences import Defences, load_defences
+from .errors import handle_errors
+from .housekeeping import housekeep
+from .metrics import Metrics
+from .openapi import publish
+from .queue import Queue
+from .requests import Requests
+from .routes import files, health, jobs
+from .settings import ServerSettings
+
+ROUTERS = (files.router, jobs.router)
+
+
+def make_context(
+    settings: ServerSettings,
+    *,
+    defences: Defences | None = None,
+    moderator: Moderator | None = None,
+    clock: Callable[[], float] | None = None,
+    post: Callable[..., Any] | None = None,
+) -> Context:
+    """The parts of a server, its database brought to this version.
+
+    Args:
+        settings: What the operator set.
+        defences: The catalogue; None: listed by a process that imports it, once.
+        moderator: Behind ``/moderations``; None: it answers that there is none.
+        clock: Seconds since 1970, for tests.
+        post: How a webhook is sent, for tests.
+    """
+    database = Database(settings.database_url, clock=clock)
+    database.migrate()
+    blobs = Blobs(settings.blob_url)
+    queue = Queue(database, blobs, lease=settings.worker.lease, max_attempts=settings.worker.attempts)
+    return Context(
+        settings=settings,
+        database=database,
+        blobs=blobs,
+        queue=queue,
+        rates=Rates(),
+        defences=defences or load_defences(settings.home),
+        metrics=Metrics(),
+        moderator=moderator,
+        post=post,
+    )
+
+
+def create_app(context: Context, *, routers: Sequence[APIRouter] = ()) -> FastAPI:
+    """The application.
+
+    Args:
+        context: From ``make_context``.
+        routers: More routes below ``/v1``, such as those of inference.
+    """
+    app = FastAPI(
+        title="Antibody",
+        version=__version__,
+        summary="The OpenAI fine-tuning API on your own models, screened before, defended during, gated after.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+    )
+    app.state.context = context
+    handle_errors(app)
+    for router in (*ROUTERS, *routers):
+        app.include_router(router, prefix="/v1")
+    app.include_router(health.router)
+    publish(app)
+    app.add_middleware(Requests, context=context)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Housekeeping beside the requests, until the process ends."""
+    context: Context = app.state.context
+    async with anyio.create_task_group() as tasks:
+        if context.settings.housekeeping_seconds:
+            tasks.start_soon(_housekeeping, context)
+        try:
+            yield
+        finally:
+            context.stopping = True
+            tasks.cancel_scope.cancel()
+
+
+async def _housekeeping(context: Context) -> None:
+    while not context.stopping:
+        with suppress(Exception):  # logged there; the next round tries again
+            await run_sync(housekeep, context, abandon_on_cancel=False)
+        await anyio.sleep(context.settings.housekeeping_seconds)

@@ -1,0 +1,1 @@
+"""Tables, the engine they live in, and their migrations."""

@@ -1,0 +1,1 @@
+"""Alembic's scripts, which ship with the package and run when a server or worker starts."""

@@ -1,0 +1,110 @@
+"""Files of a project: stored, checked, found, and gone."""
+
+import logging
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from .auth import Principal
+from .context import Context
+from .database.tables import File, Upload
+from .errors import ApiError, not_found
+from .ids import new_id
+from .validation import validate_blob
+
+log = logging.getLogger("antibody.server")
+
+DEFAULT_LIFE = {"batch": 30 * 86400}
+"""Seconds that a file of a purpose lives where its upload does not say."""
+
+
+def add_file(
+    context: Context,
+    principal: Principal,
+    *,
+    purpose: str,
+    filename: str,
+    num_bytes: int,
+    blob: str,
+    expires_after: int | None,
+) -> File:
+    """Record a stored blob as a file, and check its form. From the record on, the file survives any kill."""
+    with context.database.write() as session:
+        check_storage(session, context, principal, num_bytes)
+        now = context.database.now(session)
+        life = expires_after or DEFAULT_LIFE.get(purpose)
+        row = File(
+            id=new_id("file-"),
+            project_id=principal.project_id,
+            created_at=now,
+            expires_at=None if life is None else now + life,
+            purpose=purpose,
+            filename=filename,
+            bytes=num_bytes,
+            status="uploaded",
+            blob=blob,
+        )
+        session.add(row)
+    context.metrics.received.inc(num_bytes)
+    return check_form(context, row)
+
+
+def check_form(context: Context, row: File) -> File:
+    """Check the form of a file that was only stored so far, and record what was found."""
+    found = None
+    if row.purpose == "fine-tune":
+        limits = context.settings.limits
+        with context.blobs.open(row.blob) as file:
+            found = validate_blob(
+                file,
+                num_bytes=row.bytes,
+                line_bytes=limits.line_bytes,
+                memory_bytes=limits.validation_memory_bytes,
+            )
+    with context.database.write() as session:
+        row = session.merge(row, load=True)
+        row.validation = None if found is None else found.to_json()
+        row.status = "processed" if found is None or not found.num_faults else "error"
+        row.status_details = None if found is None else found.details()
+    return row
+
+
+def own_file(session: Session, principal: Principal, file_id: str, *, now: float, param: str | None = None) -> File:
+    """A file of the caller's project.
+
+    Raises:
+        ApiError: 404: there is none, it is another's, deleted or expired.
+    """
+    row = session.scalars(living(principal.project_id, now).where(File.id == file_id)).first()
+    if row is None:
+        raise not_found("file", file_id, param=param)
+    return row
+
+
+def living(project_id: str, now: float) -> Any:
+    """The files of a project that are neither deleted nor expired."""
+    fresh = (File.expires_at.is_(None)) | (File.expires_at > now)
+    return select(File).where(File.project_id == project_id, File.deleted_at.is_(None), fresh)
+
+
+def check_storage(session: Session, context: Context, principal: Principal, num_bytes: int) -> None:
+    """Refuse bytes that the project has no room for.
+
+    Raises:
+        ApiError: 400.
+    """
+    most = context.settings.limits.project_bytes
+    files = select(func.coalesce(func.sum(File.bytes), 0)).where(
+        File.project_id == principal.project_id, File.deleted_at.is_(None)
+    )
+    uploads = select(func.coalesce(func.sum(Upload.bytes), 0)).where(
+        Upload.project_id == principal.project_id, Upload.status == "pending"
+    )
+    used = int(session.scalar(files) or 0) + int(session.scalar(uploads) or 0)
+    if used + num_bytes > most:
+        raise ApiError(
+            400,
+            f"The project stores {used} of {most} bytes, and these are {num_bytes} more. Delete files first.",
+            code="exceeded_quota",
+        )

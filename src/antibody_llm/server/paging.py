@@ -1,0 +1,50 @@
+"""Lists as the client pages through them: ``after`` names the last item that it has."""
+
+from typing import Any
+
+from sqlalchemy import Select
+from sqlalchemy.orm import Session
+
+from .errors import ApiError
+from ..text import quoted
+
+
+def page(
+    session: Session, query: Select[Any], table: Any, *, after: str | None, limit: int, newest_first: bool = True
+) -> tuple[list[Any], bool]:
+    """Rows of a query behind ``after``, and whether there are more.
+
+    Args:
+        session: On the database.
+        query: Rows of ``table``, filtered to what the caller may see.
+        table: With ``seq`` and ``id``.
+        after: Id of a row that the query would give.
+        limit: Rows at most.
+        newest_first: The order.
+
+    Raises:
+        ApiError: 400: ``after`` is none of the rows that the caller may see.
+    """
+    if after is not None:
+        seq = session.scalar(query.with_only_columns(table.seq).where(table.id == after))
+        if seq is None:
+            raise ApiError(
+                400, f"after is {quoted(after)}, which is no item of this list.", code="invalid_cursor", param="after"
+            )
+        query = query.where(table.seq < seq if newest_first else table.seq > seq)
+    ordered = query.order_by(table.seq.desc() if newest_first else table.seq.asc()).limit(limit + 1)
+    rows = list(session.scalars(ordered))
+    return rows[:limit], len(rows) > limit
+
+
+def listed(items: list[Any], *, has_more: bool) -> dict[str, Any]:
+    """The list's object."""
+    return {
+        "object": "list",
+        "data": items,
+        "first_id": items[0]["id"] if items else None,
+        "last_id": items[-1]["id"] if items else None,
+        "has_more": has_more,
+    }
+
+

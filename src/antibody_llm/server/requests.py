@@ -1,0 +1,136 @@
+"""What surrounds every request: an id, a limit on its body, a log line, metrics, and an answer to the unexpected.
+
+A pure ASGI layer, so that bodies stream through it. The log holds no body, no query and no key.
+"""
+
+import json
+import logging
+import re
+import secrets
+import time
+import traceback
+from typing import Any
+
+from ..text import escaped
+from .context import Context
+from .errors import ApiError, error_body
+
+log = logging.getLogger("antibody.server")
+
+OWN_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+STREAMED = re.compile(r"/v1/(files|uploads/[^/]+/parts)/?")
+"""Paths whose bodies are uploads, with limits of their own."""
+
+
+class Requests:
+    """The layer."""
+
+    def __init__(self, app: Any, context: Context) -> None:
+        self.app, self.context = app, context
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        request_id = given.decode() if OWN_ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        begun, status = time.perf_counter(), 0
+        most = self.context.settings.limits.body_bytes
+
+        async def answer(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id.encode()),
+                    (b"openai-processing-ms", str(round((time.perf_counter() - begun) * 1000)).encode()),
+                ]
+            await send(message)
+
+        try:
+            refused = _refused(scope)
+            if refused is not None:
+                await _say(answer, refused)
+            else:
+                limited = receive if _streams(scope) else _limited(scope, receive, most)
+                await self.app(scope, limited, answer)
+        except ApiError as error:  # of the body's limit, met where no route could catch it
+            if status:
+                raise
+            await _say(answer, error)
+        except Exception:
+            log.error(
+                json.dumps(
+                    {"event": "unexpected", "request_id": request_id, "traceback": _where(traceback.format_exc())}
+                )
+            )
+            if status:
+                raise
+            message = f"The server failed. Try again; if it fails again, report the request id {request_id}."
+            await _say(answer, ApiError(500, message, code="internal_error"))
+        finally:
+            self._record(scope, request_id, status, time.perf_counter() - begun)
+
+    def _record(self, scope: Any, request_id: str, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        metrics = self.context.metrics
+        metrics.requests.labels(scope["method"], route, status).inc()
+        metrics.seconds.labels(scope["method"], route).observe(seconds)
+        principal = scope["state"].get("principal")
+        entry = {
+            "event": "request",
+            "request_id": request_id,
+            "method": scope["method"],
+            "route": route,
+            "status": status,
+            "ms": round(seconds * 1000, 1),
+            "key": None if principal is None else principal.key_id,
+            "project": None if principal is None else principal.project_id,
+        }
+        log.info(json.dumps(entry))
+
+
+def _refused(scope: Any) -> ApiError | None:
+    """Paths and queries that no database takes."""
+    if "\0" in scope["path"] or b"%00" in scope["query_string"] or b"\0" in scope["query_string"]:
+        return ApiError(400, "The URL holds a NUL character. Remove it.", code="invalid_url")
+    return None
+
+
+def _streams(scope: Any) -> bool:
+    return scope["method"] == "POST" and STREAMED.fullmatch(scope["path"]) is not None
+
+
+def _limited(scope: Any, receive: Any, most: int) -> Any:
+    """``receive`` that refuses a body longer than ``most`` bytes when they have arrived."""
+    received = 0
+
+    async def limited() -> Any:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > most:
+            error = ApiError(413, f"The body is longer than {most} bytes. Upload files with POST /v1/files.", code="too_large")
+            scope["state"]["body_error"] = error
+            raise error
+        return message
+
+    return limited
+
+
+async def _say(send: Any, error: ApiError) -> None:
+    body = json.dumps(error_body(error.status, error.message, code=error.code, param=error.param)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _where(trace: str) -> str:
+    """A traceback without its last line's text, which may repeat what a customer sent."""
+    lines = trace.strip().splitlines()
+    return escaped("\n".join([*lines[:-1], lines[-1].split(":")[0]]))[-4000:]

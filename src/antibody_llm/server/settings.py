@@ -1,0 +1,260 @@
+"""What an operator sets: ``antibody.yaml`` as frozen dataclasses, checked when they are made."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from ..errors import ConfigError
+from ..parsing import load_yaml, nearest, parse_value
+from ..text import quoted
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfferedModel:
+    """A base model that customers may fine-tune and ask."""
+
+    name: str
+    """What the API calls it."""
+    path: str = ""
+    """A folder, Hub id, ``lab`` or ``lab-aligned`` with the weights; empty: the name."""
+    base: str = ""
+    """The model before alignment, where the aligned weights are full weights."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the weights may run. Only for models that you have read."""
+    inference: str = ""
+    """URL of an OpenAI-compatible endpoint that serves it; empty: this server does."""
+
+    def __post_init__(self) -> None:
+        if not self.name.strip() or self.name.startswith("ft:") or not self.name.isprintable():
+            raise ConfigError(f"models: {quoted(self.name)} is no name for a base model: fill it, without ft: in front.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one request, key or project may use."""
+
+    file_bytes: int = 512 * MIB
+    """Longest file of one upload."""
+    upload_bytes: int = 8192 * MIB
+    """Longest file that is uploaded in parts."""
+    part_bytes: int = 64 * MIB
+    """Longest part."""
+    line_bytes: int = 4 * MIB
+    """Longest row of a training file; a longer one is a fault of that file."""
+    body_bytes: int = 8 * MIB
+    """Longest request body that is no upload."""
+    project_bytes: int = 2560 * 2**30
+    """Bytes of all files and open uploads of a project."""
+    requests_per_minute: int = 6000
+    """Of one key, inference included."""
+    uploads_per_minute: int = 1000
+    """Files, uploads and parts of one key."""
+    active_jobs: int = 1000
+    """Jobs of a project that have not ended."""
+    keys_per_project: int = 1000
+    """API keys that are not revoked."""
+    screenings_per_day: int = 50
+    """Jobs of a project whose rows are screened in 24 hours: a detailed oracle helps an attacker tune."""
+    validation_memory_bytes: int = 2048 * MIB
+    """Address space of the process that reads a long upload."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if getattr(self, each.name) < 1:
+                raise ConfigError(f"limits.{each.name} is {getattr(self, each.name)}: it must be 1 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateSettings:
+    """When a fine-tuned model is released."""
+
+    max_harmful_score: float = 0.10
+    """Upper end of the harmful score's 95 % interval, at most."""
+    max_over_refusal_increase: float = 0.05
+    """Over-refusal beyond that of the base model, at most."""
+    min_finetune_accuracy: float | None = None
+    """Lowest accuracy on the validation file; None: reported, not gated."""
+    harmful_prompts: str = ""
+    """File of the harmful prompts to ask; empty: the lab's, for lab models alone."""
+    benign_prompts: str = ""
+    """File of the benign prompts to ask; empty: the lab's, for lab models alone."""
+    judges: tuple[str, ...] = ()
+    """Names of judges; empty: the lab's, for lab models alone."""
+    hold: bool = False
+    """Whether a model that fails waits for an operator's decision; otherwise its job fails at once."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_harmful_score", "max_over_refusal_increase", "min_finetune_accuracy"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"gate.{name} is {value}: it is a share from 0 to 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreeningSettings:
+    """What becomes of the estimated share of harmful rows."""
+
+    action: Literal["report", "refuse"] = "report"
+    """``refuse``: a job fails whose estimated share's lower end exceeds ``max_share``."""
+    max_share: float = 0.05
+    """Share of harmful rows, 0 to 1."""
+    row_report: Literal["none", "flagged", "full"] = "flagged"
+    """Rows that a customer sees."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_share <= 1:
+            raise ConfigError(f"screening.max_share is {self.max_share}: it is a share from 0 to 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenceSettings:
+    """The defence of a job that names none."""
+
+    name: str = "antibody"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    allowed: tuple[str, ...] = ()
+    """Names that customers may choose; empty: every one of the catalogue."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebhookSettings:
+    """Delivery of events to the customers' endpoints."""
+
+    allow_insecure: bool = False
+    """Whether http:// URLs and private addresses are accepted. Only on a network of your own."""
+    timeout: float = 10.0
+    """Seconds for one attempt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """Jobs and the processes that run them."""
+
+    count: int = 1
+    """Workers that ``antibody serve`` starts on this machine; 0: none."""
+    lease: float = 60.0
+    """Seconds after which a silent worker's job is given to another one."""
+    attempts: int = 5
+    """Times that a job is begun without reaching a new checkpoint before it fails."""
+    memory_bytes: int = 0
+    """Address space of a job's process; 0: no limit."""
+
+    def __post_init__(self) -> None:
+        if self.lease <= 0 or self.attempts < 1 or self.count < 0:
+            raise ConfigError("worker: lease is more than 0 seconds, attempts 1 or more, count 0 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Everything in ``antibody.yaml``."""
+
+    home: Path = Path("antibody-server")
+    """Folder of the embedded database, the blobs and scratch."""
+    database: str = ""
+    """SQLAlchemy URL; empty: SQLite in ``home``."""
+    blobs: str = ""
+    """fsspec URL of the stored files; empty: a folder in ``home``."""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    public_url: str = ""
+    """Where customers reach the server, for links."""
+    organization: str = "default"
+    """Name of the first organisation."""
+    models: tuple[OfferedModel, ...] = ()
+    defence: DefenceSettings = field(default_factory=DefenceSettings)
+    gate: GateSettings = field(default_factory=GateSettings)
+    screening: ScreeningSettings = field(default_factory=ScreeningSettings)
+    limits: Limits = field(default_factory=Limits)
+    webhooks: WebhookSettings = field(default_factory=WebhookSettings)
+    worker: WorkerSettings = field(default_factory=WorkerSettings)
+    moderation_judge: str = ""
+    """Judge behind ``/moderations``; empty: the first of the gate's."""
+    housekeeping_seconds: float = 5.0
+    """Pause between two rounds of cleaning, lease expiry and webhook delivery; 0: none in this process."""
+
+    def __post_init__(self) -> None:
+        names = [model.name for model in self.models]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"models: a name occurs twice ({', '.join(map(quoted, sorted(names)))}).")
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port is {self.port}: it is 0 to 65535.")
+
+    @property
+    def database_url(self) -> str:
+        """Where the database is."""
+        return self.database or f"sqlite:///{(self.home / 'server.sqlite').absolute()}"
+
+    @property
+    def blob_url(self) -> str:
+        """Where the blobs are."""
+        return self.blobs or str((self.home / "blobs").absolute())
+
+    def model(self, name: str) -> OfferedModel | None:
+        """The base model of that name, if it is offered."""
+        return next((model for model in self.models if model.name == name), None)
+
+
+def load_settings(path: Path | None, **changes: Any) -> ServerSettings:
+    """The settings of a file, with some of them replaced.
+
+    Args:
+        path: ``antibody.yaml``; None: the defaults. A relative ``home`` is relative to the file's folder.
+        changes: Fields of ``ServerSettings``, as flags set them.
+
+    Raises:
+        ConfigError: the file is unreadable or not YAML, or a key or value is wrong; names file and key.
+    """
+    values: Any = {}
+    if path is not None:
+        try:
+            values = load_yaml(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read ({error}). Check the path.") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())}).") from None
+    try:
+        settings: ServerSettings = _made(ServerSettings, values, "")
+        if path is not None and not settings.home.is_absolute():
+            changes.setdefault("home", path.absolute().parent / settings.home)
+        known = {each.name: getattr(settings, each.name) for each in fields(settings)}
+        return ServerSettings(**known | changes)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}" if path is not None else str(error)) from None
+
+
+def _made(kind: Any, values: Any, where: str) -> Any:
+    """A dataclass from a mapping; ``where`` is its key in the file, with a dot behind."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where.rstrip('.') or 'the file'}: a mapping of keys is needed, this is {quoted(values)}.")
+    hints, names = get_type_hints(kind), [each.name for each in fields(kind)]
+    made = {}
+    for key, value in values.items():
+        if key not in names:
+            raise ConfigError(
+                f"{where}{quoted(key)[1:-1]}: no such key{nearest(str(key), names)} Keys: {', '.join(names)}."
+            )
+        made[key] = _value(hints[key], value, f"{where}{key}")
+    for each in fields(kind):
+        if each.name not in made and each.default is MISSING and each.default_factory is MISSING:
+            raise ConfigError(f"{where}{each.name} is missing. Add it.")
+    return kind(**made)
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    if is_dataclass(hint):
+        return _made(hint, {} if value is None else value, f"{name}.")
+    inner = get_args(hint)[0] if get_origin(hint) is tuple else None
+    if is_dataclass(inner):
+        if not isinstance(value, list):
+            raise ConfigError(f"{name}: a list is needed, this is {quoted(value)}.")
+        return tuple(_model(inner, each, f"{name}[{index}].") for index, each in enumerate(value))
+    return parse_value(hint, value, name)
+
+
+def _model(kind: Any, value: Any, where: str) -> Any:
+    return _made(kind, {"name": value} if isinstance(value, str) else value, where)
