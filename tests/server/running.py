@@ -123,7 +123,9 @@ def train(server, *, steps=2, status="succeeded", error=None):
     (folder / "adapter_config.json").write_text("{}")
     for step in range(1, steps + 1):
         data = {"step": step, "train_loss": 1.0 / step}
-        server.queue.event(claimed, f"Step {step}: training loss={1 / step}", kind="metrics", data=data, key=f"step-{step}")
+        server.queue.event(
+            claimed, f"Step {step}: training loss={1 / step}", kind="metrics", data=data, key=f"step-{step}"
+        )
         prefix = server.context.blobs.store_folder(folder)
         name = server.queue.checkpoint(claimed, step=step, metrics={"train_loss": 1.0 / step}, adapter=prefix)
         server.queue.judged(claimed, name, gate={"passed": True}, released=status == "succeeded")

@@ -41,7 +41,7 @@ def test_the_asynchronous_client_takes_the_same_path(server):
         assert job.status == "paused"
         job = await client.fine_tuning.jobs.resume(job.id)
         assert job.status == "validating_files"
-        assert [each.id async for each in await client.fine_tuning.jobs.list(limit=1)][0] == job.id
+        assert (await client.fine_tuning.jobs.list(limit=1)).data[0].id == job.id
         return (await client.fine_tuning.jobs.cancel(job.id)).status
 
     assert asyncio.run(path()) == "cancelled"

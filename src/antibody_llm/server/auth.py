@@ -12,11 +12,11 @@ from fastapi import Depends, Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from .context import context_of
 from .database.engine import Database
 from .database.tables import Audit, Key, Organization, Project
 from .errors import ApiError
 from .ids import new_id
-from .context import context_of
 
 Scope = Literal["customer", "operator"]
 MAX_COUNTERS = 100_000

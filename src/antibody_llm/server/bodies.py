@@ -1,6 +1,7 @@
 """Bodies of requests. An unknown key is refused with the nearest name, everywhere."""
 
-from typing import Annotated, Any, Literal
+import math
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
@@ -52,7 +53,7 @@ def _check_texts(value: Any, depth: int = 0) -> None:
             _check_texts(inner, depth + 1)
 
 
-def _auto(kind: type, *, low: float, high: float, open_below: bool = False) -> Any:
+def _auto(kind: type, *, low: float, high: float = math.inf, open_below: bool = False) -> tuple[Any, Any]:
     """``auto``, or a number between two bounds."""
 
     def check(value: Any) -> Any:
@@ -61,29 +62,23 @@ def _auto(kind: type, *, low: float, high: float, open_below: bool = False) -> A
         fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
         if not fits or not low <= value <= high or (open_below and value == low):
             sign = "more than" if open_below else "from"
-            bounds = f"{sign} {low:g}" + ("" if high == float("inf") else f" to {high:g}")
+            bounds = f"{sign} {low:g}" + ("" if high == math.inf else f" to {high:g}")
             raise ValueError(f"it must be 'auto' or {'a whole' if kind is int else 'a'} number {bounds}")
         return value
 
     number: dict[str, Any] = {"type": "integer" if kind is int else "number"}
     number["exclusiveMinimum" if open_below else "minimum"] = low
-    number["maximum"] = high if high != float("inf") else 1e308
+    number["maximum"] = high if high != math.inf else 1e308
     schema = {"anyOf": [{"type": "string", "const": "auto"}, number, {"type": "null"}], "default": "auto"}
-    return Annotated[Any, PlainValidator(check), WithJsonSchema(schema)]
-
-
-BatchSize = _auto(int, low=1, high=256)
-Epochs = _auto(int, low=1, high=50)
-Multiplier = _auto(float, low=0, high=float("inf"), open_below=True)
-Beta = _auto(float, low=0, high=2, open_below=True)
+    return PlainValidator(check), WithJsonSchema(schema)
 
 
 class Hyperparameters(Body):
     """Of a supervised job. ``learning_rate`` and ``regime`` are ours; a multiplier of 1 is the default rate."""
 
-    batch_size: BatchSize = "auto"
-    learning_rate_multiplier: Multiplier = "auto"
-    n_epochs: Epochs = "auto"
+    batch_size: Annotated[Any, *_auto(int, low=1, high=256)] = "auto"
+    learning_rate_multiplier: Annotated[Any, *_auto(float, low=0, open_below=True)] = "auto"
+    n_epochs: Annotated[Any, *_auto(int, low=1, high=50)] = "auto"
     learning_rate: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
     regime: Literal["lora", "full"] | None = None
 
@@ -96,7 +91,7 @@ class Hyperparameters(Body):
 class DpoHyperparameters(Hyperparameters):
     """Of a preference job."""
 
-    beta: Beta = "auto"
+    beta: Annotated[Any, *_auto(float, low=0, high=2, open_below=True)] = "auto"
 
 
 class Supervised(Body):
@@ -186,6 +181,7 @@ class ExpiresAfter(Body):
 
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+PURPOSES: tuple[str, ...] = get_args(Purpose)
 
 
 class UploadCreate(Body):

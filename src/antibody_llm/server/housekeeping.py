@@ -62,7 +62,9 @@ def _files(context: Context) -> None:
     """Remove the content of deleted and expired files, unless a job still needs it."""
     with context.database.write() as session:
         now = context.database.now(session)
-        for row in session.scalars(select(File).where(File.expires_at <= now, File.deleted_at.is_(None)).limit(AT_ONCE)):
+        for row in session.scalars(
+            select(File).where(File.expires_at <= now, File.deleted_at.is_(None)).limit(AT_ONCE)
+        ):
             row.deleted_at = now
     with context.database.read() as session:
         needed = select(Job.seq).where(

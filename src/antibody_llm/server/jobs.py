@@ -49,9 +49,7 @@ def create_job(context: Context, caller: Principal, body: JobCreate, *, repetiti
                 if earlier is not None:
                     return earlier, True
                 job = _made(session, context, caller, body, now)
-                session.add(
-                    Creation(digest=digest, job_id=job.id, created_at=now, first_seen=repetition in (0, None))
-                )
+                session.add(Creation(digest=digest, job_id=job.id, created_at=now, first_seen=repetition in (0, None)))
                 return job, False
         except IntegrityError:  # another sending of it was stored in between
             continue
@@ -167,7 +165,9 @@ def _rows(
     if row.status == "error":
         raise ApiError(400, f"{row.id} is not valid: {row.status_details}", code=code, param=param)
     if row.status != "processed":
-        raise ApiError(400, f"{row.id} is still being checked. Wait until its status is 'processed'.", code=code, param=param)
+        raise ApiError(
+            400, f"{row.id} is still being checked. Wait until its status is 'processed'.", code=code, param=param
+        )
     if found.get("method") != method:
         message = f"{row.id} holds rows for method '{found.get('method')}', and this job's method is '{method}'."
         raise ApiError(400, message, code=code, param=param)

@@ -72,9 +72,7 @@ def own_model(session: Session, caller: Principal, name: str) -> Model:
     Raises:
         ApiError: 404.
     """
-    query = select(Model).where(
-        Model.name == name, Model.project_id == caller.project_id, Model.deleted_at.is_(None)
-    )
+    query = select(Model).where(Model.name == name, Model.project_id == caller.project_id, Model.deleted_at.is_(None))
     row = session.scalars(query).first()
     if row is None:
         raise not_found("model", name)

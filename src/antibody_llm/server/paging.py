@@ -5,8 +5,8 @@ from typing import Any
 from sqlalchemy import Select
 from sqlalchemy.orm import Session
 
-from .errors import ApiError
 from ..text import quoted
+from .errors import ApiError
 
 
 def page(
@@ -46,5 +46,3 @@ def listed(items: list[Any], *, has_more: bool) -> dict[str, Any]:
         "last_id": items[-1]["id"] if items else None,
         "has_more": has_more,
     }
-
-

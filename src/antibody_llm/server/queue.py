@@ -74,9 +74,7 @@ class ClaimedJob:
 
     def model_name(self, step: int | None = None) -> str:
         """What the job's result is called, or its checkpoint at ``step``."""
-        return model_name(
-            base=self.base, organization=self.organization, suffix=self.suffix, job_id=self.id, step=step
-        )
+        return model_name(base=self.base, organization=self.organization, suffix=self.suffix, job_id=self.id, step=step)
 
 
 @dataclass(frozen=True)
@@ -406,7 +404,8 @@ class Queue:
     def depth(self) -> dict[str, int]:
         """How many jobs are in each state."""
         with self.database.read() as session:
-            return {status: num for status, num in session.execute(select(Job.status, func.count()).group_by(Job.status))}
+            rows = session.execute(select(Job.status, func.count()).group_by(Job.status)).all()
+            return {str(status): int(num) for status, num in rows}
 
     def waiting(self) -> int:
         """How many jobs a worker could claim now."""

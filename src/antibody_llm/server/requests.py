@@ -114,7 +114,9 @@ def _limited(scope: Any, receive: Any, most: int) -> Any:
         message = await receive()
         received += len(message.get("body", b""))
         if received > most:
-            error = ApiError(413, f"The body is longer than {most} bytes. Upload files with POST /v1/files.", code="too_large")
+            error = ApiError(
+                413, f"The body is longer than {most} bytes. Upload files with POST /v1/files.", code="too_large"
+            )
             scope["state"]["body_error"] = error
             raise error
         return message

@@ -31,7 +31,9 @@ class OfferedModel:
 
     def __post_init__(self) -> None:
         if not self.name.strip() or self.name.startswith("ft:") or not self.name.isprintable():
-            raise ConfigError(f"models: {quoted(self.name)} is no name for a base model: fill it, without ft: in front.")
+            raise ConfigError(
+                f"models: {quoted(self.name)} is no name for a base model: fill it, without ft: in front."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,7 +88,7 @@ def validate(file: BinaryIO, *, line_bytes: int) -> Validation:
         line_bytes: Longest row.
     """
     found = Validation()
-    buffered: Any = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)  # type: ignore[type-var]
+    buffered: Any = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)
     reader: RowReader | PreferenceReader | None = None
     try:
         for row_id, (line, row) in enumerate(_rows(buffered, line_bytes)):
@@ -142,7 +142,8 @@ def validate_blob(file: BinaryIO, *, num_bytes: int, line_bytes: int, memory_byt
         return validate(io.BytesIO(file.read()), line_bytes=line_bytes)
     command = [sys.executable, "-m", "antibody_llm.server.validation", str(line_bytes), str(memory_bytes)]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert child.stdin is not None and child.stdout is not None
+    assert child.stdin is not None
+    assert child.stdout is not None
     try:
         while piece := file.read(2**20):
             try:

@@ -1,6 +1,6 @@
 """``/files``."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
@@ -8,7 +8,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import ValidationError
 
 from ..auth import Caller
-from ..bodies import ExpiresAfter, Purpose
+from ..bodies import PURPOSES, ExpiresAfter
 from ..context import Context, context_of
 from ..database.tables import File
 from ..errors import ApiError
@@ -29,7 +29,7 @@ FORM_SCHEMA = {
                     "required": ["file", "purpose"],
                     "properties": {
                         "file": {"type": "string", "format": "binary"},
-                        "purpose": {"type": "string", "enum": list(Purpose.__args__)},
+                        "purpose": {"type": "string", "enum": list(PURPOSES)},
                         "expires_after[anchor]": {"type": "string", "const": "created_at"},
                         "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
                     },
@@ -98,10 +98,9 @@ def _asked(form: Form) -> tuple[str, int | None]:
 
 def check_purpose(purpose: str | None) -> None:
     """Refuse a purpose that is missing or unknown."""
-    known = Purpose.__args__
-    if purpose not in known:
+    if purpose not in PURPOSES:
         what = "Missing required parameter: 'purpose'." if purpose is None else f"Unknown purpose '{purpose[:100]}'."
-        raise ApiError(400, f"{what} Purposes: {', '.join(known)}.", code="invalid_purpose", param="purpose")
+        raise ApiError(400, f"{what} Purposes: {', '.join(PURPOSES)}.", code="invalid_purpose", param="purpose")
 
 
 @router.get("/files", response_model=FileList)
@@ -131,7 +130,9 @@ def retrieve(request: Request, caller: Caller, file_id: str) -> dict[str, object
         return file_object(own_file(session, caller, file_id, now=context.database.now(session)))
 
 
-BYTES = {200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}}
+BYTES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+}
 
 
 @router.get("/files/{file_id}/content", response_class=Response, responses=BYTES)
@@ -157,5 +158,3 @@ def delete(request: Request, caller: Caller, file_id: str) -> dict[str, object]:
         row = own_file(session, caller, file_id, now=now)
         row.deleted_at = now
         return {"id": row.id, "object": "file", "deleted": True}
-
-
