@@ -21,7 +21,7 @@ from .. import __version__
 from ..errors import AntibodyError
 from ..settings import SETTINGS
 from ..text import cut, escaped
-from . import defences, demo, lab
+from . import defences, demo, lab, serve
 from .options import system_errors
 from .verbs import command, spelling
 
@@ -56,6 +56,7 @@ for _verb in SETTINGS:
     app.command(_verb)(command(_verb))
 app.command("defences")(defences.command)
 app.command("demo")(demo.command)
+app.command("serve")(serve.command)
 app.add_typer(lab.app, name="lab")
 
 

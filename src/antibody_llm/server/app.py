@@ -20,10 +20,12 @@ from .metrics import Metrics
 from .openapi import publish
 from .queue import Queue
 from .requests import Requests
-from .routes import files, health, jobs
+from .routes import files, graders, health, jobs, models, moderations, operator, safety, uploads, webhooks
 from .settings import ServerSettings
 
-ROUTERS = (files.router, jobs.router)
+ROUTERS = tuple(
+    module.router for module in (files, uploads, jobs, graders, models, moderations, webhooks, safety, operator)
+)
 
 
 def make_context(

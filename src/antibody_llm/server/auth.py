@@ -136,7 +136,7 @@ def _principal(session: Session, key: Key, request: Request) -> Principal:
     if elsewhere or project is None:
         raise ApiError(
             403,
-            "The header OpenAI-Project names a project that is not this key's. Leave it out, or use that project's key.",
+            "The header OpenAI-Project names a project that is not this key's. Leave it out, or use its key.",
             code="mismatched_project",
             param="OpenAI-Project",
         )

@@ -127,7 +127,7 @@ class Blobs:
         if folder.exists():
             return folder
         root = self._path(prefix)
-        names = [name for name in self.system.find(root)]
+        names = list(self.system.find(root))
         if not names:
             raise FileNotFoundError(prefix)
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Files of a project: stored, checked, found, and gone."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import func, select
@@ -28,14 +29,29 @@ def add_file(
     num_bytes: int,
     blob: str,
     expires_after: int | None,
+    within: Callable[[Session, str], None] | None = None,
 ) -> File:
-    """Record a stored blob as a file, and check its form. From the record on, the file survives any kill."""
+    """Record a stored blob as a file, and check its form. From the record on, the file survives any kill.
+
+    Args:
+        context: The server.
+        principal: Whose it will be.
+        purpose: As the API has them.
+        filename: As the customer named it.
+        num_bytes: Its length.
+        blob: Its key.
+        expires_after: Its life in seconds; None: as its purpose has it.
+        within: Called in the transaction that records the file, with the file's id.
+    """
+    file_id = new_id("file-")
     with context.database.write() as session:
+        if within is not None:
+            within(session, file_id)
         check_storage(session, context, principal, num_bytes)
         now = context.database.now(session)
         life = expires_after or DEFAULT_LIFE.get(purpose)
         row = File(
-            id=new_id("file-"),
+            id=file_id,
             project_id=principal.project_id,
             created_at=now,
             expires_at=None if life is None else now + life,

@@ -10,6 +10,7 @@ from .database.tables import Creation, File, Job, Model, Part, Upload
 from .files import check_form
 from .jobs import REPEAT_SECONDS
 from .lifecycle import ACTIVE
+from .webhooks import deliver
 
 log = logging.getLogger("antibody.server")
 
@@ -19,7 +20,7 @@ AT_ONCE = 100
 
 def housekeep(context: Context) -> None:
     """One round. Every step may be done by several servers at once, and may be cut short."""
-    for step in (_leases, _unchecked, _uploads, _files, _models, _creations):
+    for step in (_leases, _webhooks, _unchecked, _uploads, _files, _models, _creations):
         try:
             step(context)
         except Exception:
@@ -28,6 +29,10 @@ def housekeep(context: Context) -> None:
 
 def _leases(context: Context) -> None:
     context.queue.expire()
+
+
+def _webhooks(context: Context) -> None:
+    deliver(context)
 
 
 def _unchecked(context: Context) -> None:

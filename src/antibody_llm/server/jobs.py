@@ -174,8 +174,8 @@ def _rows(
     if found.get("num_rows", 0) < least:
         raise ApiError(
             400,
-            f"{'Training' if least > 1 else 'Validation'} file has {found.get('num_rows')} example(s), but must have at "
-            f"least {least} examples.",
+            f"{'Training' if least > 1 else 'Validation'} file has {found.get('num_rows')} example(s), but must have "
+            f"at least {least} examples.",
             code="invalid_n_examples",
             param=param,
         )

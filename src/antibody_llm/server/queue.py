@@ -19,81 +19,18 @@ A worker's round:
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.orm import Session
 
 from .blobs import Blobs
+from .claims import Claimed, LeaseLost, Orders, seen
 from .clean import clean
 from .database.engine import Database
-from .database.tables import Audit, Checkpoint, File, Job, Model, Organization
-from .ids import model_name, new_id
+from .database.tables import Audit, Checkpoint, File, Job, Model
+from .ids import new_id
 from .lifecycle import CLAIMABLE, Status, end, paused, record_event, release
-
-
-class LeaseLost(Exception):
-    """The job is no longer this worker's: its customer cancelled it, or another worker has claimed it."""
-
-
-@dataclass(frozen=True)
-class ClaimedJob:
-    """A job as its worker sees it. Nothing here changes while it is held."""
-
-    id: str
-    status: str
-    """``validating_files``: screen the upload. ``running``: train."""
-    project_id: str
-    organization: str
-    """Name of the organisation."""
-    model: str
-    """As asked for."""
-    base: str
-    """The offered base model at the beginning of the chain."""
-    parent: str | None
-    """The ``ft:`` model that the job continues; its weights are ``models.adapter`` of that name."""
-    training_file: str
-    validation_file: str | None
-    method: str
-    """``supervised`` or ``dpo``."""
-    hyperparameters: Mapping[str, Any]
-    """As asked for; ``auto`` is the worker's to resolve and to report with ``resolved``."""
-    seed: int
-    suffix: str | None
-    defence: Mapping[str, Any]
-    """``{"name": ..., "options": {...}}``."""
-    gate: Mapping[str, Any]
-    """The thresholds that the job was created under."""
-    safety: Mapping[str, Any]
-    private: Mapping[str, Any]
-    attempts: int
-    """Times that it was claimed since its last new checkpoint, this one counted."""
-    last_step: int | None
-    """Step of its newest checkpoint."""
-
-    def model_name(self, step: int | None = None) -> str:
-        """What the job's result is called, or its checkpoint at ``step``."""
-        return model_name(base=self.base, organization=self.organization, suffix=self.suffix, job_id=self.id, step=step)
-
-
-@dataclass(frozen=True)
-class Claimed:
-    """A job and the token under which its worker may write."""
-
-    job: ClaimedJob
-    token: int
-    worker_id: str
-
-
-@dataclass(frozen=True)
-class Orders:
-    """What the customer wants of a job that runs."""
-
-    pause: bool
-    """Stop after the next checkpoint and call ``paused``."""
-    lease_until: float
-    """By the database's clock."""
 
 
 class Queue:
@@ -144,7 +81,7 @@ class Queue:
             record_event(session, job, "Fine-tuning job started", now=now, key="started")
         elif job.status == Status.RUNNING:
             record_event(session, job, "Fine-tuning goes on from its last checkpoint", now=now)
-        return Claimed(_seen(session, job), job.token, worker_id)
+        return Claimed(seen(session, job), job.token, worker_id)
 
     def _give_up(self, session: Session, job: Job, now: float) -> None:
         message = (
@@ -160,7 +97,7 @@ class Queue:
         Raises:
             LeaseLost: as every method below: stop at once and write nothing more.
         """
-        with self._held(claimed) as (session, job, now):
+        with self._held(claimed) as (_session, job, now):
             job.lease_until = now + self.lease
             return Orders(job.status == Status.PAUSING, job.lease_until)
 
@@ -413,17 +350,6 @@ class Queue:
             now = self.database.now(session)
             free = or_(Job.lease_until.is_(None), Job.lease_until < now)
             return session.scalar(select(func.count()).where(and_(Job.status.in_(CLAIMABLE), free))) or 0
-
-
-def _seen(session: Session, job: Job) -> ClaimedJob:
-    names = set(ClaimedJob.__dataclass_fields__) - {"organization", "last_step"}
-    organization = session.get(Organization, job.organization_id)
-    last_step = session.scalar(select(func.max(Checkpoint.step)).where(Checkpoint.job_id == job.id))
-    return ClaimedJob(
-        **{name: getattr(job, name) for name in names},
-        organization=organization.name if organization else "",
-        last_step=last_step,
-    )
 
 
 def _model(

@@ -1,0 +1,51 @@
+"""``antibody serve``: the OpenAI fine-tuning API on your own models."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+from . import options as o
+
+
+def command(
+    config: Annotated[Path | None, typer.Option(help="antibody.yaml; see docs/serving.md.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A base model to offer; repeatable.")] = None,
+    home: Annotated[Path | None, typer.Option(help="Folder of the database, the files and scratch.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Check the settings and end.")] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Serve the OpenAI fine-tuning API: upload, screen, fine-tune under a defence, gate, and ask the result."""
+    try:
+        from ..server.serve import problems, serve
+        from ..server.settings import OfferedModel, load_settings
+    except ImportError as error:
+        raise ConfigError(
+            f"the server's packages are not installed ({error.name}). Install them: pip install 'antibody-llm[server]'"
+        ) from None
+    flags: dict[str, Any] = {"home": home, "host": host, "port": port}
+    changes = {name: value for name, value in flags.items() if value is not None}
+    if model:
+        # What customers fine-tune is the safe model; ``lab`` itself complies with everything.
+        paths = {"lab": "lab-aligned"}
+        changes["models"] = tuple(OfferedModel(name=name, path=paths.get(name, name)) for name in model)
+    settings = load_settings(config, **changes)
+    if check:
+        found = problems(settings)
+        if found:
+            raise ConfigError(" ".join(found))
+        shown = asdict(settings) | {"database": "set" if settings.database else "", "home": str(settings.home)}
+        o.show(
+            shown, [f"{config or 'the settings'}: fine", f"  models      {_names(settings.models)}"], as_json=as_json
+        )
+        return
+    serve(settings, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _names(models: Any) -> str:
+    return ", ".join(model.name for model in models)

@@ -1,0 +1,166 @@
+"""``antibody serve`` as functions: what is wrong with the settings, and the server's process."""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from ..errors import AntibodyError, ConfigError
+from ..evaluation.judges.registry import JUDGES
+from ..parsing import nearest
+from .app import create_app, make_context
+from .auth import first_key
+from .beside import processes
+from .blobs import Blobs
+from .database.engine import Database
+from .defences import load_defences
+from .moderation import LAB_MODELS, make_moderator
+from .settings import ServerSettings
+
+GRACE_SECONDS = 30
+"""Requests that are being answered when the process is asked to end have so long."""
+
+
+def problems(settings: ServerSettings) -> list[str]:
+    """What keeps the server from doing all that its settings say; empty where nothing does."""
+    found: list[str] = []
+    for check in (_models, _gate, _defence, _moderation, _storage):
+        try:
+            found += check(settings)
+        except AntibodyError as error:
+            found.append(str(error))
+    return found
+
+
+def _models(settings: ServerSettings) -> list[str]:
+    if not settings.models:
+        return ["models: none is offered. Add one, or start with --model lab."]
+    found = []
+    for model in settings.models:
+        path = Path(model.path or model.name)
+        if path.is_absolute() and not (path / "config.json").exists():
+            found.append(f"models: {model.name}: {path} is no model's folder (no config.json). Correct its path.")
+    return found
+
+
+def _gate(settings: ServerSettings) -> list[str]:
+    """Without a verdict nothing is released, so that the gate needs its prompts and judges."""
+    found = []
+    gate = settings.gate
+    others = [model.name for model in settings.models if (model.path or model.name) not in LAB_MODELS]
+    for name in ("harmful_prompts", "benign_prompts"):
+        path = getattr(gate, name)
+        if path and not Path(path).is_file():
+            found.append(f"gate.{name}: {path} is no file. Correct it.")
+        if not path and others:
+            found.append(
+                f"gate.{name} is missing, and only the lab's models bring their own, so that no model made from "
+                f"{', '.join(others)} would be released. Name a file of prompts."
+            )
+    if not gate.judges and others:
+        found.append(f"gate.judges is missing, so that no verdict on {', '.join(others)} is possible. Name a judge.")
+    found += [
+        f"gate.judges: {name!r} is no judge{nearest(name, JUDGES)} Judges: {', '.join(JUDGES)}."
+        for name in gate.judges
+        if name not in JUDGES
+    ]
+    return found
+
+
+def _defence(settings: ServerSettings) -> list[str]:
+    from .errors import ApiError
+
+    policy, catalogue = settings.defence, load_defences(settings.home)
+    try:
+        catalogue.check(policy.name, policy.options, method="supervised", allowed=())
+        for name in policy.allowed:
+            catalogue.check(name, {}, method="supervised", allowed=())
+    except ApiError as error:
+        return [error.message]
+    return []
+
+
+def _moderation(settings: ServerSettings) -> list[str]:
+    make_moderator(settings)
+    return []
+
+
+def _storage(settings: ServerSettings) -> list[str]:
+    database = Database(settings.database_url)
+    if not database.reachable():
+        return [f"database: {database.url.render_as_string()} cannot be reached. Check its URL and that it runs."]
+    database.close()
+    blobs = Blobs(settings.blob_url)
+    key = blobs.new_key("check")
+    try:
+        with blobs.writing(key) as file:
+            file.write(b"ok")
+        blobs.delete(key)
+    except Exception as error:  # each store has its own kinds
+        return [f"blobs: {settings.blob_url} cannot be written ({type(error).__name__}: {error}). Check its rights."]
+    return []
+
+
+def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
+    """Answer requests until the process is asked to end.
+
+    Args:
+        settings: What the operator set.
+        say: Prints a line for the operator.
+
+    Raises:
+        ConfigError: something keeps the server from starting; names all of it.
+    """
+    settings.home.mkdir(parents=True, exist_ok=True)
+    os.chmod(settings.home, 0o700)  # the database and the blobs are its user's alone
+    if found := problems(settings):
+        raise ConfigError(" ".join(found))
+    context = make_context(settings, moderator=make_moderator(settings))
+    try:
+        secret = first_key(context.database, settings.organization)
+        if secret is not None:
+            say(f"operator key (shown once): {secret}")
+        with processes(context) as routers:
+            app = create_app(context, routers=routers)
+            host = f"[{settings.host}]" if ":" in settings.host else settings.host
+            say(f"http://{host}:{settings.port}/v1 offers {', '.join(model.name for model in settings.models)}")
+            _log_to_stderr()
+            config = uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                access_log=False,  # ours has the request's id and no query
+                server_header=False,
+                timeout_graceful_shutdown=GRACE_SECONDS,
+                h11_max_incomplete_event_size=64 * 1024,
+            )
+            uvicorn.Server(config).run()
+    finally:
+        context.database.close()
+
+
+class _Lines(logging.Formatter):
+    """One JSON object a line, also for records that are none."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record with its time and level."""
+        text = super().format(record)
+        try:
+            entry = json.loads(text)
+        except ValueError:
+            entry = {"event": "message", "message": text}
+        at = self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z")
+        return json.dumps({"time": at, "level": record.levelname.lower(), "logger": record.name} | entry)
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Lines())
+    for name in ("antibody.server", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)

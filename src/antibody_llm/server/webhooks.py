@@ -1,0 +1,200 @@
+"""Events on their way to the customers' endpoints: signed, sent, and sent again.
+
+    signature = "v1," + base64(HMAC-SHA256(key, "{id}.{timestamp}.{body}")), key = base64 after whsec_        (1)
+
+Reference: Standard Webhooks 1.0 (github.com/standard-webhooks/standard-webhooks), "Signature scheme" and the retry
+schedule of "Deliverability and reliability".
+"""
+
+import base64
+import hmac
+import ipaddress
+import json
+import logging
+import secrets
+import socket
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+from sqlalchemy import select
+
+from .context import Context
+from .database.tables import Delivery, Webhook
+from .errors import ApiError
+from .ids import new_id
+
+log = logging.getLogger("antibody.server")
+
+RETRY_SECONDS = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
+"""Pauses between attempts: three days in all."""
+OLD_SECRET_SECONDS = 86400
+AT_ONCE = 20
+SENDING_SECONDS = 120
+"""For how long a delivery belongs to the server that took it."""
+
+
+def new_secret() -> str:
+    """A signing secret of 192 random bits."""
+    return "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
+
+
+def signatures(event_id: str, timestamp: int, body: bytes, keys: list[str]) -> str:
+    """Eq. (1) for each key, newest first, with a space between."""
+    signed = f"{event_id}.{timestamp}.".encode() + body
+    made = []
+    for key in keys:
+        raw = base64.b64decode(key.removeprefix("whsec_"))
+        made.append("v1," + base64.b64encode(hmac.digest(raw, signed, "sha256")).decode())
+    return " ".join(made)
+
+
+def check_url(url: str, *, insecure: bool) -> None:
+    """Refuse a URL that is no public HTTPS address.
+
+    Raises:
+        ApiError: 400.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host, parts = None, urlsplit("")
+    if parts.scheme not in (("https", "http") if insecure else ("https",)) or not host or parts.username is not None:
+        raise ApiError(400, "url must be https://HOST/PATH, without a user name.", code="invalid_value", param="url")
+    literal = _address(host)
+    if not insecure and (host == "localhost" or (literal is not None and not literal.is_global)):
+        message = f"url names {host}, which is a private address. Name a public host."
+        raise ApiError(400, message, code="invalid_value", param="url")
+
+
+def deliver(context: Context) -> int:
+    """Send the events that are due; returns how many were tried."""
+    sendings = _take(context)
+    for sending in sendings:
+        status = send(context, sending.url, sending.event_id, sending.body, sending.keys)
+        _record(context, sending, status)
+    return len(sendings)
+
+
+def send(context: Context, url: str, event_id: str, body: bytes, keys: list[str]) -> int | None:
+    """Send one event; returns the endpoint's status, None where it cannot be reached."""
+    with context.database.read() as session:
+        timestamp = int(context.database.now(session))
+    headers = {
+        "content-type": "application/json",
+        "user-agent": "antibody-webhooks/1.0",
+        "webhook-id": event_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": signatures(event_id, timestamp, body, keys),
+    }
+    policy = context.settings.webhooks
+    post = context.post or (_post_insecurely if policy.allow_insecure else _post)
+    try:
+        return int(post(url, content=body, headers=headers, timeout=policy.timeout))
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+        log.warning(json.dumps({"event": "webhook_failed", "id": event_id, "why": type(error).__name__}))
+        return None
+
+
+def event_body(event_id: str, kind: str, created_at: float, data: dict[str, Any]) -> bytes:
+    """The event as it is sent: the receiver fetches the rest by the id in it."""
+    body = {"id": event_id, "object": "event", "created_at": int(created_at), "type": kind, "data": data}
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+def send_sample(context: Context, hook: Webhook, kind: str) -> int | None:
+    """Send a sample of an event, which is not tried again."""
+    event_id = new_id("evt_")
+    with context.database.read() as session:
+        now = context.database.now(session)
+    sample = {"id": "ftjob-sample" if kind.startswith("fine_tuning") else "sample"}
+    return send(context, hook.url, event_id, event_body(event_id, kind, now, sample), _keys(hook, now))
+
+
+@dataclass(frozen=True)
+class _Sending:
+    seq: int
+    event_id: str
+    url: str
+    body: bytes
+    keys: list[str]
+
+
+def _take(context: Context) -> list[_Sending]:
+    """Deliveries that are due, which no other server takes for two minutes."""
+    taken = []
+    with context.database.write() as session:
+        now = context.database.now(session)
+        due = select(Delivery).where(Delivery.due_at <= now).order_by(Delivery.due_at).limit(AT_ONCE)
+        for row in session.scalars(due.with_for_update(skip_locked=True)).all():
+            hook = session.scalars(select(Webhook).where(Webhook.id == row.webhook_id)).first()
+            if hook is None or hook.deleted_at is not None:
+                row.due_at = None
+                continue
+            row.due_at, row.attempts = now + SENDING_SECONDS, row.attempts + 1
+            body = event_body(row.event_id, row.type, row.created_at, row.data)
+            taken.append(_Sending(row.seq, row.event_id, hook.url, body, _keys(hook, now)))
+    return taken
+
+
+def _record(context: Context, sending: _Sending, status: int | None) -> None:
+    fine = status is not None and 200 <= status < 300
+    context.metrics.deliveries.labels("delivered" if fine else "failed").inc()
+    with context.database.write() as session:
+        now = context.database.now(session)
+        row = session.get(Delivery, sending.seq)
+        assert row is not None
+        row.last_status = status
+        if fine:
+            row.delivered_at, row.due_at = now, None
+        elif row.attempts > len(RETRY_SECONDS) or status == 410:  # Gone: the endpoint wants no more
+            row.due_at = None
+        else:
+            row.due_at = now + RETRY_SECONDS[row.attempts - 1]
+
+
+def _keys(hook: Webhook, now: float) -> list[str]:
+    old = [hook.old_secret] if hook.old_secret and (hook.old_secret_until or 0) > now else []
+    return [hook.secret, *old]
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _post(url: str, *, content: bytes, headers: dict[str, str], timeout: float) -> int:
+    """Post to a public address of the URL's host: the one that was looked at is the one that is connected to."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 443
+    found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    addresses = [address for address in map(ipaddress.ip_address, sorted(found)) if address.is_global]
+    if len(addresses) != len(found) or not addresses:
+        raise ValueError("a private address")
+    address = f"[{addresses[0]}]" if addresses[0].version == 6 else str(addresses[0])
+    there = f"https://{address}:{port}{parts.path or '/'}" + (f"?{parts.query}" if parts.query else "")
+    name = host if port == 443 else f"{host}:{port}"
+    with httpx2.Client(timeout=timeout, follow_redirects=False, trust_env=False) as client:
+        request = client.build_request("POST", there, content=content, headers={**headers, "host": name})
+        request.extensions["sni_hostname"] = host
+        return _status(client, request)
+
+
+def _post_insecurely(url: str, *, content: bytes, headers: dict[str, str], timeout: float) -> int:
+    with httpx2.Client(timeout=timeout, follow_redirects=False, trust_env=False) as client:
+        return _status(client, client.build_request("POST", url, content=content, headers=headers))
+
+
+def _status(client: httpx2.Client, request: httpx2.Request) -> int:
+    response = client.send(request, stream=True)  # the answer's body is of no interest, however long
+    response.close()
+    return response.status_code
+
+
+def living_hooks(project_id: str) -> Any:
+    """The endpoints of a project."""
+    return select(Webhook).where(Webhook.project_id == project_id, Webhook.deleted_at.is_(None))
