@@ -1,6 +1,7 @@
 """A server in this process, its clients, and a worker that trains nothing."""
 
 import json
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ class Server:
     """The application over ASGI. Its clock can be moved."""
 
     def __init__(self, home, **changes):
-        self.offset = 0.0
+        self.offset, self.frozen = 0.0, None
         self.posts = []
         settings = ServerSettings(
             home=home,
@@ -47,9 +48,7 @@ class Server:
         self.context.database.close()
 
     def now(self):
-        import time
-
-        return time.time() + self.offset
+        return (self.frozen or time.time()) + self.offset
 
     def post(self, url, *, content, headers, timeout):
         self.posts.append((url, content, headers))

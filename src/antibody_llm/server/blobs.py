@@ -39,7 +39,10 @@ class Blobs:
         protocol = self.system.protocol
         self.is_local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
         if self.is_local:
-            Path(self.root).mkdir(parents=True, exist_ok=True)
+            try:
+                Path(self.root).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"blobs: {self.root} cannot be made ({error.strerror}). Check its rights.") from None
 
     def new_key(self, kind: str) -> str:
         """A key that no blob has: ``kind/ab/abcdef...``."""
@@ -55,7 +58,9 @@ class Blobs:
                 yield file
             except BaseException:
                 with suppress(Exception):
-                    file.discard()
+                    file.discard()  # an object store forgets the parts that have arrived
+                with suppress(Exception):
+                    self.system.rm(self._path(key))
                 raise
             file.close()
             return

@@ -1,5 +1,6 @@
 """What is done beside the requests: leases, lives and leftovers."""
 
+import json
 import logging
 
 from sqlalchemy import delete, select
@@ -10,6 +11,7 @@ from .database.tables import Creation, File, Job, Model, Part, Upload
 from .files import check_form
 from .jobs import REPEAT_SECONDS
 from .lifecycle import ACTIVE
+from .requests import where
 from .webhooks import deliver
 
 log = logging.getLogger("antibody.server")
@@ -23,8 +25,9 @@ def housekeep(context: Context) -> None:
     for step in (_leases, _webhooks, _unchecked, _uploads, _files, _models, _creations):
         try:
             step(context)
-        except Exception:
-            log.exception("housekeeping: %s failed", step.__name__.strip("_"))
+        except Exception as error:
+            entry = {"event": "housekeeping_failed", "step": step.__name__.strip("_"), "where": where(error)}
+            log.error(json.dumps(entry))
 
 
 def _leases(context: Context) -> None:

@@ -11,7 +11,6 @@ import time
 import traceback
 from typing import Any
 
-from ..text import escaped
 from .context import Context
 from .errors import ApiError, error_body
 
@@ -62,12 +61,8 @@ class Requests:
             if status:
                 raise
             await _say(answer, error)
-        except Exception:
-            log.error(
-                json.dumps(
-                    {"event": "unexpected", "request_id": request_id, "traceback": _where(traceback.format_exc())}
-                )
-            )
+        except Exception as error:
+            log.error(json.dumps({"event": "unexpected", "request_id": request_id, "where": where(error)}))
             if status:
                 raise
             message = f"The server failed. Try again; if it fails again, report the request id {request_id}."
@@ -132,7 +127,14 @@ async def _say(send: Any, error: ApiError) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _where(trace: str) -> str:
-    """A traceback without its last line's text, which may repeat what a customer sent."""
-    lines = trace.strip().splitlines()
-    return escaped("\n".join([*lines[:-1], lines[-1].split(":")[0]]))[-4000:]
+def where(error: BaseException) -> list[str]:
+    """The kinds and places of an error and its causes, without their texts, which may repeat what a customer sent."""
+    lines: list[str] = []
+    at: BaseException | None = error
+    while at is not None and len(lines) < 100:
+        lines.append(type(at).__qualname__)
+        lines += [
+            f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(at.__traceback__)[-20:]
+        ]
+        at = at.__cause__ or at.__context__
+    return lines

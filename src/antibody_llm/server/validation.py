@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..data.files import BadRow, RawRow, rows_of
-from ..data.formats import RowReader
+from ..data.formats import MAX_BAD_ROWS, RowReader
 from ..data.preferences import PreferenceReader, is_preference
 from ..errors import DataError
 from ..text import cut, escaped
@@ -25,7 +25,8 @@ from ..text import cut, escaped
 MAX_FAULTS = 100
 IN_PROCESS_BYTES = 256 * 1024
 """Files up to this size are read where the request is answered: a process costs more."""
-TIMEOUT_SECONDS = 540
+CPU_SECONDS = 300
+"""For one file: 512 MB of rows take about a minute."""
 NAME = Path("upload")
 """What ``data`` calls the file in its messages, from which it is cut off again."""
 
@@ -58,6 +59,8 @@ class Validation:
     num_faults: int = 0
     faults: list[Fault] = field(default_factory=list)
     """The first ``MAX_FAULTS``."""
+    complete: bool = True
+    """Whether the file was read to its end; False after ``MAX_BAD_ROWS`` faults."""
 
     def add(self, fault: Fault) -> None:
         """Count a fault, and keep it while there are few."""
@@ -75,6 +78,8 @@ class Validation:
             return None
         rows = "1 fault" if self.num_faults == 1 else f"{self.num_faults} faults"
         head = f"{rows} in {self.num_rows} rows."
+        if not self.complete:
+            head = f"{rows} in the first {self.num_rows} rows; the others were not read."
         if self.num_faults > len(self.faults):
             head += f" The first {len(self.faults)}:"
         return "\n".join([head, *map(str, self.faults)])
@@ -102,6 +107,9 @@ def validate(file: BinaryIO, *, line_bytes: int) -> Validation:
                 reader.read(row_id, line, row)
             except BadRow as problem:
                 found.add(Fault(line, problem.field or None, problem.kind, _short(str(problem))))
+                if found.num_faults >= MAX_BAD_ROWS:
+                    found.complete = False
+                    break
     except DataError as error:
         found.add(_whole(error))
     return found
@@ -155,7 +163,6 @@ def validate_blob(file: BinaryIO, *, num_bytes: int, line_bytes: int, memory_byt
         pass
     try:
         answer = child.stdout.read()
-        child.wait(TIMEOUT_SECONDS)
     finally:
         child.kill()
         child.wait()
@@ -168,7 +175,7 @@ def _answered(answer: bytes) -> Validation:
         made = json.loads(answer)
     except ValueError:
         found = Validation()
-        message = "The file cannot be read: a row takes too much memory. Split long rows, or ask the operator."
+        message = "The file takes too much memory or time to read. Split long rows, and remove empty lines."
         found.add(Fault(None, None, "unreadable", message))
         return found
     return Validation(**made | {"faults": [Fault(**fault) for fault in made["faults"]]})
@@ -177,6 +184,7 @@ def _answered(answer: bytes) -> Validation:
 def _main(arguments: list[str]) -> None:
     line_bytes, memory_bytes = map(int, arguments)
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     try:
         found = validate(sys.stdin.buffer, line_bytes=line_bytes)
     except MemoryError:

@@ -1,0 +1,79 @@
+"""The tables, their migrations, and what a kill leaves."""
+
+import threading
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import text
+
+from antibody_llm.errors import ConfigError
+from antibody_llm.server.database.engine import Database
+from antibody_llm.server.database.tables import Organization, Table
+
+
+@pytest.fixture
+def database(tmp_path):
+    made = Database(f"sqlite:///{tmp_path / 'a.sqlite'}")
+    made.migrate()
+    yield made
+    made.close()
+
+
+def test_the_migrations_make_the_tables_that_the_code_knows(database):
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+
+
+def test_migrating_twice_changes_nothing(database):
+    with database.write() as session:
+        session.add(Organization(id="o", name="n", created_at=1.0))
+    database.migrate()
+    with database.read() as session:
+        assert session.get(Organization, "o").name == "n"
+
+
+def test_a_commit_is_on_the_disk_before_it_is_acknowledged(database):
+    with database.read() as session:
+        assert session.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+        assert session.execute(text("PRAGMA synchronous")).scalar() == 2
+        assert session.execute(text("PRAGMA foreign_keys")).scalar() == 1
+
+
+def test_writers_wait_for_each_other_instead_of_failing(database):
+    with database.write() as session:
+        session.add(Organization(id="o", name="0", created_at=0.0))
+
+    def add():
+        for _ in range(10):
+            with database.write() as session:
+                row = session.get(Organization, "o")
+                row.name = str(int(row.name) + 1)
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    with database.read() as session:
+        assert session.get(Organization, "o").name == "40"
+
+
+def test_a_block_that_raises_changes_nothing(database):
+    with pytest.raises(ZeroDivisionError), database.write() as session:
+        session.add(Organization(id="o", name="n", created_at=1.0))
+        session.flush()
+        raise ZeroDivisionError
+    with database.read() as session:
+        assert session.get(Organization, "o") is None
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nonsense", "not a URL"),
+        ("mysql://x/y", "is not supported"),
+        ("postgresql://nobody@127.0.0.1:1/none", "cannot be reached"),
+    ],
+)
+def test_a_database_that_cannot_be_used_says_why(url, words):
+    with pytest.raises(ConfigError, match=words):
+        Database(url).migrate()

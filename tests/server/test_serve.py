@@ -1,0 +1,62 @@
+"""``antibody serve --check``."""
+
+import json
+
+import pytest
+
+from antibody_llm.cli.main import run
+from antibody_llm.server import serve
+from antibody_llm.server.settings import GateSettings, OfferedModel, ServerSettings
+from tests.server.running import DEFENCES
+
+LAB = OfferedModel(name="lab", path="lab-aligned")
+
+
+@pytest.fixture(autouse=True)
+def known_defences(monkeypatch):
+    monkeypatch.setattr(serve, "load_defences", lambda home: DEFENCES)
+
+
+def check(tmp_path, capsys, text, *flags):
+    (tmp_path / "a.yaml").write_text(text)
+    code = run(["serve", "--config", str(tmp_path / "a.yaml"), "--check", *flags])
+    return code, capsys.readouterr()
+
+
+def test_the_lab_alone_needs_nothing_else(tmp_path, capsys):
+    code, shown = check(tmp_path, capsys, "", "--model", "lab", "--json")
+    assert code == 0
+    assert json.loads(shown.out)["models"][0]["path"] == "lab-aligned"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "models: none is offered"),
+        ("models: [/no/such/folder]", "no model's folder"),
+        ("models: [meta/x]", "gate.harmful_prompts is missing"),
+        ("models: [meta/x]", "gate.judges is missing"),
+        ("models: [lab]\ngate: {harmful_prompts: /no/file}", "gate.harmful_prompts: /no/file is no file"),
+        ("models: [lab]\ngate: {judges: [labb]}", "did you mean 'lab'"),
+        ("models: [lab]\ndefence: {name: antibodi}", "did you mean 'antibody'"),
+        ("models: [lab]\ndefence: {allowed: [x]}", "no such defence"),
+        ("models: [lab]\nmoderation_judge: x", "moderation_judge 'x'"),
+        ("models: [lab]\ndatabase: postgresql://nobody@127.0.0.1:1/none", "cannot be reached"),
+        ("models: [lab]\nblobs: nosuchfs://x", "blobs"),
+        ("models: [lab]\nblobs: /proc/none", "blobs"),
+    ],
+)
+def test_what_keeps_the_server_from_its_settings_is_named(tmp_path, capsys, text, words):
+    code, shown = check(tmp_path, capsys, text)
+    assert code == 2
+    assert words in shown.err
+
+
+def test_everything_that_is_wrong_is_named_at_once(tmp_path):
+    settings = ServerSettings(home=tmp_path, models=(LAB,), gate=GateSettings(judges=("x",), benign_prompts="/none"))
+    assert len(serve.problems(settings)) == 2
+
+
+def test_the_password_of_the_database_is_never_shown(tmp_path, capsys):
+    _, shown = check(tmp_path, capsys, "models: [lab]\ndatabase: postgresql://u:hidden@127.0.0.1:1/none")
+    assert "hidden" not in shown.err
