@@ -1,5 +1,7 @@
 """Creating jobs through the real client: what is accepted, what is refused, and requests that are sent again."""
 
+import json
+
 import httpx2
 import openai
 import pytest
@@ -86,7 +88,7 @@ def test_a_wrong_value_is_refused_with_its_place(client, rows, changes, code, pa
 
 
 def test_half_a_surrogate_pair_which_no_database_stores_is_refused(server, rows):
-    body = '{"model": "lab", "training_file": "%s", "suffix": "\\ud800"}' % rows
+    body = json.dumps({"model": "lab", "training_file": rows, "suffix": "\ud800"})
     answer = server.http.post("/v1/fine_tuning/jobs", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400
     assert "surrogate" in answer.json()["error"]["message"]

@@ -44,7 +44,7 @@ def test_urls_and_methods_that_do_not_exist_answer_in_the_apis_shape(server):
         (b"{", "application/json", "invalid_json"),
         (b"", "application/json", "missing_required_parameter"),
         (b"[]", "application/json", "invalid_value"),
-        (b"null", "application/json", "missing_required_parameter"),
+        (b"null", "application/json", "invalid_value"),
         (b"\xff\xfe", "application/json", "invalid_json"),
         (b"[" * 100_000, "application/json", "invalid_request"),
         (b'{"model": "lab", "metadata": ' + b'{"a":' * 200 + b"1" + b"}" * 201, "application/json", "invalid_value"),

@@ -46,8 +46,8 @@ def test_a_comparison_is_run(client, operation, reward):
 
 
 def test_what_is_not_run_says_so(client):
+    grader = {"type": "python", "name": "p", "source": "x"}
     with pytest.raises(openai.BadRequestError, match="is not run here") as refused:
-        grader = {"type": "python", "name": "p", "source": "x"}
         client.fine_tuning.alpha.graders.run(grader=grader, model_sample="x")
     assert refused.value.code == "unsupported_grader"
     with pytest.raises(openai.BadRequestError, match=r"item\.answer"):
