@@ -28,6 +28,7 @@ PART_SCHEMA = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
+                    "additionalProperties": False,
                     "required": ["data"],
                     "properties": {"data": {"type": "string", "format": "binary"}},
                 }
