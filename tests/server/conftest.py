@@ -12,6 +12,7 @@ except ImportError as missing:
         raise
     pytest.skip(f"the extras [server] and [test] are not installed ({missing})", allow_module_level=True)
 
+from tests.server.postgres import cluster
 from tests.server.running import Server
 
 
@@ -32,3 +33,10 @@ def fresh(tmp_path):
 @pytest.fixture
 def client(server):
     return server.client()
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """Makes the URL of a new database on a real PostgreSQL."""
+    with cluster() as new_database:
+        yield new_database

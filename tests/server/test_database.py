@@ -1,6 +1,7 @@
 """The tables, their migrations, and what a kill leaves."""
 
 import threading
+import time
 from contextlib import suppress
 
 import pytest
@@ -13,9 +14,10 @@ from antibody_llm.server.database.engine import Database
 from antibody_llm.server.database.tables import Organization, Table
 
 
-@pytest.fixture
-def database(tmp_path):
-    made = Database(f"sqlite:///{tmp_path / 'a.sqlite'}")
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request, tmp_path):
+    postgres = request.param == "postgresql"
+    made = Database(request.getfixturevalue("postgres")() if postgres else f"sqlite:///{tmp_path / 'a.sqlite'}")
     made.migrate()
     yield made
     made.close()
@@ -34,7 +36,8 @@ def test_migrating_twice_changes_nothing(database):
         assert session.get(Organization, "o").name == "n"
 
 
-def test_a_commit_is_on_the_disk_before_it_is_acknowledged(database):
+def test_a_commit_is_on_the_disk_before_it_is_acknowledged(tmp_path):
+    database = Database(f"sqlite:///{tmp_path / 'a.sqlite'}")
     with database.read() as session:
         assert session.execute(text("PRAGMA journal_mode")).scalar() == "wal"
         assert session.execute(text("PRAGMA synchronous")).scalar() == 2
@@ -48,7 +51,7 @@ def test_writers_wait_for_each_other_instead_of_failing(database):
     def add():
         for _ in range(10):
             with database.write() as session:
-                row = session.get(Organization, "o")
+                row = session.get(Organization, "o", with_for_update=True)
                 row.name = str(int(row.name) + 1)
 
     threads = [threading.Thread(target=add) for _ in range(4)]
@@ -78,3 +81,27 @@ def test_a_block_that_raises_changes_nothing(database):
 def test_a_database_that_cannot_be_used_says_why(url, words):
     with pytest.raises(ConfigError, match=words):
         Database(url).migrate()
+
+
+def test_everybody_reads_one_clock(database):
+    with database.read() as session:
+        assert abs(database.now(session) - time.time()) < 60
+
+
+def test_two_servers_that_start_at_once_migrate_once(request, tmp_path):
+    url = f"sqlite:///{tmp_path / 'b.sqlite'}"
+    found, barrier = [], threading.Barrier(3)
+
+    def start():
+        made = Database(url)
+        barrier.wait()
+        try:
+            made.migrate()
+        except Exception as error:
+            found.append(error)
+        made.close()
+
+    threads = [threading.Thread(target=start) for _ in range(3)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert found == []

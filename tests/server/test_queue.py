@@ -6,7 +6,14 @@ from contextlib import suppress
 import pytest
 
 from antibody_llm.server.claims import LeaseLost
-from tests.server.running import train, upload
+from tests.server.running import Server, train, upload
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def fresh(request, tmp_path):
+    url = request.getfixturevalue("postgres")() if request.param == "postgresql" else ""
+    with Server(tmp_path, database=url) as server:
+        yield server
 
 
 def queued(server, num=1):

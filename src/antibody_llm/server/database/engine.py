@@ -1,5 +1,6 @@
 """The database: SQLite with a write-ahead log by default, PostgreSQL by URL."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from ...errors import ConfigError
 WRITES = "antibody_writes"
 """Execution option of a connection whose transaction is going to write."""
 BUSY_MILLISECONDS = 30_000
+_ALEMBIC = threading.Lock()  # it keeps its connection in a module
 
 
 class Database:
@@ -56,7 +58,7 @@ class Database:
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         try:
-            with self.engine.execution_options(**{WRITES: True}).connect() as connection:
+            with _ALEMBIC, self._writing.connect() as connection:
                 if not self.is_sqlite:  # two servers that start at once: the second one waits
                     connection.execute(text("SELECT pg_advisory_xact_lock(7403)"))
                 config.attributes["connection"] = connection
