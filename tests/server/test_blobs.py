@@ -1,6 +1,8 @@
 """Blobs: whole or absent, in a folder and in another file system."""
 
+import os
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +72,27 @@ def test_keys_stay_below_the_root(tmp_path):
 def test_a_file_system_that_is_not_there_says_so():
     with pytest.raises(ConfigError, match="blobs"):
         Blobs("nosuchfs://x")
+
+
+def test_blobs_that_no_row_names_go_after_a_day(fresh):
+    from antibody_llm.server.housekeeping import housekeep
+    from tests.server.running import upload
+
+    blobs = fresh.context.blobs
+    kept = fresh.queue.file(upload(fresh.client()).id).blob
+    old, new, folder = blobs.new_key("files"), blobs.new_key("files"), blobs.new_key("models") + "/inner/a"
+    for key in (old, new, folder):
+        put(blobs, key, b"x")
+    half = Path(blobs.root) / "parts" / "ab" / ".abc.tmp"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"x")
+    for path in Path(blobs.root).rglob("*"):
+        if path.is_file() and not str(path).endswith(new):
+            os.utime(path, (1, 1))
+    housekeep(fresh.context)
+    left = {str(path.relative_to(blobs.root)) for path in Path(blobs.root).rglob("*") if path.is_file()}
+    assert left == {kept, new}
+    put(blobs, old, b"x")
+    os.utime(Path(blobs.root) / old, (1, 1))
+    housekeep(fresh.context)
+    assert blobs.exists(old)

@@ -7,6 +7,7 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
+from antibody_llm.server.webhooks import deliver
 from tests.server.running import BASE, chat_rows, dpo_rows, train, upload
 
 
@@ -248,3 +249,29 @@ def test_a_model_that_the_gate_refused_cannot_be_continued(fresh):
             client.fine_tuning.jobs.create(model=name, training_file=job.training_file)
         with pytest.raises(openai.NotFoundError):
             client.models.retrieve(name)
+
+
+def test_a_project_has_only_so_many_uploads_screened_a_day(tmp_path):
+    from antibody_llm.server.settings import Limits
+    from tests.server.running import Server
+
+    with Server(tmp_path, limits=Limits(screenings_per_day=1)) as server:
+        client = server.client()
+        file = upload(client).id
+        client.fine_tuning.jobs.cancel(client.fine_tuning.jobs.create(model="lab", training_file=file).id)
+        with pytest.raises(openai.RateLimitError) as refused:
+            client.fine_tuning.jobs.create(model="lab", training_file=file)
+        assert refused.value.code == "screening_limit_exceeded"
+        server.offset = 86401
+        client.fine_tuning.jobs.create(model="lab", training_file=file)
+
+
+def test_a_refused_model_is_an_alert_to_its_project(fresh):
+    client = fresh.client()
+    client.webhooks.create(name="h", url="https://example.com/", event_types=["safety.alert.created"])
+    job = client.fine_tuning.jobs.create(model="lab", training_file=upload(client).id)
+    train(fresh, steps=0, status="failed", error={"code": "safety_gate_failed", "message": "Refused.", "param": None})
+    found = client.safety.alerts.retrieve(client.fine_tuning.jobs.retrieve(job.id).safety["alert"])
+    assert (found.error_type, found.reason) == ("safety_gate_failed", "Refused.")
+    deliver(fresh.context)
+    assert json.loads(fresh.posts[0][1])["data"] == {"id": found.id}

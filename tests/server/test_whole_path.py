@@ -60,3 +60,37 @@ def test_an_ended_job_is_not_changed_and_the_client_does_not_try_again(server, c
         getattr(client.fine_tuning.jobs, verb)(job.id)
     assert refused.value.code == "job_has_ended"
     assert refused.value.request_id
+
+
+NODE_FILE = (
+    b"------formdata-undici-042\r\n"
+    b'Content-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
+    b"------formdata-undici-042\r\n"
+    b'Content-Disposition: form-data; name="file"; filename="rows.jsonl"\r\n'
+    b"Content-Type: application/octet-stream\r\n\r\n" + chat_rows(10) + b"\r\n"
+    b"------formdata-undici-042--\r\n"
+)
+"""What openai-node's ``files.create`` sends through undici, by its documentation."""
+NODE_HEADERS = {
+    "user-agent": "OpenAI/JS 6.1.0",
+    "x-stainless-lang": "js",
+    "x-stainless-retry-count": "0",
+    "accept": "application/json",
+}
+
+
+@pytest.mark.parametrize("purpose_first", [True, False])
+def test_what_another_client_sends_is_read_too(server, purpose_first):
+    body = NODE_FILE
+    if not purpose_first:
+        _, purpose, file, end = body.split(b"------formdata-undici-042")
+        body = b"------formdata-undici-042".join([b"", file, purpose, end])
+    form = {"content-type": "multipart/form-data; boundary=----formdata-undici-042"}
+    file = server.http.post("/v1/files", content=body, headers=NODE_HEADERS | form).json()
+    assert (file["status"], file["bytes"], file["filename"]) == ("processed", len(chat_rows(10)), "rows.jsonl")
+    body = b'{"training_file":"%s","model":"lab","method":{"type":"supervised"}}' % file["id"].encode()
+    headers = NODE_HEADERS | {"content-type": "application/json"}
+    job = server.http.post("/v1/fine_tuning/jobs", content=body, headers=headers).json()
+    assert job["status"] == "validating_files"
+    path = f"/v1/fine_tuning/jobs/{job['id']}/cancel"
+    assert server.http.post(path, headers=NODE_HEADERS).json()["status"] == "cancelled"

@@ -7,8 +7,10 @@ another name, flushed and renamed; object stores show an object when its last pa
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -97,6 +99,15 @@ class Blobs:
         """Whether there is a blob of that key."""
         return bool(self.system.exists(self._path(key)))
 
+    def older(self, kind: str, than: float) -> set[str]:
+        """Keys and prefixes of a kind whose every byte was written before a time, half-written ones included."""
+        found: dict[str, float] = {}
+        with suppress(FileNotFoundError):
+            for name, entry in self.system.find(self._path(kind), detail=True).items():
+                key = "/".join(name[len(self.root.rstrip("/")) + 1 :].split("/")[:3])
+                found[key] = max(found.get(key, 0.0), _written_at(entry))
+        return {key for key, at in found.items() if at < than}
+
     def delete(self, key: str) -> None:
         """Remove a blob, or all below a prefix; nothing where there is none."""
         with suppress(FileNotFoundError):
@@ -153,3 +164,9 @@ class Blobs:
         parts = key.split("/")
         assert all(part and not part.startswith("..") for part in parts), "a key is made by new_key"
         return f"{self.root.rstrip('/')}/{key}"
+
+
+def _written_at(entry: Mapping[str, Any]) -> float:
+    """Seconds since 1970, by whichever name the file system has for it; now where it has none."""
+    at = entry.get("mtime") or entry.get("LastModified") or entry.get("last_modified") or entry.get("created")
+    return at.timestamp() if isinstance(at, datetime) else float(at or time.time())

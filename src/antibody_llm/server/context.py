@@ -42,6 +42,8 @@ class Context:
     moderator: Moderator | None = None
     post: Callable[..., Any] | None = None
     """How a webhook is sent; None: over the network."""
+    swept_at: float = 0.0
+    """When blobs that no row names were removed."""
     stopping: bool = False
     """Whether the process is about to end, so that it is no longer ready."""
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 
 from sqlalchemy import delete, select
 
@@ -16,13 +17,14 @@ from .webhooks import deliver
 
 log = logging.getLogger("antibody.server")
 
+DAY_SECONDS = 86400
 AT_ONCE = 100
 """Rows of one kind in a round."""
 
 
 def housekeep(context: Context) -> None:
     """One round. Every step may be done by several servers at once, and may be cut short."""
-    for step in (_leases, _webhooks, _unchecked, _uploads, _files, _models, _creations):
+    for step in (_leases, _webhooks, _unchecked, _uploads, _files, _models, _creations, _orphans):
         try:
             step(context)
         except Exception as error:
@@ -99,6 +101,21 @@ def _purge(context: Context, blobs: Blobs, rows: list[tuple[File | Model, str]])
         with context.database.write() as session:
             for row, _ in rows:
                 session.merge(row).purged = True
+
+
+def _orphans(context: Context) -> None:
+    """Once a day, remove blobs that no row names: their writer was killed before it could record them."""
+    now = time.time()  # the blobs' own clock
+    if now - context.swept_at < DAY_SECONDS:
+        return
+    context.swept_at = now
+    with context.database.read() as session:
+        columns = (File.blob, Part.blob, Model.adapter)
+        named = {key for column in columns for key in session.scalars(select(column)) if key is not None}
+    for kind in ("files", "parts", "models"):
+        for key in context.blobs.older(kind, now - DAY_SECONDS):
+            if key not in named:
+                context.blobs.delete(key)
 
 
 def _creations(context: Context) -> None:

@@ -78,7 +78,7 @@ def _made(session: Session, context: Context, caller: Principal, body: JobCreate
     training = _rows(session, caller, body.training_file, method, now, param="training_file", least=MIN_ROWS)
     if body.validation_file is not None:
         _rows(session, caller, body.validation_file, method, now, param="validation_file", least=1)
-    _check_number(session, context, caller)
+    _check_number(session, context, caller, now)
     job = Job(
         id=new_id("ftjob-"),
         organization_id=caller.organization_id,
@@ -182,7 +182,11 @@ def _rows(
     return row
 
 
-def _check_number(session: Session, context: Context, caller: Principal) -> None:
+def _check_number(session: Session, context: Context, caller: Principal, now: float) -> None:
+    """Refuse more jobs than the project may have at once, or may have screened in a day.
+
+    What screening says of rows is a detailed answer to whoever tunes an attack (docs/antibody-posterior.md).
+    """
     most = context.settings.limits.active_jobs
     active = select(func.count()).where(Job.project_id == caller.project_id, Job.status.in_(ACTIVE))
     if (session.scalar(active) or 0) >= most:
@@ -190,6 +194,15 @@ def _check_number(session: Session, context: Context, caller: Principal) -> None
             429,
             f"The project has {most} jobs that have not ended, and may have no more. Wait for one, or cancel one.",
             code="job_limit_exceeded",
+            headers={"x-should-retry": "false"},
+        )
+    most = context.settings.limits.screenings_per_day
+    day = select(func.count()).where(Job.project_id == caller.project_id, Job.created_at > now - 86400)
+    if (session.scalar(day) or 0) >= most:
+        raise ApiError(
+            429,
+            f"The project has had {most} uploads screened in 24 hours, and may have no more. Try again tomorrow.",
+            code="screening_limit_exceeded",
             headers={"x-should-retry": "false"},
         )
 

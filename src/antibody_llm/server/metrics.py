@@ -26,8 +26,8 @@ class Metrics:
 
     def text(self, queue: Queue) -> bytes:
         """All of them as Prometheus reads them."""
-        depth = queue.depth()
+        jobs, waiting = queue.depth()
         for status in Status:
-            self._jobs.labels(status).set(depth.get(status, 0))
-        self._waiting.set(queue.waiting())
+            self._jobs.labels(status).set(jobs.get(status, 0))
+        self._waiting.set(waiting)
         return generate_latest(self.registry)

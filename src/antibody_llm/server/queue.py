@@ -2,9 +2,7 @@
 
 Workers are processes that may be anywhere and may die at any moment. All they need is this class, ``Blobs`` and the
 URLs of both. A claim ends by itself when it is not renewed; whoever claims the job next gets a higher token, and from
-then on every write under the old one raises ``LeaseLost``. So a worker that was only slow can do no harm.
-
-A worker's round:
+then on every write under the old one raises ``LeaseLost``. So a worker that was only slow can do no harm:
 
     claimed = queue.claim("worker-1")                  # None: nothing to do
     if claimed.job.status == "validating_files":       # screen the upload
@@ -21,16 +19,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from .blobs import Blobs
 from .claims import Claimed, LeaseLost, Orders, seen
 from .clean import clean
 from .database.engine import Database
-from .database.tables import Audit, Checkpoint, File, Job, Model
+from .database.tables import Checkpoint, File, Job, Model
 from .ids import new_id
 from .lifecycle import CLAIMABLE, Status, end, paused, record_event, release
+from .records import alert, audit_gate, model_row, result_file
 
 
 class Queue:
@@ -102,7 +101,7 @@ class Queue:
             return Orders(job.status == Status.PAUSING, job.lease_until)
 
     def release(self, claimed: Claimed) -> None:
-        """Give the job back, as at a worker's orderly end: the next one goes on from the last checkpoint."""
+        """Give the job back, as at a worker's orderly end."""
         with self._held(claimed) as (session, job, now):
             job.attempts -= 1
             if job.status == Status.PAUSING:
@@ -229,7 +228,7 @@ class Queue:
                     metrics=clean({"step": step, **metrics}),
                 )
             )
-            session.add(_model(job, name, adapter, now, step=step))
+            session.add(model_row(job, name, adapter, now, step=step))
             record_event(session, job, f"Checkpoint created at step {step}", now=now, key=f"checkpoint-{step}")
         return name
 
@@ -245,7 +244,7 @@ class Queue:
         with self._held(claimed) as (session, job, now):
             row = session.scalars(select(Model).where(Model.name == model, Model.job_id == job.id)).one()
             row.gate, row.released = clean(dict(gate)), released
-            _audit_gate(session, claimed, model, job, released, gate, now)
+            audit_gate(session, claimed, model, job, released, gate, now)
 
     def paused(self, claimed: Claimed) -> None:
         """The job has stopped after a checkpoint, as ``Orders.pause`` asked."""
@@ -290,17 +289,19 @@ class Queue:
             job.safety = {**job.safety, **clean(dict(safety or {}))}
             job.private = {**job.private, **clean(dict(private or {}))}
             job.trained_tokens = trained_tokens if trained_tokens is not None else job.trained_tokens
-            job.result_files = [_result_file(session, job, *each, now) for each in stored]
+            job.result_files = [result_file(session, job, *each, now) for each in stored]
             name = claimed.job.model_name() if adapter is not None else None
             succeeded = status == Status.SUCCEEDED
             if name is not None and adapter is not None:
-                session.add(_model(job, name, adapter, now, gate=gate, released=succeeded))
-                _audit_gate(session, claimed, name, job, succeeded, gate, now)
+                session.add(model_row(job, name, adapter, now, gate=gate, released=succeeded))
+                audit_gate(session, claimed, name, job, succeeded, gate, now)
             if succeeded:
                 job.fine_tuned_model = name
                 record_event(session, job, f"New fine-tuned model created: {name}", now=now, key="model")
                 record_event(session, job, "The job has successfully completed", now=now, key="completed")
             else:
+                if name is not None:
+                    job.safety = {**job.safety, "alert": alert(session, job, name, error or {}, now)}
                 message = str((error or {}).get("message") or "The job failed.")
                 record_event(session, job, message, now=now, level="error", key="failed")
             end(session, job, Status(status), now=now, error=None if error is None else dict(error))
@@ -338,75 +339,11 @@ class Queue:
                 parent = job.parent
         return found
 
-    def depth(self) -> dict[str, int]:
-        """How many jobs are in each state."""
-        with self.database.read() as session:
-            rows = session.execute(select(Job.status, func.count()).group_by(Job.status)).all()
-            return {str(status): int(num) for status, num in rows}
-
-    def waiting(self) -> int:
-        """How many jobs a worker could claim now."""
+    def depth(self) -> tuple[dict[str, int], int]:
+        """How many jobs are in each state, and how many a worker could claim now."""
         with self.database.read() as session:
             now = self.database.now(session)
+            rows = session.execute(select(Job.status, func.count()).group_by(Job.status)).all()
             free = or_(Job.lease_until.is_(None), Job.lease_until < now)
-            return session.scalar(select(func.count()).where(and_(Job.status.in_(CLAIMABLE), free))) or 0
-
-
-def _model(
-    job: Job,
-    name: str,
-    adapter: str,
-    now: float,
-    *,
-    step: int | None = None,
-    gate: Mapping[str, Any] | None = None,
-    released: bool = False,
-) -> Model:
-    return Model(
-        name=name,
-        project_id=job.project_id,
-        job_id=job.id,
-        created_at=now,
-        base=job.base,
-        parent=job.parent,
-        adapter=adapter,
-        step=step,
-        gate=None if gate is None else clean(dict(gate)),
-        released=released,
-    )
-
-
-def _result_file(session: Session, job: Job, name: str, content: bytes, blob: str, now: float) -> str:
-    row = File(
-        id=new_id("file-"),
-        project_id=job.project_id,
-        created_at=now,
-        purpose="fine-tune-results",
-        filename=name,
-        bytes=len(content),
-        status="processed",
-        blob=blob,
-    )
-    session.add(row)
-    return row.id
-
-
-def _audit_gate(
-    session: Session,
-    claimed: Claimed,
-    model: str,
-    job: Job,
-    released: bool,
-    gate: Mapping[str, Any] | None,
-    now: float,
-) -> None:
-    session.add(
-        Audit(
-            created_at=now,
-            actor=claimed.worker_id,
-            action="gate.released" if released else "gate.refused",
-            subject=model,
-            project_id=job.project_id,
-            data=clean(dict(gate or {})),
-        )
-    )
+            waiting = session.scalar(select(func.count()).where(Job.status.in_(CLAIMABLE), free)) or 0
+            return {str(status): int(num) for status, num in rows}, waiting

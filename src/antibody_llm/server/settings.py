@@ -60,7 +60,7 @@ class Limits:
     """Jobs of a project that have not ended."""
     keys_per_project: int = 1000
     """API keys that are not revoked."""
-    screenings_per_day: int = 50
+    screenings_per_day: int = 200
     """Jobs of a project whose rows are screened in 24 hours: a detailed oracle helps an attacker tune."""
     validation_memory_bytes: int = 2048 * MIB
     """Address space of the process that reads a long upload."""
