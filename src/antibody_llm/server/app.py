@@ -17,7 +17,7 @@ from .defences import Defences, load_defences
 from .errors import handle_errors
 from .housekeeping import housekeep
 from .metrics import Metrics
-from .openapi import publish
+from .openapi import Api, publish
 from .queue import Queue
 from .requests import Requests
 from .routes import files, graders, health, jobs, models, moderations, operator, safety, uploads, webhooks
@@ -69,7 +69,7 @@ def create_app(context: Context, *, routers: Sequence[APIRouter] = ()) -> FastAP
         context: From ``make_context``.
         routers: More routes below ``/v1``, such as those of inference.
     """
-    app = FastAPI(
+    app = Api(
         title="Antibody",
         version=__version__,
         summary="The OpenAI fine-tuning API on your own models, screened before, defended during, gated after.",

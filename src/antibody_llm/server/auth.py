@@ -110,7 +110,10 @@ def authenticate(request: Request) -> Principal:
             headers={"www-authenticate": "Bearer"},
         )
     with context.database.read() as session:
-        key = session.scalars(select(Key).where(Key.digest == digest(secret))).first()
+        known = select(Key, Project, Organization).join(Project, Project.id == Key.project_id)
+        known = known.join(Organization, Organization.id == Project.organization_id)
+        row = session.execute(known.where(Key.digest == digest(secret))).first()
+        key = None if row is None else row[0]
         now = context.database.now(session)
         if key is None or key.revoked_at is not None or (key.expires_at or now) < now:
             why = "unknown" if key is None else "revoked" if key.revoked_at is not None else "expired"
@@ -120,29 +123,28 @@ def authenticate(request: Request) -> Principal:
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
-        principal = _principal(session, key, request)
+        assert row is not None
+        principal = _principal(session, *row, request)
     context.rates.count(key.id, "requests", context.settings.limits.requests_per_minute)
     request.state.principal = principal
     return principal
 
 
-def _principal(session: Session, key: Key, request: Request) -> Principal:
-    wanted_project = request.headers.get("openai-project") or key.project_id
-    project = session.get(Project, wanted_project) if len(wanted_project) <= 64 else None
-    own = session.get(Project, key.project_id)
-    assert own is not None
-    wanted_organization = request.headers.get("openai-organization")
-    elsewhere = project is None or (project.id != own.id and key.scope != "operator")
-    if elsewhere or project is None:
-        raise ApiError(
-            403,
-            "The header OpenAI-Project names a project that is not this key's. Leave it out, or use its key.",
-            code="mismatched_project",
-            param="OpenAI-Project",
-        )
-    organization = session.get(Organization, project.organization_id)
-    assert organization is not None
-    if wanted_organization and wanted_organization not in (organization.id, organization.name):
+def _principal(session: Session, key: Key, project: Project, organization: Organization, request: Request) -> Principal:
+    """Who a key is, in the project that its headers ask for."""
+    wanted = request.headers.get("openai-project") or project.id
+    if wanted != project.id:
+        other = session.get(Project, wanted) if key.scope == "operator" and len(wanted) <= 64 else None
+        owner = None if other is None else session.get(Organization, other.organization_id)
+        if other is None or owner is None:
+            raise ApiError(
+                403,
+                "The header OpenAI-Project names a project that is not this key's. Leave it out, or use its key.",
+                code="mismatched_project",
+                param="OpenAI-Project",
+            )
+        project, organization = other, owner
+    if request.headers.get("openai-organization") not in (None, "", organization.id, organization.name):
         raise ApiError(
             403,
             "The header OpenAI-Organization names an organisation that is not this key's. Leave it out.",

@@ -31,9 +31,9 @@ class TextSimilarity(Body):
     input: Text
     reference: Text
     evaluation_metric: Literal[
-        *("cosine", "fuzzy_match", "bleu", "gleu", "meteor"),
-        *("rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l"),
-    ]
+        "cosine", "fuzzy_match", "bleu", "gleu", "meteor",
+        "rouge_1", "rouge_2", "rouge_3", "rouge_4", "rouge_5", "rouge_l",
+    ]  # fmt: skip
 
 
 class PythonGrader(Body):

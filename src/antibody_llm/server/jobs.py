@@ -96,7 +96,7 @@ def _made(session: Session, context: Context, caller: Principal, body: JobCreate
         seed=secrets.randbelow(MAX_SEED + 1) if body.seed is None else body.seed,
         suffix=body.suffix,
         integrations=None if body.integrations is None else [each.model_dump() for each in body.integrations],
-        labels=body.metadata,
+        labels=body.metadata or None,
         defence=_defence(context, body, method),
         gate=_gate(context, body.gate),
         safety={},
@@ -197,8 +197,8 @@ def _check_number(session: Session, context: Context, caller: Principal, now: fl
             headers={"x-should-retry": "false"},
         )
     most = context.settings.limits.screenings_per_day
-    day = select(func.count()).where(Job.project_id == caller.project_id, Job.created_at > now - 86400)
-    if (session.scalar(day) or 0) >= most:
+    newest = select(Job.created_at).where(Job.project_id == caller.project_id).order_by(Job.seq.desc())
+    if (session.scalar(newest.offset(most - 1).limit(1)) or 0.0) > now - 86400:
         raise ApiError(
             429,
             f"The project has had {most} uploads screened in 24 hours, and may have no more. Try again tomorrow.",

@@ -80,7 +80,10 @@ class File(Table):
     deleted_at: Mapped[float | None] = mapped_column(index=True)
     purged: Mapped[bool] = mapped_column(default=False)
     """Whether the content of a deleted file is gone too."""
-    __table_args__ = (Index("files_by_project", "project_id", "seq"),)
+    __table_args__ = (
+        Index("files_by_project", "project_id", "seq"),
+        Index("files_by_size", "project_id", "deleted_at", "bytes"),
+    )
 
 
 class Upload(Table):
@@ -142,7 +145,7 @@ class Job(Table):
     suffix: Mapped[str | None]
     integrations: Mapped[list[Any] | None]
     labels: Mapped[dict[str, Any] | None]
-    """The API's ``metadata``."""
+    """The API's ``metadata``; never empty."""
     defence: Mapped[dict[str, Any]]
     """``{"name": ..., "options": {...}}``."""
     gate: Mapped[dict[str, Any]]
@@ -169,6 +172,7 @@ class Job(Table):
     """Times that it was claimed since its last new checkpoint."""
     __table_args__ = (
         Index("jobs_by_project", "project_id", "seq"),
+        Index("jobs_by_status", "project_id", "status"),
         Index("jobs_to_claim", "status", "lease_until", "seq"),
     )
 
@@ -332,3 +336,12 @@ class Audit(Table):
     """Id of what it is about."""
     project_id: Mapped[str | None] = mapped_column(String(64))
     data: Mapped[dict[str, Any] | None]
+
+
+Index(
+    "jobs_without_labels",
+    Job.project_id,
+    Job.seq,
+    sqlite_where=Job.labels.is_(None),
+    postgresql_where=Job.labels.is_(None),
+)

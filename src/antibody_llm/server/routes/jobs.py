@@ -68,9 +68,9 @@ def index(request: Request, caller: Caller, after: str | None = None, limit: Lim
         for name, value in request.query_params.multi_items():
             if (label := METADATA.fullmatch(name)) is not None:
                 same = (JobLabel.name == label[1], JobLabel.value == value)
-                query = query.where(select(JobLabel).where(JobLabel.job_seq == Job.seq, *same).exists())
+                query = query.where(Job.seq.in_(select(JobLabel.job_seq).where(*same)))
             elif name == "metadata" and value == "null":
-                query = query.where(~select(JobLabel).where(JobLabel.job_seq == Job.seq).exists())
+                query = query.where(Job.labels.is_(None))
             elif name == "metadata":
                 raise ApiError(400, "metadata is null, or metadata[KEY]=VALUE.", code="invalid_value", param="metadata")
         rows, more = page(session, query, Job, after=after, limit=limit)

@@ -108,6 +108,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("id"),
     )
     op.create_index("files_by_project", "files", ["project_id", "seq"])
+    op.create_index("files_by_size", "files", ["project_id", "deleted_at", "bytes"])
     op.create_index("ix_files_deleted_at", "files", ["deleted_at"])
     op.create_index("ix_files_expires_at", "files", ["expires_at"])
     op.create_index("ix_files_status", "files", ["status"])
@@ -152,7 +153,15 @@ def upgrade() -> None:
         sa.UniqueConstraint("id"),
     )
     op.create_index("jobs_by_project", "jobs", ["project_id", "seq"])
+    op.create_index("jobs_by_status", "jobs", ["project_id", "status"])
     op.create_index("jobs_to_claim", "jobs", ["status", "lease_until", "seq"])
+    op.create_index(
+        "jobs_without_labels",
+        "jobs",
+        ["project_id", "seq"],
+        sqlite_where=sa.text("labels IS NULL"),
+        postgresql_where=sa.text("labels IS NULL"),
+    )
 
     op.create_table(
         "models",
