@@ -126,3 +126,45 @@ def test_an_error_that_a_user_can_fix_names_its_field_as_param(fresh, monkeypatc
     told = error(fresh.http.get("/v1/models/lab"), 400)
     assert told["param"] == "options.tau"
     assert "tau" in told["message"]
+
+
+def test_a_body_that_pauses_is_given_up_so_that_the_client_tries_again(tmp_path):
+    import asyncio
+
+    from antibody_llm.server.settings import Limits
+    from tests.server.running import Server
+
+    async def ask(server, path, kind):
+        sent, begun = [], False
+
+        async def receive():
+            nonlocal begun
+            if begun:
+                await asyncio.sleep(30)
+            begun = True
+            return {"type": "http.request", "body": b"--x\r\n", "more_body": True}
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [(b"authorization", f"Bearer {server.key}".encode()), (b"content-type", kind)]
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+        await server.app(scope | {"headers": headers, "http_version": "1.1", "scheme": "http"}, receive, send)
+        return sent[0]["status"], json.loads(sent[1]["body"])["error"]["code"]
+
+    with Server(tmp_path, limits=Limits(idle_seconds=1)) as server:
+        for path, kind in (("/v1/files", b"multipart/form-data; boundary=x"), (JOBS, b"application/json")):
+            assert asyncio.run(ask(server, path, kind)) == (408, "request_timeout")
+        assert [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == []
+
+
+def test_a_database_that_is_away_is_a_503_that_the_client_tries_again(fresh, monkeypatch):
+    from sqlalchemy.exc import OperationalError
+
+    def away(*_):
+        raise OperationalError("SELECT 1", {}, Exception("locked"))
+
+    monkeypatch.setattr(fresh.context.database, "read", away)
+    answer = fresh.http.get("/v1/files")
+    assert error(answer, 503)["code"] == "database_unavailable"
+    assert answer.headers["retry-after"] == "2"

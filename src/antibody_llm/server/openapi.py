@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from .auth import Caller
 from .objects import ErrorObject
 
-COMMON = ("400", "401", "403", "404", "405", "413", "429", "500")
+COMMON = ("400", "401", "403", "404", "405", "408", "413", "429", "500", "503")
 """Statuses that any route may answer with an error."""
 
 

@@ -11,6 +11,10 @@ import time
 import traceback
 from typing import Any
 
+from anyio import fail_after
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
 from .context import Context
 from .errors import ApiError, error_body
 
@@ -37,7 +41,8 @@ class Requests:
         request_id = given.decode() if OWN_ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"
         scope.setdefault("state", {})["request_id"] = request_id
         begun, status = time.perf_counter(), 0
-        most = self.context.settings.limits.body_bytes
+        limits = self.context.settings.limits
+        most = limits.body_bytes
 
         async def answer(message: Any) -> None:
             nonlocal status
@@ -55,7 +60,7 @@ class Requests:
             if refused is not None:
                 await _say(answer, refused)
             else:
-                limited = receive if _streams(scope) else _limited(scope, receive, most)
+                limited = _limited(scope, receive, None if _streams(scope) else most, limits.idle_seconds)
                 await self.app(scope, limited, answer)
         except ApiError as error:  # of the body's limit, met where no route could catch it
             if status:
@@ -65,6 +70,10 @@ class Requests:
             log.error(json.dumps({"event": "unexpected", "request_id": request_id, "where": where(error)}))
             if status:
                 raise
+            if isinstance(error, OperationalError | PoolTimeout):
+                text = "The server's database is busy or away. Try again in a moment."
+                await _say(answer, ApiError(503, text, code="database_unavailable", headers={"retry-after": "2"}))
+                return
             message = f"The server failed. Try again; if it fails again, report the request id {request_id}."
             await _say(answer, ApiError(500, message, code="internal_error"))
         finally:
@@ -100,20 +109,29 @@ def _streams(scope: Any) -> bool:
     return scope["method"] == "POST" and STREAMED.fullmatch(scope["path"]) is not None
 
 
-def _limited(scope: Any, receive: Any, most: int) -> Any:
-    """``receive`` that refuses a body longer than ``most`` bytes when they have arrived."""
-    received = 0
+def _limited(scope: Any, receive: Any, most: int | None, idle: float) -> Any:
+    """``receive`` that refuses a body longer than ``most`` bytes, and one that pauses for ``idle`` seconds."""
+    received, ended = 0, False
+
+    def refuse(error: ApiError) -> ApiError:
+        scope["state"]["body_error"] = error  # the framework may hide it behind a 400
+        return error
 
     async def limited() -> Any:
-        nonlocal received
-        message = await receive()
+        nonlocal received, ended
+        if ended:  # only the end of the connection can follow, and it may take its time
+            return await receive()
+        try:
+            with fail_after(idle):
+                message = await receive()
+        except TimeoutError:
+            text = f"The body paused for {idle} seconds. Send it again."
+            raise refuse(ApiError(408, text, code="request_timeout")) from None
         received += len(message.get("body", b""))
-        if received > most:
-            error = ApiError(
-                413, f"The body is longer than {most} bytes. Upload files with POST /v1/files.", code="too_large"
-            )
-            scope["state"]["body_error"] = error
-            raise error
+        ended = not message.get("more_body", False)
+        if most is not None and received > most:
+            text = f"The body is longer than {most} bytes. Upload files with POST /v1/files."
+            raise refuse(ApiError(413, text, code="too_large"))
         return message
 
     return limited

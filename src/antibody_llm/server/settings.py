@@ -62,6 +62,8 @@ class Limits:
     """API keys that are not revoked."""
     screenings_per_day: int = 200
     """Jobs of a project whose rows are screened in 24 hours: a detailed oracle helps an attacker tune."""
+    idle_seconds: int = 60
+    """Pause in a body after which its request is given up; the client tries again by itself."""
     validation_memory_bytes: int = 2048 * MIB
     """Address space of the process that reads a long upload."""
 

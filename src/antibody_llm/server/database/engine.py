@@ -107,7 +107,12 @@ class Database:
 
 def _engine(url: Any) -> Engine:
     if url.get_backend_name() != "sqlite":
-        return create_engine(url, pool_size=20, max_overflow=40, pool_pre_ping=True, hide_parameters=True)
+        patience = {"options": f"-c lock_timeout={BUSY_MILLISECONDS} -c statement_timeout={2 * BUSY_MILLISECONDS}"}
+        if "options" in url.query:
+            patience = {}
+        return create_engine(
+            url, pool_size=20, max_overflow=40, pool_pre_ping=True, hide_parameters=True, connect_args=patience
+        )
     engine = create_engine(
         url, pool_size=20, max_overflow=40, hide_parameters=True, connect_args={"check_same_thread": False}
     )
