@@ -1,6 +1,7 @@
 """Blobs: whole or absent, in a folder and in another file system."""
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,8 +11,31 @@ from antibody_llm.errors import ConfigError
 from antibody_llm.server.blobs import Blobs
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(scope="module")
+def s3():
+    """Options for a bucket on a server that speaks S3."""
+    try:
+        import boto3
+        import s3fs  # noqa: F401
+        from moto.server import ThreadedMotoServer
+    except ImportError as missing:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no server that speaks S3 is installed ({missing.name}): pip install 'moto[server]' s3fs")
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    access = {"aws_access_key_id": "a", "aws_secret_access_key": "b", "region_name": "us-east-1"}
+    url = f"http://{host}:{port}"
+    boto3.client("s3", endpoint_url=url, **access).create_bucket(Bucket="bucket")
+    yield {"key": "a", "secret": "b", "client_kwargs": {"endpoint_url": url, "region_name": "us-east-1"}}
+    server.stop()
+
+
+@pytest.fixture(params=["folder", "memory", "s3"])
 def blobs(request, tmp_path):
+    if request.param == "s3":
+        return Blobs(f"s3://bucket/{tmp_path.name}", **request.getfixturevalue("s3"))
     return Blobs(str(tmp_path / "b") if request.param == "folder" else f"memory://{tmp_path.name}")
 
 
@@ -22,10 +46,10 @@ def put(blobs, key, content):
 
 def test_a_blob_is_what_was_written(blobs):
     key = blobs.new_key("files")
-    put(blobs, key, b"abc" * 10**6)
-    assert b"".join(blobs.chunks(key)) == b"abc" * 10**6
+    put(blobs, key, b"abc" * 10**7)  # several parts of a multipart upload
+    assert b"".join(blobs.chunks(key)) == b"abc" * 10**7
     with blobs.local(key) as path:
-        assert path.stat().st_size == 3 * 10**6
+        assert path.stat().st_size == 3 * 10**7
     blobs.delete(key)
     assert not blobs.exists(key)
     blobs.delete(key)
@@ -34,7 +58,7 @@ def test_a_blob_is_what_was_written(blobs):
 def test_a_blob_whose_writing_failed_is_not_there(blobs):
     key = blobs.new_key("files")
     with suppress(ZeroDivisionError), blobs.writing(key) as file:
-        file.write(b"abc")
+        file.write(b"abc" * 10**7)
         raise ZeroDivisionError
     assert not blobs.exists(key)
 
@@ -59,6 +83,9 @@ def test_a_folder_comes_back_as_it_was(blobs, tmp_path):
     assert sorted(path.relative_to(made).as_posix() for path in made.rglob("*")) == ["a.json", "inner", "inner/b.bin"]
     assert (made / "inner" / "b.bin").read_bytes() == b"\0\1"
     assert blobs.fetch_folder(prefix, made) == made
+    assert blobs.older("models", time.time() - 60) == set()
+    assert blobs.older("models", time.time() + 60) == {prefix}
+    assert blobs.older("parts", time.time() + 60) == set()
     blobs.delete(prefix)
     with pytest.raises(FileNotFoundError):
         blobs.fetch_folder(prefix, tmp_path / "cache" / "other")

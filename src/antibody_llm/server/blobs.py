@@ -61,6 +61,7 @@ class Blobs:
             except BaseException:
                 with suppress(Exception):
                     file.discard()  # an object store forgets the parts that have arrived
+                    file.closed = True  # or fsspec would write the rest when it collects the file
                 with suppress(Exception):
                     self.system.rm(self._path(key))
                 raise
