@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .files import BadRow, kind_of
+from .problems import BadRow, kind_of
 from .records import Record
 from .rows import RowContent, check_trainable, row_content
 

@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..data.files import BadRow, RawRow, rows_of
+from ..data.files import rows_of
 from ..data.formats import MAX_BAD_ROWS, RowReader
 from ..data.preferences import PreferenceReader, is_preference
+from ..data.problems import BadRow, RawRow
 from ..errors import DataError
 from ..text import cut, escaped
 
