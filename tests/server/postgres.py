@@ -7,6 +7,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 
 
@@ -25,7 +26,7 @@ def programs():
 
 @contextmanager
 def cluster():
-    """A server on a socket in a folder of its own; yields a function that makes the URL of a new database."""
+    """A server on a socket in a folder of its own; yields a function that makes the URL of empty tables."""
     bin_folder = programs()
     as_user = {"user": "postgres"} if os.getuid() == 0 else {}
     with tempfile.TemporaryDirectory(prefix="antibody-pg-") as folder:
@@ -40,12 +41,14 @@ def cluster():
         options = f"-k {folder} -c listen_addresses='' -c fsync=off -c max_connections=200"
         run(str(bin_folder / "pg_ctl"), "-D", data, "-w", "-o", options, "-l", f"{folder}/log", "start")
         made = 0
+        here = f"postgresql://antibody@/postgres?host={folder}"
 
         def new_database():
             nonlocal made
             made += 1
-            run(str(bin_folder / "createdb"), "-h", folder, "-U", "antibody", f"d{made}")
-            return f"postgresql://antibody@/d{made}?host={folder}"
+            with psycopg.connect(here, autocommit=True) as connection:  # a schema costs less than a database
+                connection.execute(f"CREATE SCHEMA s{made}")
+            return f"{here}&options=-csearch_path%3Ds{made}"
 
         try:
             yield new_database

@@ -53,7 +53,7 @@ worker: {count: 0}
         ("gate: {max_harmful_score: 2}", "a share from 0 to 1"),
         ("gate: {max_harmful_score: yes}", "not of the kind"),
         ("limits: {file_bytes: 0}", "1 or more"),
-        ("screening: {action: delete}", "'report' or 'refuse'"),
+        ("screening: {action: delete}", "report or refuse"),
         ("port: 70000", "0 to 65535"),
         ("port: x", "port is 'x'"),
         ("worker: {lease: 0}", "more than 0"),

@@ -37,7 +37,7 @@ def problems(settings: ServerSettings) -> list[str]:
 
 def _models(settings: ServerSettings) -> list[str]:
     if not settings.models:
-        return ["models: none is offered. Add one, or start with --model lab."]
+        return ["models: none is offered. Name one, such as lab."]
     found = []
     for model in settings.models:
         path = Path(model.path or model.name)
