@@ -50,7 +50,7 @@ class Server:
     def now(self):
         return (self.frozen or time.time()) + self.offset
 
-    def post(self, url, *, content, headers, timeout):
+    async def post(self, url, content, headers):
         self.posts.append((url, content, headers))
         return 200
 

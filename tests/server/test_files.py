@@ -48,6 +48,9 @@ def test_of_many_faults_the_first_hundred_are_shown_and_all_are_counted(client):
     assert file.validation["num_faults"] == 250
     assert len(file.validation["faults"]) == 100
     assert "The first 100:" in file.status_details
+    (listed,) = [each for each in client.files.list() if each.id == file.id]
+    assert (listed.validation["num_faults"], listed.validation["faults"]) == (250, [])
+    assert listed.status_details == "250 faults in 250 rows. The first 100:"
 
 
 def test_a_file_that_is_no_text_says_what_it_is(client):

@@ -3,17 +3,26 @@
 import json
 import time
 
+import anyio
 import openai
 import pytest
 import standardwebhooks
 
 from antibody_llm.server.database.tables import Delivery
 from antibody_llm.server.errors import ApiError
-from antibody_llm.server.housekeeping import housekeep
+from antibody_llm.server.housekeeping import deliveries
+from antibody_llm.server.settings import WebhookSettings
 from antibody_llm.server.webhooks import RETRY_SECONDS, check_url, deliver
 from tests.server.running import train, upload
 
 DONE = "fine_tuning.job.succeeded"
+
+
+def answering(status):
+    async def post(*_):
+        return status
+
+    return post
 
 
 def hook(client, *kinds, url="https://example.com/hook"):
@@ -49,8 +58,8 @@ def test_an_event_is_delivered_once_and_the_client_verifies_it(fresh):
     secret = hook(client).signing_secret
     hook(client, "fine_tuning.job.failed")
     made = job(fresh, client)
-    housekeep(fresh.context)
-    housekeep(fresh.context)
+    deliveries(fresh.context)
+    deliveries(fresh.context)
     ((url, body, headers),) = fresh.posts
     assert url == "https://example.com/hook"
     event = client.webhooks.unwrap(body, headers, secret=secret)
@@ -79,7 +88,7 @@ def test_a_failed_delivery_is_tried_again_for_three_days_and_no_longer(fresh):
     hook(client)
     answers = iter([500, None, 302])
 
-    def post(url, *, content, headers, timeout):
+    async def post(url, content, headers):
         fresh.posts.append(headers["webhook-id"])
         status = next(answers, 503)
         if status is None:
@@ -104,7 +113,7 @@ def test_a_failed_delivery_is_tried_again_for_three_days_and_no_longer(fresh):
 def test_an_endpoint_that_is_gone_or_deleted_is_left_in_peace(fresh):
     client = fresh.client()
     first, second = hook(client), hook(client)
-    fresh.context.post = lambda url, **_: 410
+    fresh.context.post = answering(410)
     job(fresh, client)
     client.webhooks.delete(second.id)
     assert deliver(fresh.context) == 1
@@ -118,7 +127,7 @@ def test_a_delivery_whose_server_was_killed_is_sent_by_another(fresh):
     hook(client)
     job(fresh, client)
 
-    def killed(url, **_):
+    async def killed(*_):
         raise KeyboardInterrupt
 
     fresh.context.post = killed
@@ -133,11 +142,11 @@ def test_a_delivery_whose_server_was_killed_is_sent_by_another(fresh):
 def test_a_test_is_sent_once_and_reports_the_endpoints_status(fresh):
     client = fresh.client()
     made = hook(client)
-    fresh.context.post = lambda url, **_: 500
+    fresh.context.post = answering(500)
     answer = client.webhooks.test(made.id, event_type=DONE)
     assert (answer.status_code, answer.success, answer.webhook_endpoint_id) == (500, True, made.id)
 
-    def unreachable(url, **_):
+    async def unreachable(*_):
         raise OSError
 
     fresh.context.post = unreachable
@@ -162,10 +171,77 @@ def test_only_public_https_addresses_are_called(client, url):
 def test_a_name_that_leads_to_a_private_address_is_not_called(monkeypatch):
     from antibody_llm.server import webhooks
 
-    found = [(2, 1, 6, "", ("10.0.0.5", 443))]
-    monkeypatch.setattr(webhooks.socket, "getaddrinfo", lambda *_, **__: found)
+    async def found(*_, **__):
+        return [(2, 1, 6, "", ("10.0.0.5", 443))]
+
+    monkeypatch.setattr(webhooks.anyio, "getaddrinfo", found)
     with pytest.raises(ValueError, match="private"):
-        webhooks._post("https://inside.example.com/x", content=b"", headers={}, timeout=1)
+        anyio.run(webhooks._post, "https://inside.example.com/x", b"", {})
+
+
+def test_an_endpoint_that_takes_its_time_is_given_up_and_keeps_no_other_waiting(tmp_path):
+    from tests.server.running import Server
+
+    async def post(url, *_):
+        if "slow" in url:
+            await anyio.sleep(30)
+        return 200
+
+    with Server(tmp_path, webhooks=WebhookSettings(timeout=0.5)) as server:
+        client = server.client()
+        [hook(client, url=f"https://example.com/{kind}") for kind in ("slow", "slow", "fast")]
+        server.context.post = post
+        job(server, client)
+        begun = time.monotonic()
+        assert deliver(server.context) == 3
+        assert time.monotonic() - begun < 5
+        with server.context.database.read() as session:
+            found = sorted(row.last_status or 0 for row in session.query(Delivery))
+        assert found == [0, 0, 200]
+
+
+def test_a_delivery_reaches_a_server_over_the_network(tmp_path):
+    import http.server
+    import threading
+
+    from tests.server.running import Server
+
+    got = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            got.append((self.path, dict(self.headers), self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    listener = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    with Server(tmp_path, webhooks=WebhookSettings(allow_insecure=True)) as server:
+        client = server.client()
+        made = hook(client, url=f"http://127.0.0.1:{listener.server_port}/in?a=b")
+        server.context.post = None
+        job(server, client)
+        deliver(server.context)
+        ((path, headers, body),) = got
+        assert path == "/in?a=b"
+        assert client.webhooks.unwrap(body, headers, secret=made.signing_secret).type == DONE
+        assert client.webhooks.test(made.id, event_type=DONE).status_code == 204
+    listener.shutdown()
+
+
+def test_a_project_has_only_so_many_endpoints(fresh, monkeypatch):
+    from antibody_llm.server.routes import webhooks
+
+    monkeypatch.setattr(webhooks, "MAX_ENDPOINTS", 1)
+    client = fresh.client()
+    made = hook(client)
+    with pytest.raises(openai.BadRequestError, match="Delete one"):
+        hook(client)
+    client.webhooks.delete(made.id)
+    hook(client)
 
 
 def test_an_operator_may_allow_addresses_of_a_network_of_its_own():

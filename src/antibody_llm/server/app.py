@@ -1,8 +1,7 @@
 """The API as an ASGI application."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 import anyio
 from anyio.to_thread import run_sync
@@ -15,7 +14,7 @@ from .context import Context, Moderator
 from .database.engine import Database
 from .defences import Defences, load_defences
 from .errors import handle_errors
-from .housekeeping import housekeep
+from .housekeeping import deliveries, housekeep
 from .metrics import Metrics
 from .openapi import Api, publish
 from .queue import Queue
@@ -34,7 +33,7 @@ def make_context(
     defences: Defences | None = None,
     moderator: Moderator | None = None,
     clock: Callable[[], float] | None = None,
-    post: Callable[..., Any] | None = None,
+    post: Callable[..., Awaitable[int]] | None = None,
 ) -> Context:
     """The parts of a server, its database brought to this version.
 
@@ -95,7 +94,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
     async with anyio.create_task_group() as tasks:
         if context.settings.housekeeping_seconds:
-            tasks.start_soon(_housekeeping, context)
+            # Apart: an endpoint that takes its time must not keep leases waiting.
+            for work in (housekeep, deliveries):
+                tasks.start_soon(_again_and_again, context, work)
         try:
             yield
         finally:
@@ -103,8 +104,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             tasks.cancel_scope.cancel()
 
 
-async def _housekeeping(context: Context) -> None:
+async def _again_and_again(context: Context, work: Callable[[Context], None]) -> None:
     while not context.stopping:
         with suppress(Exception):  # logged there; the next round tries again
-            await run_sync(housekeep, context, abandon_on_cancel=False)
+            await run_sync(work, context, abandon_on_cancel=False)
         await anyio.sleep(context.settings.housekeeping_seconds)

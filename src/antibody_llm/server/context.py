@@ -1,8 +1,8 @@
 """What every route needs, made once by ``create_app``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fastapi import Request
 
@@ -40,8 +40,8 @@ class Context:
     defences: "Defences"
     metrics: "Metrics"
     moderator: Moderator | None = None
-    post: Callable[..., Any] | None = None
-    """How a webhook is sent; None: over the network."""
+    post: Callable[..., Awaitable[int]] | None = None
+    """How a webhook is sent: URL, body and headers to the endpoint's status; None: over the network."""
     swept_at: float = 0.0
     """When blobs that no row names were removed."""
     stopping: bool = False

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections.abc import Callable
 
 from sqlalchemy import delete, select
 
@@ -24,20 +25,25 @@ AT_ONCE = 100
 
 def housekeep(context: Context) -> None:
     """One round. Every step may be done by several servers at once, and may be cut short."""
-    for step in (_leases, _webhooks, _unchecked, _uploads, _files, _models, _creations, _orphans):
-        try:
-            step(context)
-        except Exception as error:
-            entry = {"event": "housekeeping_failed", "step": step.__name__.strip("_"), "where": where(error)}
-            log.error(json.dumps(entry))
+    for step in (_leases, _unchecked, _uploads, _files, _models, _creations, _orphans):
+        _try(context, step)
+
+
+def deliveries(context: Context) -> None:
+    """Send the webhooks that are due."""
+    _try(context, deliver)
+
+
+def _try(context: Context, step: Callable[[Context], object]) -> None:
+    try:
+        step(context)
+    except Exception as error:
+        entry = {"event": "housekeeping_failed", "step": step.__name__.strip("_"), "where": where(error)}
+        log.error(json.dumps(entry))
 
 
 def _leases(context: Context) -> None:
     context.queue.expire()
-
-
-def _webhooks(context: Context) -> None:
-    deliver(context)
 
 
 def _unchecked(context: Context) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio
 import httpx2
 from sqlalchemy import select
 
@@ -70,32 +71,11 @@ def check_url(url: str, *, insecure: bool) -> None:
 
 
 def deliver(context: Context) -> int:
-    """Send the events that are due; returns how many were tried."""
+    """Send the events that are due, all at once; returns how many were tried."""
     sendings = _take(context)
-    for sending in sendings:
-        status = send(context, sending.url, sending.event_id, sending.body, sending.keys)
+    for sending, status in zip(sendings, _sent(context, sendings), strict=True):
         _record(context, sending, status)
     return len(sendings)
-
-
-def send(context: Context, url: str, event_id: str, body: bytes, keys: list[str]) -> int | None:
-    """Send one event; returns the endpoint's status, None where it cannot be reached."""
-    with context.database.read() as session:
-        timestamp = int(context.database.now(session))
-    headers = {
-        "content-type": "application/json",
-        "user-agent": "antibody-webhooks/1.0",
-        "webhook-id": event_id,
-        "webhook-timestamp": str(timestamp),
-        "webhook-signature": signatures(event_id, timestamp, body, keys),
-    }
-    policy = context.settings.webhooks
-    post = context.post or (_post_insecurely if policy.allow_insecure else _post)
-    try:
-        return int(post(url, content=body, headers=headers, timeout=policy.timeout))
-    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-        log.warning(json.dumps({"event": "webhook_failed", "id": event_id, "why": type(error).__name__}))
-        return None
 
 
 def event_body(event_id: str, kind: str, created_at: float, data: dict[str, Any]) -> bytes:
@@ -105,12 +85,13 @@ def event_body(event_id: str, kind: str, created_at: float, data: dict[str, Any]
 
 
 def send_sample(context: Context, hook: Webhook, kind: str) -> int | None:
-    """Send a sample of an event, which is not tried again."""
+    """Send a sample of an event, once; returns the endpoint's status, None where it cannot be reached."""
     event_id = new_id("evt_")
     with context.database.read() as session:
         now = context.database.now(session)
     sample = {"id": "ftjob-sample" if kind.startswith("fine_tuning") else "sample"}
-    return send(context, hook.url, event_id, event_body(event_id, kind, now, sample), _keys(hook, now))
+    body = event_body(event_id, kind, now, sample)
+    return _sent(context, [_Sending(0, event_id, hook.url, body, _keys(hook, now))])[0]
 
 
 @dataclass(frozen=True)
@@ -167,32 +148,66 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
-def _post(url: str, *, content: bytes, headers: dict[str, str], timeout: float) -> int:
+def _sent(context: Context, sendings: list[_Sending]) -> list[int | None]:
+    """The endpoints' statuses; None where one cannot be reached in time."""
+    if not sendings:
+        return []
+    with context.database.read() as session:
+        timestamp = int(context.database.now(session))
+    policy = context.settings.webhooks
+    found: list[int | None] = [None] * len(sendings)
+
+    async def send(index: int, sending: _Sending) -> None:
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "antibody-webhooks/1.0",
+            "webhook-id": sending.event_id,
+            "webhook-timestamp": str(timestamp),
+            "webhook-signature": signatures(sending.event_id, timestamp, sending.body, sending.keys),
+        }
+        post = context.post or (_post_anywhere if policy.allow_insecure else _post)
+        try:
+            with anyio.fail_after(policy.timeout):  # in all: an endpoint that answers a byte at a time ends too
+                found[index] = await post(sending.url, sending.body, headers)
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+            entry = {"event": "webhook_failed", "id": sending.event_id, "why": type(error).__name__}
+            log.warning(json.dumps(entry))
+
+    async def send_all() -> None:
+        async with anyio.create_task_group() as tasks:
+            for index, sending in enumerate(sendings):
+                tasks.start_soon(send, index, sending)
+
+    anyio.run(send_all)
+    return found
+
+
+async def _post(url: str, content: bytes, headers: dict[str, str]) -> int:
     """Post to a public address of the URL's host: the one that was looked at is the one that is connected to."""
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or 443
-    found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    found = {str(entry[4][0]) for entry in await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     addresses = [address for address in map(ipaddress.ip_address, sorted(found)) if address.is_global]
     if len(addresses) != len(found) or not addresses:
         raise ValueError("a private address")
     address = f"[{addresses[0]}]" if addresses[0].version == 6 else str(addresses[0])
     there = f"https://{address}:{port}{parts.path or '/'}" + (f"?{parts.query}" if parts.query else "")
     name = host if port == 443 else f"{host}:{port}"
-    with httpx2.Client(timeout=timeout, follow_redirects=False, trust_env=False) as client:
+    async with httpx2.AsyncClient(timeout=None, follow_redirects=False, trust_env=False) as client:
         request = client.build_request("POST", there, content=content, headers={**headers, "host": name})
         request.extensions["sni_hostname"] = host
-        return _status(client, request)
+        return await _status(client, request)
 
 
-def _post_insecurely(url: str, *, content: bytes, headers: dict[str, str], timeout: float) -> int:
-    with httpx2.Client(timeout=timeout, follow_redirects=False, trust_env=False) as client:
-        return _status(client, client.build_request("POST", url, content=content, headers=headers))
+async def _post_anywhere(url: str, content: bytes, headers: dict[str, str]) -> int:
+    async with httpx2.AsyncClient(timeout=None, follow_redirects=False, trust_env=False) as client:
+        return await _status(client, client.build_request("POST", url, content=content, headers=headers))
 
 
-def _status(client: httpx2.Client, request: httpx2.Request) -> int:
-    response = client.send(request, stream=True)  # the answer's body is of no interest, however long
-    response.close()
-    return response.status_code
+async def _status(client: httpx2.AsyncClient, request: httpx2.Request) -> int:
+    response = await client.send(request, stream=True)  # the answer's body is of no interest, however long
+    await response.aclose()
+    return int(response.status_code)
 
 
 def living_hooks(project_id: str) -> Any:

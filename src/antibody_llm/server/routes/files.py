@@ -120,7 +120,7 @@ def index(
         if purpose is not None:
             query = query.where(File.purpose == purpose)
         rows, more = page(session, query, File, after=after, limit=limit, newest_first=order == "desc")
-        return listed([file_object(row) for row in rows], has_more=more)
+        return listed([file_object(row, with_faults=False) for row in rows], has_more=more)
 
 
 @router.get("/files/{file_id}", response_model=FileObject)

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from ...parsing import nearest
@@ -17,6 +18,9 @@ from ..webhooks import OLD_SECRET_SECONDS, check_url, living_hooks, new_secret, 
 from .shared import Limit
 
 router = APIRouter(tags=["webhooks"])
+
+MAX_ENDPOINTS = 100
+"""Of a project."""
 
 
 class EventTypes(BaseModel):
@@ -49,6 +53,10 @@ def create(request: Request, caller: Caller, body: WebhookCreate) -> dict[str, o
     _check_events(body.event_types)
     check_url(body.url, insecure=context.settings.webhooks.allow_insecure)
     with context.database.write() as session:
+        num = session.scalar(select(func.count()).select_from(living_hooks(caller.project_id).subquery())) or 0
+        if num >= MAX_ENDPOINTS:
+            message = f"The project has {num} endpoints, and may have no more. Delete one first."
+            raise ApiError(400, message, code="webhook_limit_exceeded")
         now = context.database.now(session)
         row = Webhook(
             id=new_id("we_"),

@@ -3,6 +3,8 @@
 Revision: 0001.
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
@@ -14,7 +16,7 @@ depends_on = None
 
 JSON = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
 SEQ = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-NEED = {"nullable": False}
+NEED: Any = {"nullable": False}
 
 
 def upgrade() -> None:
