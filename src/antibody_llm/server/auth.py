@@ -124,7 +124,7 @@ def authenticate(request: Request) -> Principal:
                 headers={"www-authenticate": "Bearer"},
             )
         assert row is not None
-        principal = _principal(session, *row, request)
+        principal = _principal(session, key, row[1], row[2], request)
     context.rates.count(key.id, "requests", context.settings.limits.requests_per_minute)
     request.state.principal = principal
     return principal

@@ -1,6 +1,5 @@
 """Every error in the API's own shape: ours, the framework's, and the unexpected."""
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +11,6 @@ from starlette.exceptions import HTTPException
 from ..errors import AntibodyError
 from ..parsing import nearest
 from ..text import cut, escaped, quoted
-
-log = logging.getLogger("antibody.server")
 
 TYPES = {
     401: "authentication_error",

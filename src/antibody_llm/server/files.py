@@ -1,6 +1,5 @@
 """Files of a project: stored, checked, found, and gone."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +12,6 @@ from .database.tables import File, Upload
 from .errors import ApiError, not_found
 from .ids import new_id
 from .validation import validate_blob
-
-log = logging.getLogger("antibody.server")
 
 DEFAULT_LIFE = {"batch": 30 * 86400}
 """Seconds that a file of a purpose lives where its upload does not say."""

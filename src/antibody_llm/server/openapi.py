@@ -15,12 +15,13 @@ COMMON = ("400", "401", "403", "404", "405", "408", "413", "429", "500", "503")
 class Api(FastAPI):
     """An application that describes itself truly."""
 
+    corrected: dict[str, Any] | None = None
+
     def openapi(self) -> dict[str, Any]:
         """The description, made once."""
-        if self.openapi_schema is None:
-            self.openapi_schema = _corrected(super().openapi())
-        schema: dict[str, Any] = self.openapi_schema
-        return schema
+        if self.corrected is None:
+            self.corrected = _corrected(super().openapi())
+        return self.corrected
 
 
 def publish(app: Api) -> None:
