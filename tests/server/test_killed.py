@@ -56,7 +56,7 @@ def start(home, port):
     raise AssertionError("the server does not answer")
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_killed_server_has_every_file_and_job_that_it_acknowledged(tmp_path, seed):
     rng = random.Random(seed)
     with socket.socket() as free:
@@ -81,7 +81,10 @@ def test_a_killed_server_has_every_file_and_job_that_it_acknowledged(tmp_path, s
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
     [thread.start() for thread in threads]
-    time.sleep(0.5 + 1.5 * rng.random())
+    until = time.monotonic() + 60
+    while len(acknowledged) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.5 * rng.random())
     process.send_signal(signal.SIGKILL)
     process.wait()
     [thread.join() for thread in threads]
