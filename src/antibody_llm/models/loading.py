@@ -6,7 +6,7 @@ whose base is then found by itself; a Hub id. A local folder called ``lab`` is w
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,34 @@ def load_model(
     model = model.to(target)
     check_finite(model, name, adapter)
     return LoadedModel(model, tokenizer, name, base, adapter)
+
+
+def with_further_adapter(loaded: LoadedModel, adapter: str, *, key: str) -> LoadedModel:
+    """``loaded`` with a further adapter beside those that it has, and the tokenizer that this one was trained with.
+
+    Args:
+        loaded: Its model is changed in place, and the adapter that is on stays on.
+        adapter: Folder or Hub id of a PEFT adapter that was trained on ``loaded.name``.
+        key: What PEFT is to call it.
+
+    Raises:
+        ModelError: as ``load_model``; the model then is as it was.
+    """
+    factors = adapter_folder(adapter)
+    check_base(adapter, factors, loaded.name)
+    tokenizer = _load_tokenizer(resolve(loaded.name), factors, loaded.name)
+    check_vocabulary(loaded.model, tokenizer, loaded.name)
+    device = next(loaded.model.parameters()).device
+    try:
+        model: Any = attach_adapter(
+            loaded.model, factors, adapter=adapter, name=loaded.name, trainable=False, key=key
+        ).to(device)
+        check_finite(model, loaded.name, adapter)
+    except ModelError:
+        if isinstance(loaded.model, PeftModel) and key in loaded.model.peft_config:
+            loaded.model.delete_adapter(key)
+        raise
+    return replace(loaded, model=model, tokenizer=tokenizer, adapter=adapter)
 
 
 def _default_device() -> str:

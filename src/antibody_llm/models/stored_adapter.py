@@ -100,24 +100,34 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def attach_adapter(model: PreTrainedModel, folder: Path, *, adapter: str, name: str, trainable: bool) -> PeftModel:
+def attach_adapter(
+    model: PreTrainedModel | PeftModel,
+    folder: Path,
+    *,
+    adapter: str,
+    name: str,
+    trainable: bool,
+    key: str = "default",
+) -> PeftModel:
     """``model`` with the adapter of ``folder`` on it.
 
     Args:
-        model: Changed in place.
+        model: Changed in place. One that has adapters already gets a further one, beside them.
         folder: See the module.
         adapter: What the user calls the adapter.
         name: What the user calls the model.
         trainable: Whether the adapter's weights require gradients.
+        key: What PEFT is to call it.
 
     Raises:
         ModelError: the configuration is unusable, or names and shapes of the tensors are not those it asks for.
     """
     entries = read_adapter_config(folder)
-    names = _Patterns([name for name, _ in model.named_modules()], folder / CONFIG)
+    bare = model.get_base_model() if isinstance(model, PeftModel) else model
+    names = _Patterns(_own_names(bare), folder / CONFIG)
     try:
         stored: dict[str, Any] = load_peft_weights(
-            str(folder), device="cpu", key_mapping=getattr(model, "_checkpoint_conversion_mapping", {})
+            str(folder), device="cpu", key_mapping=getattr(bare, "_checkpoint_conversion_mapping", {})
         )
         _check_ranks(stored, entries, adapter, name)
         if trainable and (entries["use_dora"] or entries["rank_pattern"] or entries["alpha_pattern"]):
@@ -125,22 +135,32 @@ def attach_adapter(model: PreTrainedModel, folder: Path, *, adapter: str, name: 
                 f"{adapter}: an adapter with DoRA, or with ranks by layer, is not trained further: vLLM refuses the "
                 "one and has misread the other. Merge it into its model (merge_and_unload) and train a new one on that."
             )
-        config = _lora_config(entries, model, names)
+        config = _lora_config(entries, bare, names)
         config.inference_mode = not trainable
         # What is not on the meta device would be random where the file has nothing for it.
-        adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
+        if isinstance(model, PeftModel):
+            adapted = model
+            adapted.add_adapter(key, config, low_cpu_mem_usage=True)
+        else:
+            adapted = get_peft_model(model, config, adapter_name=key, low_cpu_mem_usage=True)  # type: ignore[assignment]
     except ModelError:
         raise
     except Exception as error:  # safetensors, torch and PEFT each raise their own kinds
         raise ModelError(f"{adapter}: the adapter cannot be loaded ({first_line(error)}). Check the folder.") from error
     _check_head(adapted, adapter, trainable=trainable)
-    wanted = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    wanted = get_peft_model_state_dict(adapted, adapter_name=key, save_embedding_layers=False)
     stored = _without_copies(stored, adapted)
     _check_tensors(stored, wanted, adapter, name)
     # A tensor that takes the place of one on the meta device keeps its own type.
     loaded = {key: tensor.to(wanted[key].dtype) for key, tensor in stored.items()}
-    set_peft_model_state_dict(adapted, loaded, low_cpu_mem_usage=True)
+    set_peft_model_state_dict(adapted, loaded, adapter_name=key, low_cpu_mem_usage=True)
     return adapted if trainable else adapted.eval()  # its dropout is as new
+
+
+def _own_names(model: nn.Module) -> list[str]:
+    """The modules of a model without those that adapters have put into it."""
+    names = (name for name, _ in model.named_modules() if "lora_" not in name and not name.endswith(".base_layer"))
+    return list(names)
 
 
 def _check_numbers(config: dict[str, Any], path: Path) -> None:
