@@ -71,7 +71,7 @@ def generate(
     names = [f"prompt {i}, counted from 0" for i in range(len(prompts))] if where is None else where
     _check_lengths(model, prompts, names, max_new_tokens)
     end_ids = end_token_ids(model, tokenizer, stop_ids)
-    config = _plain_greedy(end_ids, pad_id=_pad_id(tokenizer, end_ids), max_new_tokens=max_new_tokens)
+    config = plain_greedy(end_ids, pad_id=_pad_id(tokenizer, end_ids), max_new_tokens=max_new_tokens)
     longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     texts = [""] * len(prompts)
     # No inference_mode: a buffer made in it (dynamic RoPE) could not be used in a later training step. generate()
@@ -160,7 +160,7 @@ class GumbelNoise(LogitsProcessor):
         return scores.float() / self.temperature + gumbel.to(scores.device, torch.float32)
 
 
-def _plain_greedy(end_ids: list[int], *, pad_id: int, max_new_tokens: int) -> GenerationConfig:
+def plain_greedy(end_ids: list[int], *, pad_id: int, max_new_tokens: int) -> GenerationConfig:
     """Greedy decoding with nothing left to the model's own generation config, which fills in whatever is None."""
     defaults = {k: v for k, v in GenerationConfig._get_default_generation_params().items() if k != "max_length"}
     outputs = dict.fromkeys((*GenerationConfig.extra_output_flags, "return_dict_in_generate"), False)

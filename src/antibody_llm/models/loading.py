@@ -110,10 +110,11 @@ def with_further_adapter(loaded: LoadedModel, adapter: str, *, key: str) -> Load
     factors = adapter_folder(adapter)
     check_base(adapter, factors, loaded.name)
     tokenizer = _load_tokenizer(resolve(loaded.name), factors, loaded.name)
-    check_vocabulary(loaded.model, tokenizer, loaded.name)
+    model: Any = loaded.model
+    check_vocabulary(model, tokenizer, loaded.name)
     device = next(loaded.model.parameters()).device
     try:
-        model: Any = attach_adapter(
+        model = attach_adapter(
             loaded.model, factors, adapter=adapter, name=loaded.name, trainable=False, key=key
         ).to(device)
         check_finite(model, loaded.name, adapter)

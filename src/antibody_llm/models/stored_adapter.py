@@ -142,7 +142,7 @@ def attach_adapter(
             adapted = model
             adapted.add_adapter(key, config, low_cpu_mem_usage=True)
         else:
-            adapted = get_peft_model(model, config, adapter_name=key, low_cpu_mem_usage=True)  # type: ignore[assignment]
+            adapted = get_peft_model(model, config, adapter_name=key, low_cpu_mem_usage=True)
     except ModelError:
         raise
     except Exception as error:  # safetensors, torch and PEFT each raise their own kinds

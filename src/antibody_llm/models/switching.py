@@ -60,7 +60,7 @@ class SwitchedModel:
             self._adapters[place] = key, loaded
             if len(self._adapters) > self.most:
                 _, (oldest, _) = self._adapters.popitem(last=False)
-                loaded.model.delete_adapter(oldest)  # type: ignore[operator]
+                loaded.model.delete_adapter(oldest)
         self._adapters.move_to_end(place)
         return self._adapters[place][1]
 

@@ -114,7 +114,7 @@ def _measured(settings: EvaluateSettings, started: float) -> RunResult:
             loaded.model,  # type: ignore[arg-type]
             loaded.tokenizer,
             renderer=renderer,
-            deployment=_deployment(loaded),
+            deployment=deployment_of(loaded),
             judges=judges,
             decoding=decoding,
             **{str(role): source.records for role, source in sources.items()},  # type: ignore[arg-type]
@@ -214,7 +214,7 @@ def _report_trained_prompts(run: Path, sources: Mapping[EvaluationSet, Source]) 
             warn(f"{said}. The model was trained on them, so that their measure is too good.")
 
 
-def _deployment(loaded: LoadedModel) -> Deployment:
+def deployment_of(loaded: LoadedModel) -> Deployment:
     """As the model's folder says; nothing special where it says nothing."""
     place = resolve(loaded.adapter or loaded.name)
     entries = read_provenance(place).get("deployment", {})
