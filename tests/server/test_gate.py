@@ -80,17 +80,19 @@ def test_a_base_that_was_measured_in_another_way_is_no_release():
 
 
 def test_accuracy_is_not_judged_without_a_validation_file_nor_without_a_limit():
-    assert criterion(verdict(measured(), min_accuracy=0.9), "accuracy").passed is None
-    assert "no validation file" in criterion(verdict(measured(), min_accuracy=0.9), "accuracy").sentence
-    reported = criterion(verdict(measured(right=1), validated=True), "accuracy")
+    assert criterion(verdict(measured(), min_finetune_accuracy=0.9), "finetune_accuracy").passed is None
+    assert (
+        "no validation file" in criterion(verdict(measured(), min_finetune_accuracy=0.9), "finetune_accuracy").sentence
+    )
+    reported = criterion(verdict(measured(right=1), validated=True), "finetune_accuracy")
     assert reported.passed is None
     assert reported.sentence.startswith("1.0 % of 100 rows")
 
 
 def test_accuracy_below_the_operators_limit_or_missing_is_no_release():
-    assert verdict(measured(right=90), validated=True, min_accuracy=0.9).released
-    assert not verdict(measured(right=89), validated=True, min_accuracy=0.9).released
-    assert not verdict(measured(), validated=True, min_accuracy=0.9).released
+    assert verdict(measured(right=90), validated=True, min_finetune_accuracy=0.9).released
+    assert not verdict(measured(right=89), validated=True, min_finetune_accuracy=0.9).released
+    assert not verdict(measured(), validated=True, min_finetune_accuracy=0.9).released
 
 
 def test_what_evaluation_json_lacks_is_missing_and_not_zero():
