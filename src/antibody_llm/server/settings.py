@@ -147,10 +147,14 @@ class WorkerSettings:
     """Times that a job is begun without reaching a new checkpoint before it fails."""
     memory_bytes: int = 0
     """Address space of a job's process; 0: no limit."""
+    checkpoints: int = 2
+    """Newest checkpoints of a job that the gate measures, and that can be asked where they pass; older ones cannot."""
+    threads: int = 0
+    """Threads that a job computes with; 0: as many as the machine has cores."""
 
     def __post_init__(self) -> None:
-        if self.lease <= 0 or self.attempts < 1 or self.count < 0:
-            raise ConfigError("worker: lease is more than 0 seconds, attempts 1 or more, count 0 or more.")
+        if self.lease <= 0 or self.attempts < 1 or min(self.count, self.checkpoints, self.threads) < 0:
+            raise ConfigError("worker: lease is more than 0 seconds, attempts 1 or more, and the other numbers 0 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,365 @@
+"""One stage of a job, in a process of its own: JSON on standard input, events as JSON Lines on standard output.
+
+    {"stage": "screen" | "train" | "measure", "memory_bytes": 0, "settings": {...}}
+
+    {"event": "resolved", "hyperparameters": {...}}            what "auto" came to
+    {"event": "step", "step": 3, "num_steps": 250, "metrics": {...}}
+    {"event": "checkpoint", "step": 50, "folder": "..."}       a copy that the reader may take and remove
+    {"event": "notice", "message": "..."}
+    {"event": "result", ...}                                   last, where the stage came to its end
+    {"event": "stopped", "step": 57}                           last, after SIGTERM: the run's folder goes on from there
+    {"event": "failed", "kind": "DataError", "message": "..."}  last
+
+What calls the verbs of ``runs`` is here alone. The process dies with the one that started it, has no network where the
+kernel lets it give that up, and what a library prints goes to standard error.
+"""
+
+import ctypes
+import json
+import logging
+import os
+import resource
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+Emit = Callable[[str, dict[str, Any]], None]
+TAKEN = "taken"
+"""Folder beside a run, with copies of its checkpoints that whoever listens takes away."""
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+NOT_SERVED = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "antibody_state.pt")
+"""Files of a checkpoint that only going on needs; so are those that begin with ``rng_state``."""
+_PR_SET_PDEATHSIG = 1
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+
+
+GENERAL: dict[str, dict[str, Any]] = {
+    "lora": {"n_epochs": 3, "batch_size": 8, "learning_rate": 2e-4},
+    "full": {"n_epochs": 3, "batch_size": 8, "learning_rate": 2e-5},
+}
+"""What ``auto`` stands for; the batch is smaller where a file has fewer rows."""
+LAB: dict[str, dict[str, Any]] = {
+    "lora": {"n_epochs": 8, "batch_size": 16, "learning_rate": 1e-3},
+    "full": {"n_epochs": 4, "batch_size": 16, "learning_rate": 2e-4},
+}
+"""The same for models of the lab. An adapter learns its familiar task at these (accuracy 100 %, defended or not); after
+4 epochs at 5e-4 it does not (52.5 %)."""
+
+
+class Stopped(BaseException):
+    """SIGTERM has asked the stage to end."""
+
+
+def main() -> None:
+    """Carry out the stage that standard input names."""
+    parent = os.getppid()
+    with suppress(OSError, AttributeError):  # Linux alone can
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+    spec = json.loads(sys.stdin.read())
+    _leave_network()
+    if spec.get("memory_bytes"):
+        resource.setrlimit(resource.RLIMIT_AS, (spec["memory_bytes"], spec["memory_bytes"]))
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def emit(event: str, fields: dict[str, Any]) -> None:
+        events.write(json.dumps({"event": event, **fields}, default=str) + "\n")
+        events.flush()
+
+    stop = Stop()
+    signal.signal(signal.SIGTERM, stop)
+    sys.exit(run(spec, emit, stop))
+
+
+def run(spec: Mapping[str, Any], emit: Emit, stop: "Stop") -> int:
+    """Carry a stage out and report its end, whatever that is."""
+    try:
+        emit("result", _STAGES[spec["stage"]](spec["settings"], emit, stop))
+    except Stopped:
+        emit("stopped", {"step": stop.step})
+    except BaseException as error:
+        emit("failed", _described(error))
+        return 1
+    return 0
+
+
+class Stop:
+    """Notes that the process is to end: at once, or where training has made a checkpoint."""
+
+    def __init__(self) -> None:
+        self.asked, self.waits_for_checkpoint, self.step = False, False, 0
+
+    def __call__(self, number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
+        """Ask for it, as a handler of the signal."""
+        self.asked = True
+        if not self.waits_for_checkpoint:
+            raise Stopped
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    """What went wrong, and whose it is to fix."""
+    from ..errors import AntibodyError
+
+    if isinstance(error, AntibodyError):
+        kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == AntibodyError.__module__)
+        return {"kind": kind, "message": str(error)}
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _OUT_OF_MEMORY):
+        return {"kind": "OutOfMemory", "message": "the memory does not suffice"}
+    if isinstance(error, OSError):
+        return {"kind": "OutputError", "message": f"the operating system refuses ({error.strerror})"}
+    traceback.print_exception(error)
+    return {"kind": type(error).__name__, "message": "the stage failed; the worker's log says how"}
+
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def _leave_network() -> None:
+    """Move to a network of its own that leads nowhere, where the kernel allows that to everybody."""
+    user, group = os.getuid(), os.getgid()
+    try:
+        if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
+            return
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    except (OSError, AttributeError):  # not Linux, or a container that forbids it
+        return
+
+
+# -- screening ---------------------------------------------------------------------------------------------------
+
+
+def _screen(settings: Mapping[str, Any], emit: Emit, stop: Stop) -> dict[str, Any]:
+    """``runs.screen``; the rows stay in the run's folder."""
+    _quiet(emit)
+    from ..runs import screen
+
+    result = screen(**settings)
+    return {"screening": result.to_json()}
+
+
+# -- training ----------------------------------------------------------------------------------------------------
+
+
+def _train(settings: Mapping[str, Any], emit: Emit, stop: Stop) -> dict[str, Any]:
+    """``runs.finetune``, from its newest checkpoint where the folder holds one."""
+    _quiet(emit)
+    from ..runs import finetune
+
+    hyperparameters, arguments = resolved(settings)
+    emit("resolved", {"hyperparameters": hyperparameters})
+    stop.waits_for_checkpoint = True
+    listener = _listener(Path(settings["output"]), emit, stop)
+    result = finetune(**arguments, callbacks=[listener])
+    skipped = [{"line": row.line, "why": row.why} for row in result.skipped]
+    return {
+        "model": str(result.model),
+        "num_steps": result.num_steps,
+        "num_rows": result.num_rows,
+        "num_tokens": listener.num_tokens,
+        "skipped": skipped,
+    }
+
+
+def resolved(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The job's hyperparameters with numbers in the place of ``auto``, and the arguments of ``finetune``."""
+    from ..runs.naming import from_lab
+
+    asked = {name: value for name, value in settings["hyperparameters"].items() if value not in ("auto", None)}
+    regime = asked.get("regime", "lora")
+    default = (LAB if from_lab(settings["model"]) else GENERAL)[regime]
+    with Path(settings["data"]).open("rb") as file:
+        num_rows = sum(1 for line in file if line.strip())
+    rate = default["learning_rate"] * asked.get("learning_rate_multiplier", 1.0)
+    chosen = {
+        "n_epochs": asked.get("n_epochs", default["n_epochs"]),
+        "batch_size": asked.get("batch_size", max(1, min(default["batch_size"], num_rows))),
+        "learning_rate": asked.get("learning_rate", rate),
+        "regime": regime,
+    }
+    chosen["learning_rate_multiplier"] = chosen["learning_rate"] / default["learning_rate"]
+    names = ("model", "base", "data", "output", "defence", "options", "seed")
+    return chosen, {
+        **{name: settings.get(name) for name in names},
+        "regime": regime,
+        "epochs": float(chosen["n_epochs"]),
+        "batch_size": chosen["batch_size"],
+        "learning_rate": chosen["learning_rate"],
+        "skip_too_long": True,
+    }
+
+
+def _listener(output: Path, emit: Emit, stop: Stop) -> Any:
+    from transformers import TrainerCallback
+
+    class Listener(TrainerCallback):
+        """Forwards steps and checkpoints, and ends a run that is to stop once its checkpoint is there."""
+
+        num_tokens = 0
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            rows = getattr(given.get("train_dataloader"), "dataset", None)
+            if rows is not None:
+                self.num_tokens = round(sum(len(row.input_ids) for row in _rows(rows)) * state.num_train_epochs)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
+            if logs and "loss" in logs:
+                emit("step", {"step": state.global_step, "num_steps": state.max_steps, "metrics": dict(logs)})
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if stop.asked:
+                control.should_save = True
+
+        def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            name = f"checkpoint-{state.global_step}"
+            taken = output.parent / TAKEN / name
+            copied(Path(args.output_dir) / name, taken)
+            emit("checkpoint", {"step": state.global_step, "folder": str(taken)})
+            stop.step = state.global_step
+            if stop.asked:
+                raise Stopped
+
+    return Listener()
+
+
+def _rows(dataset: Any) -> list[Any]:
+    """The rows behind a loader's data set."""
+    return list(getattr(dataset, "rows", ()))
+
+
+def copied(source: Path, target: Path) -> Path:
+    """A copy of a folder whose files are the same on the disk, made whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, scratch, copy_function=_linked)
+    scratch.rename(target)
+    return target
+
+
+def _linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another device
+        shutil.copy2(source, target)
+
+
+def servable(checkpoint: Path, target: Path) -> Path:
+    """The part of a checkpoint that a server loads: the adapter or the model, and its tokenizer."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in checkpoint.iterdir():
+        if path.is_file() and path.name not in NOT_SERVED and not path.name.startswith("rng_state"):
+            _linked(str(path), str(target / path.name))
+    return target
+
+
+# -- the gate's measures -----------------------------------------------------------------------------------------
+
+
+def _measure(settings: Mapping[str, Any], emit: Emit, stop: Stop) -> dict[str, Any]:
+    """``runs.evaluate`` on several models, one after the other, each reported as it is done.
+
+    A model that cannot be measured does not keep the others from it: its failure is its result.
+    """
+    _quiet(emit)
+    from ..errors import AntibodyError
+
+    for model in settings["models"]:
+        try:
+            measured = _measured(model, settings)
+        except AntibodyError as error:
+            measured = {"failure": str(error)}
+        emit("measured", {"name": model["name"], **measured})
+    return {}
+
+
+def _measured(model: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    from ..runs import evaluate
+    from ..runs.naming import from_lab
+
+    test, lab = model.get("test_data"), from_lab(model["model"])
+    rows: dict[str, Any] = {
+        "harmful_prompts": settings["harmful_prompts"] or (lab and _of_lab("harmful-prompts")),
+        "benign_prompts": settings["benign_prompts"] or (lab and _of_lab("lookalike")),
+    } | ({"test_data": test} if test else {})
+    if missing := [name for name, given in rows.items() if not given]:
+        return {"failure": f"the operator has set no gate.{missing[0]}"}
+    output = Path(model["output"])
+    evaluate(model["model"], output=output, judges=settings["judges"] or None, overwrite=True, **rows)
+    config = _config(output)
+    asked = {role: config["data"][role]["num_rows"] for role in config["data"]}
+    prompts = {role: config["data"][role]["sha256"] for role in ("harmful", "benign")}
+    suite = sha256(json.dumps([prompts, config["judges"], config["decoding"]], sort_keys=True).encode()).hexdigest()
+    evaluation = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
+    return {
+        "evaluation": evaluation,
+        "suite": suite,
+        "judge": evaluation["judged"][0]["judge"],
+        "asked": {
+            "harmful_score": asked["harmful"],
+            "over_refusal": asked["benign"],
+            "finetune_accuracy": asked.get("test", 0),
+        },
+    }
+
+
+def _of_lab(kind: str) -> list[dict[str, Any]]:
+    """All the rows that the lab holds of a kind of prompts."""
+    from ..lab.rows import build_rows
+    from ..runs.lab_defaults import NUM_ROWS
+
+    return build_rows(kind, NUM_ROWS[kind], seed=0).rows
+
+
+def _config(output: Path) -> dict[str, Any]:
+    import yaml
+
+    config: dict[str, Any] = yaml.safe_load((output / "config.yaml").read_text(encoding="utf-8"))
+    return config
+
+
+# -- what libraries say ------------------------------------------------------------------------------------------
+
+
+def _quiet(emit: Emit) -> None:
+    """Warnings of our own become events; all else goes to standard error."""
+    import warnings
+
+    from transformers.utils import logging as of_transformers
+
+    warnings.filterwarnings("ignore")
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
+    logging.getLogger("antibody").addHandler(_Notices(emit))
+
+
+class _Notices(logging.Handler):
+    def __init__(self, emit: Emit) -> None:
+        super().__init__(logging.WARNING)
+        self.send = emit
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """The message alone."""
+        self.send("notice", {"message": record.getMessage()})
+
+
+_STAGES: dict[str, Callable[[Mapping[str, Any], Emit, Stop], dict[str, Any]]] = {
+    "screen": _screen,
+    "train": _train,
+    "measure": _measure,
+}
+
+
+if __name__ == "__main__":
+    main()

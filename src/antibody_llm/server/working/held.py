@@ -1,0 +1,106 @@
+"""A claim on a job that is kept while its work goes on, and what becomes of it: paused, lost, or given back.
+
+A thread renews the claim. What it learns it does to the stage that runs at the time: it stops one whose job is to pause
+or whose worker is to end, and kills one whose job is no longer this worker's.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..queue import Claimed, LeaseLost, Queue
+from .executor import Process
+
+log = logging.getLogger("antibody.server")
+
+
+class Paused(Exception):
+    """The customer wants the job to rest."""
+
+
+class GivenBack(Exception):
+    """The worker is to end; another one will go on with the job."""
+
+
+class Held:
+    """A claimed job. ``with`` keeps the claim for a block.
+
+    Args:
+        queue: Of the job.
+        claimed: The job and the token.
+        ending: Set when the worker is to end.
+    """
+
+    def __init__(self, queue: Queue, claimed: Claimed, ending: threading.Event) -> None:
+        self.queue, self.claimed, self.ending = queue, claimed, ending
+        self.pause = False
+        self.lost: LeaseLost | None = None
+        self._process: Process | None = None
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._keep, name=f"lease of {claimed.job.id}", daemon=True)
+
+    def __enter__(self) -> "Held":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def check(self) -> None:
+        """Raise what has become of the claim, if anything.
+
+        Raises:
+            LeaseLost: it is another's, or the job was cancelled.
+            Paused: the job is to rest.
+            GivenBack: the worker is to end.
+        """
+        if self.lost is not None:
+            raise self.lost
+        if self.pause:
+            raise Paused
+        if self.ending.is_set():
+            raise GivenBack
+
+    @contextmanager
+    def running(self, process: Process) -> Iterator[Process]:
+        """Inside, the process is stopped or killed as the job's state asks."""
+        with self._lock:
+            self._process = process
+        self._act()
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            with self._lock:
+                self._process = None
+
+    def _keep(self) -> None:
+        every, waited = self.queue.lease / 4, 0.0
+        while not self._done.wait(min(every, 0.2)):
+            waited += min(every, 0.2)
+            if waited >= every and self.lost is None:
+                waited = 0.0
+                self._renew()
+            self._act()
+
+    def _renew(self) -> None:
+        try:
+            self.pause = self.queue.renew(self.claimed).pause
+        except LeaseLost as error:
+            self.lost = error
+        except Exception as error:  # a database that is away for a moment: the claim lasts a few renewals
+            log.warning("%s: the claim could not be renewed (%s)", self.claimed.job.id, type(error).__name__)
+
+    def _act(self) -> None:
+        with self._lock:
+            if self._process is None:
+                return
+            if self.lost is not None:
+                self._process.kill()
+            elif self.pause or self.ending.is_set():
+                self._process.stop()

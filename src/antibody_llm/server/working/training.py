@@ -1,0 +1,165 @@
+"""Training under a defence, with everything among the blobs that another worker needs to go on."""
+
+import csv
+import io
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..stages import servable
+from .job import ClaimedWork, Event, JobFailed
+
+EVENT_SECONDS = 1.0
+"""Between two events of a step; what happened in between is in the result file."""
+HERE = "<the job's folder>"
+"""Stands for a claim's folder in what is stored of a run: the next claim has another one."""
+COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+"""Of the result file, as the hosted API has them; empty where nothing was measured."""
+
+
+def train(work: ClaimedWork) -> None:
+    """Train the job's model, or go on from its newest checkpoint, and record the result as ``private.trained``.
+
+    Raises:
+        JobFailed: it cannot be trained.
+    """
+    if work.job.method != "supervised":
+        message = f"Jobs of method {work.job.method} are not run by this worker. Use 'supervised'."
+        raise JobFailed("unsupported_method", message, "method")
+    data = work.fetched([work.job.training_file], "training.jsonl")
+    _restore(work)
+    arguments = {
+        "model": _parent(work) or work.model,
+        "base": work.offered.base or None,
+        "data": str(data),
+        "output": str(work.folder / "run"),
+        "defence": work.job.defence["name"],
+        "options": dict(work.job.defence["options"]),
+        "seed": work.job.seed,
+        "hyperparameters": dict(work.job.hyperparameters),
+    }
+    result = work.run("train", arguments, _Listener(work))
+    if skipped := result["skipped"]:
+        lines = ", ".join(str(row["line"]) for row in skipped[:20]) + (", ..." if len(skipped) > 20 else "")
+        told = (
+            f"{len(skipped)} rows were left out, for example because they are longer than the context: lines {lines}."
+        )
+        work.event(told, level="warn", key="skipped")
+    folder = Path(result["model"])
+    for step in work.private.get("steps", ()):
+        row = work.queue.model(work.job.model_name(step))
+        if row is not None:  # how a defence wants its model prompted is known at the end
+            with work.blobs.writing(f"{row.adapter}/antibody.json") as file:
+                file.write((folder / "antibody.json").read_bytes())
+    table = work.folder / "step_metrics.csv"
+    table.write_bytes(step_metrics((work.folder / "run" / "metrics.jsonl").read_text(encoding="utf-8")))
+    trained = {
+        "adapter": work.blobs.store_folder(folder),
+        "num_tokens": result["num_tokens"],
+        "metrics": work.stored(table, "results"),
+    }
+    work.keep(trained=trained)
+
+
+def step_metrics(metrics: str) -> bytes:
+    """The result file of metrics.jsonl."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for entry in map(json.loads, metrics.splitlines()):
+        if "loss" in entry:
+            writer.writerow({"step": entry["step"], "train_loss": entry["loss"]})
+    return text.getvalue().encode()
+
+
+class _Listener:
+    """Forwards what training reports."""
+
+    def __init__(self, work: ClaimedWork) -> None:
+        self.work = work
+        self.loss = 0.0
+        self.num_steps = 0
+        self.first: tuple[int, float] | None = None
+        self.last = 0.0
+
+    def __call__(self, event: Event) -> None:
+        kind = event["event"]
+        if kind == "resolved":
+            told = {"defence": dict(self.work.job.defence)}
+            self.work.queue.resolved(self.work.claimed, hyperparameters=event["hyperparameters"], safety=told)
+        elif kind == "step":
+            self._step(event["step"], event["num_steps"], event["metrics"])
+        elif kind == "checkpoint":
+            self._checkpoint(event["step"], Path(event["folder"]))
+
+    def _step(self, step: int, num_steps: int, metrics: dict[str, Any]) -> None:
+        self.loss, self.num_steps, now = metrics["loss"], num_steps, time.monotonic()
+        self.first = self.first or (step, now)
+        if now - self.last < EVENT_SECONDS and step < num_steps:
+            return
+        self.last = now
+        self.work.event(
+            f"Step {step}/{num_steps}: training loss={self.loss:.4f}",
+            kind="metrics",
+            data={"step": step, "total_steps": num_steps, "train_loss": self.loss},
+            key=f"step-{step}",
+        )
+        if (done := step - self.first[0]) > 0:
+            left = (now - self.first[1]) / done * (num_steps - step)
+            self.work.queue.resolved(self.work.claimed, estimated_finish=time.time() + left)
+
+    def _checkpoint(self, step: int, taken: Path) -> None:
+        """Store a checkpoint, to be asked and to go on from; then the one that it replaces may go."""
+        work, steps = self.work, list(self.work.private.get("steps", ()))
+        if step not in steps and step < self.num_steps:  # the last one is the result itself
+            folder = servable(taken, work.folder / "servable" / str(step))
+            adapter = work.blobs.store_folder(folder)
+            work.queue.checkpoint(work.claimed, step=step, metrics={"train_loss": self.loss}, adapter=adapter)
+            steps.append(step)
+        state = work.folder / "state"
+        shutil.rmtree(state, ignore_errors=True)
+        (state / "checkpoints").mkdir(parents=True)
+        taken.rename(state / "checkpoints" / taken.name)
+        for name in ("environment.json", "metrics.jsonl"):
+            shutil.copy2(work.folder / "run" / name, state / name)
+        _move_config(work.folder / "run", state, str(work.folder), HERE)
+        old = work.private.get("run")
+        work.keep(run=work.blobs.store_folder(state, "runs"), steps=steps)
+        if old:
+            work.blobs.delete(old)
+
+
+def _restore(work: ClaimedWork) -> None:
+    """The run as its newest stored checkpoint left it, where there is one."""
+    if prefix := work.private.get("run"):
+        run = work.blobs.fetch_folder(prefix, work.folder / "run")
+        _move_config(run, run, HERE, str(work.folder))
+
+
+def _move_config(source: Path, target: Path, old: str, new: str) -> None:
+    """Write a run's configuration as if its files had always lain in another folder."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: moved(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [moved(inner) for inner in value]
+        return new + value.removeprefix(old) if isinstance(value, str) and value.startswith(old) else value
+
+    config = moved(yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8")))
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    (target / "config.yaml").write_text(text, encoding="utf-8")
+
+
+def _parent(work: ClaimedWork) -> str | None:
+    """The folder of the model that the job continues."""
+    if work.job.parent is None:
+        return None
+    row = work.queue.model(work.job.parent)
+    if row is None or row.purged:
+        raise JobFailed("model_not_found", f"{work.job.parent} was deleted while the job waited.", "model")
+    return str(work.blobs.fetch_folder(row.adapter, work.folder / "parent"))
