@@ -154,7 +154,7 @@ class WorkerSettings:
 
     def __post_init__(self) -> None:
         if self.lease <= 0 or self.attempts < 1 or min(self.count, self.checkpoints, self.threads) < 0:
-            raise ConfigError("worker: lease is more than 0 seconds, attempts 1 or more, and the other numbers 0 or more.")
+            raise ConfigError("worker: lease is more than 0 seconds, attempts 1 or more, the other numbers 0 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +233,12 @@ def load_settings(path: Path | None, **changes: Any) -> ServerSettings:
         return ServerSettings(**known | changes)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}" if path is not None else str(error)) from None
+
+
+def settings_of(values: Mapping[str, Any]) -> ServerSettings:
+    """The settings that ``dataclasses.asdict`` gave, with paths as text."""
+    settings: ServerSettings = _made(ServerSettings, values, "")
+    return settings
 
 
 def _made(kind: Any, values: Any, where: str) -> Any:

@@ -24,11 +24,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from .parent import die_with_parent
 
 Emit = Callable[[str, dict[str, Any]], None]
 TAKEN = "taken"
@@ -36,7 +37,6 @@ TAKEN = "taken"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 NOT_SERVED = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "antibody_state.pt")
 """Files of a checkpoint that only going on needs; so are those that begin with ``rng_state``."""
-_PR_SET_PDEATHSIG = 1
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
 
@@ -59,11 +59,7 @@ class Stopped(BaseException):
 
 def main() -> None:
     """Carry out the stage that standard input names."""
-    parent = os.getppid()
-    with suppress(OSError, AttributeError):  # Linux alone can
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(1)
+    die_with_parent(signal.SIGKILL)
     spec = json.loads(sys.stdin.read())
     _leave_network()
     if spec.get("memory_bytes"):
@@ -173,7 +169,7 @@ def _train(settings: Mapping[str, Any], emit: Emit, stop: Stop) -> dict[str, Any
 
 def resolved(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The job's hyperparameters with numbers in the place of ``auto``, and the arguments of ``finetune``."""
-    from ..runs.naming import from_lab
+    from ..store.naming import from_lab
 
     asked = {name: value for name, value in settings["hyperparameters"].items() if value not in ("auto", None)}
     regime = asked.get("regime", "lora")
@@ -188,7 +184,7 @@ def resolved(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
         "regime": regime,
     }
     chosen["learning_rate_multiplier"] = chosen["learning_rate"] / default["learning_rate"]
-    names = ("model", "base", "data", "output", "defence", "options", "seed")
+    names = ("model", "adapter", "base", "data", "output", "defence", "options", "seed")
     return chosen, {
         **{name: settings.get(name) for name in names},
         "regime": regime,
@@ -286,7 +282,7 @@ def _measure(settings: Mapping[str, Any], emit: Emit, stop: Stop) -> dict[str, A
 
 def _measured(model: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     from ..runs import evaluate
-    from ..runs.naming import from_lab
+    from ..store.naming import from_lab
 
     test, lab = model.get("test_data"), from_lab(model["model"])
     rows: dict[str, Any] = {
@@ -296,7 +292,14 @@ def _measured(model: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
     if missing := [name for name, given in rows.items() if not given]:
         return {"failure": f"the operator has set no gate.{missing[0]}"}
     output = Path(model["output"])
-    evaluate(model["model"], output=output, judges=settings["judges"] or None, overwrite=True, **rows)
+    evaluate(
+        model["model"],
+        adapter=model.get("adapter"),
+        output=output,
+        judges=settings["judges"] or None,
+        overwrite=True,
+        **rows,
+    )
     config = _config(output)
     asked = {role: config["data"][role]["num_rows"] for role in config["data"]}
     prompts = {role: config["data"][role]["sha256"] for role in ("harmful", "benign")}

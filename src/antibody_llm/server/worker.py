@@ -13,7 +13,9 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -21,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from .blobs import Blobs
+from .database.engine import Database
+from .parent import die_with_parent
 from .queue import LeaseLost, Queue
-from .settings import ServerSettings
+from .settings import ServerSettings, settings_of
 from .working.executor import Executor, LocalExecutor
 from .working.held import GivenBack, Held, Paused
 from .working.job import ClaimedWork, JobFailed
@@ -153,3 +157,31 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         pass
     return True
+
+
+def make_worker(settings: ServerSettings) -> Worker:
+    """A worker with connections of its own."""
+    database = Database(settings.database_url)
+    blobs = Blobs(settings.blob_url)
+    queue = Queue(database, blobs, lease=settings.worker.lease, max_attempts=settings.worker.attempts)
+    return Worker(queue, blobs, settings, executor=LocalExecutor(settings.worker.threads or None))
+
+
+def work(settings: ServerSettings) -> None:
+    """Work until SIGINT or SIGTERM; the job at work then is given back after its next checkpoint."""
+    worker = make_worker(settings)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: worker.stop())
+    worker.run()
+
+
+def main() -> None:
+    """A worker of the server that started this process, whose settings are on standard input."""
+    die_with_parent(signal.SIGTERM)
+    settings = settings_of(json.loads(sys.stdin.read()))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    work(settings)
+
+
+if __name__ == "__main__":
+    main()

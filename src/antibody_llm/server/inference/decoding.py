@@ -17,8 +17,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokeniz
 from transformers import StoppingCriteriaList as CriteriaList
 
 from ...evaluation.generation import end_token_ids, left_padded, plain_greedy
+from ...models.deployment import Deployment
 from ...models.loading import LoadedModel
-from ...training.preparation import Deployment
 from .requests import Generation
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..blobs import Blobs
 from ..queue import Queue
 from ..settings import OfferedModel, ServerSettings
+from ..weights import Weights, local_weights
 from .executor import Executor
 from .held import Held
 
@@ -164,6 +165,25 @@ class ClaimedWork:
             message = f"{file_id} was deleted while the job waited. Upload it again, and create the job again."
             raise JobFailed(f"invalid_{param}", message, param)
         return row.blob
+
+    def start(self) -> Weights:
+        """The model that the job goes on from.
+
+        Raises:
+            JobFailed: it is gone.
+        """
+        if self.job.parent is None:
+            return Weights(self.model)
+        found = local_weights(self.job.parent, self.model, self.queue, self.blobs, self.folder / "parents")
+        if found is None:
+            raise JobFailed("model_not_found", f"{self.job.parent} was deleted while the job waited.", "model")
+        return found
+
+    def loaded_from(self, folder: Path) -> dict[str, str]:
+        """The arguments by which a verb loads what the job has trained."""
+        if (folder / "config.json").is_file():
+            return {"model": str(folder)}
+        return {"model": self.start().model, "adapter": str(folder)}
 
     def fetched(self, file_ids: list[str], name: str) -> Path:
         """Files of the customer, one behind the other, as a file in the claim's folder."""

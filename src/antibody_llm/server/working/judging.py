@@ -40,9 +40,12 @@ def judge(work: ClaimedWork, base_measures: dict[str, Event]) -> None:
 
 def _measure(work: ClaimedWork, prefixes: dict[str, str], base_measures: dict[str, Event]) -> dict[str, Measured]:
     """What the gate's prompts find of the base and of each model, by name."""
-    models = [{"name": BASE, "model": work.model}] if work.model not in base_measures else []
+    models: list[dict[str, Any]] = []
+    if work.model not in base_measures:
+        models.append({"name": BASE, "model": work.model})
     for name, prefix in prefixes.items():
-        models.append({"name": name, "model": str(work.blobs.fetch_folder(prefix, work.folder / "models" / name))})
+        folder = work.blobs.fetch_folder(prefix, work.folder / "models" / name)
+        models.append({"name": name, **work.loaded_from(folder)})
     if work.job.validation_file is not None:
         test = str(work.fetched([work.job.validation_file], "validation.jsonl"))
         models = [model if model["name"] == BASE else model | {"test_data": test} for model in models]

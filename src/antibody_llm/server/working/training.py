@@ -32,8 +32,10 @@ def train(work: ClaimedWork) -> None:
         raise JobFailed("unsupported_method", message, "method")
     data = work.fetched([work.job.training_file], "training.jsonl")
     _restore(work)
+    start = work.start()
     arguments = {
-        "model": _parent(work) or work.model,
+        "model": start.model,
+        "adapter": start.adapter,
         "base": work.offered.base or None,
         "data": str(data),
         "output": str(work.folder / "run"),
@@ -153,13 +155,3 @@ def _move_config(source: Path, target: Path, old: str, new: str) -> None:
     config = moved(yaml.safe_load((source / "config.yaml").read_text(encoding="utf-8")))
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
     (target / "config.yaml").write_text(text, encoding="utf-8")
-
-
-def _parent(work: ClaimedWork) -> str | None:
-    """The folder of the model that the job continues."""
-    if work.job.parent is None:
-        return None
-    row = work.queue.model(work.job.parent)
-    if row is None or row.purged:
-        raise JobFailed("model_not_found", f"{work.job.parent} was deleted while the job waited.", "model")
-    return str(work.blobs.fetch_folder(row.adapter, work.folder / "parent"))

@@ -1,0 +1,45 @@
+"""``antibody worker``: a worker on this or another machine, for a server's queue."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+
+
+def command(
+    config: Annotated[Path | None, typer.Option(help="antibody.yaml, the same as the server's.")] = None,
+    database: Annotated[str | None, typer.Option(help="The server's database.", metavar="URL")] = None,
+    blobs: Annotated[str | None, typer.Option(help="The server's stored files.", metavar="URL")] = None,
+    home: Annotated[Path | None, typer.Option(help="Folder of the embedded database, and for scratch.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A base model that is offered; repeatable.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads that a job computes with.")] = None,
+    executor: Annotated[str, typer.Option(help="Where jobs run: local.")] = "local",
+) -> None:
+    """Run the fine-tuning jobs of a server, one at a time, until SIGINT or SIGTERM."""
+    try:
+        from ..server.serve import offered
+        from ..server.settings import load_settings
+        from ..server.worker import work
+    except ImportError as error:
+        raise ConfigError(
+            f"the server's packages are not installed ({error.name}). Install them: pip install 'antibody-llm[server]'"
+        ) from None
+    if executor != "local":
+        raise ConfigError(f"--executor is {executor!r}: it must be local, a process of this machine for each stage.")
+    flags: dict[str, Any] = {"database": database, "blobs": blobs, "home": home}
+    changes = {name: value for name, value in flags.items() if value is not None}
+    if model:
+        changes |= offered(model)
+    settings = load_settings(config, **changes)
+    if threads is not None:
+        from dataclasses import replace
+
+        settings = replace(settings, worker=replace(settings.worker, threads=threads))
+    if not settings.models:
+        raise ConfigError("no model is offered, so that no job could be run. Give the server's --config, or --model.")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    work(settings)
