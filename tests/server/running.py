@@ -15,7 +15,14 @@ from antibody_llm.server.defences import Defences
 from antibody_llm.server.ids import new_id
 from antibody_llm.server.settings import OfferedModel, ServerSettings
 
-DEFENCES = Defences({"sft": {}, "antibody": {"temperature": "float", "estimate": "str"}, "lisa": {"rho": "float"}})
+DEFENCES = Defences(
+    {
+        "sft": {},
+        "antibody-posterior": {},
+        "antibody": {"temperature": "float", "estimate": "str"},
+        "lisa": {"rho": "float"},
+    }
+)
 BASE = "https://testserver/v1"
 
 

@@ -21,7 +21,7 @@ from .. import __version__
 from ..errors import AntibodyError
 from ..settings import SETTINGS
 from ..text import cut, escaped
-from . import defences, demo, lab, serve
+from . import defences, demo, lab, serve, worker
 from .options import system_errors
 from .verbs import command, spelling
 
@@ -57,6 +57,7 @@ for _verb in SETTINGS:
 app.command("defences")(defences.command)
 app.command("demo")(demo.command)
 app.command("serve")(serve.command)
+app.command("worker")(worker.command)
 app.add_typer(lab.app, name="lab")
 
 

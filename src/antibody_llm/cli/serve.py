@@ -22,8 +22,8 @@ def command(
 ) -> None:
     """Serve the OpenAI fine-tuning API: upload, screen, fine-tune under a defence, gate, and ask the result."""
     try:
-        from ..server.serve import problems, serve
-        from ..server.settings import OfferedModel, load_settings
+        from ..server.serve import offered, problems, serve
+        from ..server.settings import load_settings
     except ImportError as error:
         raise ConfigError(
             f"the server's packages are not installed ({error.name}). Install them: pip install 'antibody-llm[server]'"
@@ -31,9 +31,7 @@ def command(
     flags: dict[str, Any] = {"home": home, "host": host, "port": port}
     changes = {name: value for name, value in flags.items() if value is not None}
     if model:
-        # What customers fine-tune is the safe model; ``lab`` itself complies with everything.
-        paths = {"lab": "lab-aligned"}
-        changes["models"] = tuple(OfferedModel(name=name, path=paths.get(name, name)) for name in model)
+        changes |= offered(model, configured=config is not None)
     settings = load_settings(config, **changes)
     if check:
         found = problems(settings)

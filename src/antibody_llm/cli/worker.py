@@ -33,7 +33,7 @@ def command(
     flags: dict[str, Any] = {"database": database, "blobs": blobs, "home": home}
     changes = {name: value for name, value in flags.items() if value is not None}
     if model:
-        changes |= offered(model)
+        changes |= offered(model, configured=config is not None)
     settings = load_settings(config, **changes)
     if threads is not None:
         from dataclasses import replace

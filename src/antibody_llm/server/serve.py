@@ -3,8 +3,9 @@
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -18,10 +19,26 @@ from .blobs import Blobs
 from .database.engine import Database
 from .defences import load_defences
 from .moderation import LAB_MODELS, make_moderator
-from .settings import ServerSettings
+from .settings import DefenceSettings, OfferedModel, ServerSettings
 
 GRACE_SECONDS = 30
 """Requests that are being answered when the process is asked to end have so long."""
+
+
+def offered(names: Sequence[str], *, configured: bool) -> dict[str, Any]:
+    """The settings that ``--model`` stands for.
+
+    Args:
+        names: Of the models.
+        configured: Whether the operator has a file of settings, which says all else.
+    """
+    # What customers fine-tune is the safe model; ``lab`` itself complies with everything.
+    paths = {"lab": "lab-aligned"}
+    changes: dict[str, Any] = {"models": tuple(OfferedModel(name=name, path=paths.get(name, name)) for name in names)}
+    if not configured and all(name in LAB_MODELS for name in names):
+        # An adapter under the paper's weights refuses 19 % of the lab's harmless questions: the gate would hold it.
+        changes["defence"] = DefenceSettings(name="antibody-posterior")
+    return changes
 
 
 def problems(settings: ServerSettings) -> list[str]:

@@ -89,6 +89,8 @@ class GateSettings:
     """File of the benign prompts to ask; empty: the lab's, for lab models alone."""
     judges: tuple[str, ...] = ()
     """Names of judges; empty: the lab's, for lab models alone."""
+    max_new_tokens: int = 0
+    """Most tokens of a completion that is judged; 0: 512, of the lab's models 32."""
     hold: bool = False
     """Whether a model that fails waits for an operator's decision; otherwise its job fails at once."""
 
@@ -97,6 +99,8 @@ class GateSettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"gate.{name} is {value}: it is a share from 0 to 1.")
+        if self.max_new_tokens < 0:
+            raise ConfigError(f"gate.max_new_tokens is {self.max_new_tokens}: it must be 0 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)

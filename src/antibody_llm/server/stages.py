@@ -23,7 +23,9 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import FrameType
@@ -79,7 +81,9 @@ def main() -> None:
 def run(spec: Mapping[str, Any], emit: Emit, stop: "Stop") -> int:
     """Carry a stage out and report its end, whatever that is."""
     try:
-        emit("result", _STAGES[spec["stage"]](spec["settings"], emit, stop))
+        with _quiet(emit):
+            result = _STAGES[spec["stage"]](spec["settings"], emit, stop)
+        emit("result", result)
     except Stopped:
         emit("stopped", {"step": stop.step})
     except BaseException as error:
@@ -137,7 +141,6 @@ def _leave_network() -> None:
 
 def _screen(settings: Mapping[str, Any], emit: Emit, stop: Stop) -> dict[str, Any]:
     """``runs.screen``; the rows stay in the run's folder."""
-    _quiet(emit)
     from ..runs import screen
 
     result = screen(**settings)
@@ -149,7 +152,6 @@ def _screen(settings: Mapping[str, Any], emit: Emit, stop: Stop) -> dict[str, An
 
 def _train(settings: Mapping[str, Any], emit: Emit, stop: Stop) -> dict[str, Any]:
     """``runs.finetune``, from its newest checkpoint where the folder holds one."""
-    _quiet(emit)
     from ..runs import finetune
 
     hyperparameters, arguments = resolved(settings)
@@ -268,7 +270,6 @@ def _measure(settings: Mapping[str, Any], emit: Emit, stop: Stop) -> dict[str, A
 
     A model that cannot be measured does not keep the others from it: its failure is its result.
     """
-    _quiet(emit)
     from ..errors import AntibodyError
 
     for model in settings["models"]:
@@ -297,6 +298,7 @@ def _measured(model: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
         adapter=model.get("adapter"),
         output=output,
         judges=settings["judges"] or None,
+        max_new_tokens=settings["max_new_tokens"] or None,
         overwrite=True,
         **rows,
     )
@@ -335,16 +337,20 @@ def _config(output: Path) -> dict[str, Any]:
 # -- what libraries say ------------------------------------------------------------------------------------------
 
 
-def _quiet(emit: Emit) -> None:
-    """Warnings of our own become events; all else goes to standard error."""
-    import warnings
-
-    from transformers.utils import logging as of_transformers
-
+@contextmanager
+def _quiet(emit: Emit) -> Iterator[None]:
+    """Inside, our own warnings become events, and all else that is said goes to standard error."""
     warnings.filterwarnings("ignore")
-    of_transformers.set_verbosity_error()
-    of_transformers.disable_progress_bar()
-    logging.getLogger("antibody").addHandler(_Notices(emit))
+    for name in ("transformers", "trl", "peft", "accelerate", "datasets", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+    handler = _Notices(emit)
+    ours = logging.getLogger("antibody")
+    ours.addHandler(handler)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
 
 
 class _Notices(logging.Handler):
@@ -354,7 +360,8 @@ class _Notices(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """The message alone."""
-        self.send("notice", {"message": record.getMessage()})
+        if record.name == "antibody":  # the server's own loggers are below it
+            self.send("notice", {"message": record.getMessage()})
 
 
 _STAGES: dict[str, Callable[[Mapping[str, Any], Emit, Stop], dict[str, Any]]] = {

@@ -55,6 +55,7 @@ def _measure(work: ClaimedWork, prefixes: dict[str, str], base_measures: dict[st
         "harmful_prompts": gate.harmful_prompts,
         "benign_prompts": gate.benign_prompts,
         "judges": list(gate.judges),
+        "max_new_tokens": gate.max_new_tokens,
     }
     found = {BASE: base_measures[work.model]} if work.model in base_measures else {}
 
