@@ -8,7 +8,11 @@ import pytest
 
 from antibody_llm.evaluation.judges import registry
 
-EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.py"))
+EXAMPLES = sorted(
+    path
+    for path in (Path(__file__).resolve().parents[2] / "examples").glob("*.py")
+    if path.stem != "server_client"  # needs a server: tests/server/test_tour.py
+)
 
 SAYS = {
     "own_data": "harmful_score",

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import httpx2
 from fastapi import APIRouter
 
 from .context import Context
@@ -54,7 +55,9 @@ def processes(context: Context) -> Iterator[Sequence[APIRouter]]:
         given = json.dumps(asdict(settings), default=str)
         for number in range(settings.worker.count):
             kept.append(Kept(f"worker {number + 1}", [sys.executable, "-m", "antibody_llm.server.worker"], given))
-        inference = Inference(LocalProcess(socket), settings.home.absolute() / "weights")
+        inference = Inference(
+            LocalProcess(httpx2.AsyncHTTPTransport(uds=str(socket))), settings.home.absolute() / "weights"
+        )
         with Supervisor(kept):
             yield (make_router(inference),)
 

@@ -1,5 +1,8 @@
 """Where the weights of a fine-tuned model are on this machine: its adapter, and what lies under it."""
 
+import os
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -7,6 +10,9 @@ from pathlib import Path
 from .blobs import Blobs
 from .database.tables import Model
 from .queue import Queue
+
+MOST_FOLDERS = 64
+"""Fetched models that stay on a machine."""
 
 
 @dataclass(frozen=True)
@@ -48,4 +54,17 @@ def local_weights(name: str, offered: str, queue: Queue, blobs: Blobs, cache: Pa
 
 
 def _fetched(row: Model, blobs: Blobs, cache: Path) -> Path:
-    return blobs.fetch_folder(row.adapter, cache / sha256(row.adapter.encode()).hexdigest()[:32])
+    folder = cache / sha256(row.adapter.encode()).hexdigest()[:32]
+    if not folder.is_dir():
+        _make_room(cache)
+    blobs.fetch_folder(row.adapter, folder)
+    with suppress(OSError):
+        os.utime(folder)  # asked for now
+    return folder
+
+
+def _make_room(cache: Path) -> None:
+    """Remove the folders that were not asked for the longest."""
+    folders = [entry for entry in cache.iterdir() if not entry.name.startswith(".")] if cache.is_dir() else []
+    for old in sorted(folders, key=lambda folder: folder.stat().st_mtime)[: max(0, len(folders) - MOST_FOLDERS + 1)]:
+        shutil.rmtree(old, ignore_errors=True)

@@ -41,11 +41,10 @@ class LocalProcess:
     """The inference process (app.py) behind a socket.
 
     Args:
-        socket: Its path.
+        transport: What leads to it; ``httpx2.AsyncHTTPTransport(uds=...)``.
     """
 
-    def __init__(self, socket: Path) -> None:
-        transport = httpx2.AsyncHTTPTransport(uds=str(socket))
+    def __init__(self, transport: httpx2.AsyncBaseTransport) -> None:
         self._client = httpx2.AsyncClient(
             transport=transport, base_url="http://inference", timeout=httpx2.Timeout(ANSWER_SECONDS, connect=5.0)
         )

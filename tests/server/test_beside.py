@@ -1,0 +1,88 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from antibody_llm.server.beside import Kept, Supervisor
+from antibody_llm.server.settings import DefenceSettings, OfferedModel, ServerSettings, settings_of
+
+SLEEP = [sys.executable, "-S", "-c", "import sys, time; sys.stdin.read(); time.sleep(60)"]
+
+
+def until(holds, seconds=15.0):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+
+
+def test_a_process_that_ends_is_started_again_and_all_end_with_the_block():
+    kept = Kept("sleeper", SLEEP)
+    kept.pause = 0.01
+    with Supervisor([kept], every=0.02):
+        first = kept.process.pid
+        os.kill(first, signal.SIGKILL)
+        until(lambda: kept.process is not None and kept.process.pid != first)
+        last = kept.process
+    assert last.returncode == -signal.SIGTERM
+
+
+def test_a_process_that_keeps_ending_is_started_ever_more_rarely():
+    kept = Kept("quitter", [sys.executable, "-S", "-c", ""])
+    kept.pause = 0.01
+    with Supervisor([kept], every=0.01):
+        until(lambda: kept.pause >= 0.08)
+
+
+def test_a_process_that_does_not_end_is_killed():
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    kept = Kept("stubborn", [sys.executable, "-S", "-c", stubborn])
+    with Supervisor([kept], grace=0.3):
+        time.sleep(0.5)
+        process = kept.process
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_process_ends_with_its_parent_however_that_ends():
+    child = (
+        "import signal, time; from antibody_llm.server.parent import die_with_parent; die_with_parent(signal.SIGKILL);"
+        "print('ready', flush=True); time.sleep(60)"
+    )
+    parent = (
+        "import os, signal, subprocess, sys; p = subprocess.Popen([sys.executable, '-c', sys.argv[1]], "
+        "stdout=subprocess.PIPE); p.stdout.readline(); print(p.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent, child], stdout=subprocess.PIPE)
+    pid = int(process.stdout.readline())
+    process.communicate()
+    until(lambda: not _runs(pid))
+
+
+def _runs(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_worker_is_given_the_server_s_settings_whole(tmp_path):
+    import json
+    from dataclasses import asdict
+
+    settings = ServerSettings(
+        home=tmp_path,
+        models=(OfferedModel(name="lab", path="lab-aligned"), OfferedModel(name="x", inference="http://h/v1")),
+        defence=DefenceSettings(name="sft", options={"a": 1}, allowed=("sft",)),
+    )
+    assert settings_of(json.loads(json.dumps(asdict(settings), default=str))) == settings
+
+
+def test_the_api_s_process_imports_no_torch():
+    code = (
+        "import sys; import antibody_llm.server.serve, antibody_llm.server.worker, antibody_llm.cli.worker; "
+        "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
