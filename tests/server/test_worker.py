@@ -1,6 +1,9 @@
+import errno
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from antibody_llm.server.database.tables import Model
+from antibody_llm.server.housekeeping import kept_blobs
 from antibody_llm.server.settings import GateSettings, OfferedModel, ScreeningSettings, WorkerSettings
 from antibody_llm.server.stages import LAB, resolved
 from antibody_llm.server.worker import Worker, sweep
@@ -141,6 +145,8 @@ def test_a_model_that_the_gate_refuses_fails_the_job_and_leaves_nothing_to_ask(t
         assert (job.status, job.error.code, job.fine_tuned_model) == ("failed", "safety_gate_failed", None)
         assert "above the limit of 10.0 %" in job.error.message
         assert not any(models(server).values())
+        alert = client.safety.alerts.retrieve(job.safety["alert"])
+        assert "harmful score" in alert.reason
 
 
 def test_a_continued_model_goes_on_with_its_adapter_and_is_judged_against_the_base(undisturbed):
@@ -414,6 +420,19 @@ def test_a_stage_s_process_has_no_credentials_and_a_session_of_its_own(tmp_path,
     assert session == pid
 
 
+def test_a_stage_has_no_network_where_the_kernel_lets_it_give_that_up():
+    code = (
+        "import os, socket; from antibody_llm.server.stages import _leave_network; "
+        "before = os.readlink('/proc/self/ns/net'); _leave_network(); "
+        "print(before == os.readlink('/proc/self/ns/net'), socket.socket().connect_ex(('127.0.0.1', 9)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    same, error = done.stdout.split()
+    if same == "True":
+        pytest.skip("this kernel gives nobody a network namespace of their own")
+    assert int(error) == errno.ENETUNREACH
+
+
 def test_what_a_killed_worker_left_is_swept_up_and_what_a_living_one_has_is_not(tmp_path):
     import socket
 
@@ -448,3 +467,13 @@ def test_numbers_that_were_resolved_once_are_resolved_to_themselves(tmp_path, ti
     assert chosen["batch_size"] == 5
     again, same = asked(tmp_path, tiny_llama_folder, num_rows=5, **chosen)
     assert (again, same) == (chosen, arguments)
+
+
+# -- what is kept ------------------------------------------------------------------------------------------------
+
+
+def test_blobs_that_a_job_needs_to_go_on_are_kept_until_it_ends():
+    private = {"run": "runs/a", "rows": "screenings/b", "trained": {"adapter": "models/c", "metrics": "results/d"}}
+    assert kept_blobs(private, ended=False) == {"runs/a", "screenings/b", "models/c", "results/d"}
+    assert kept_blobs(private, ended=True) == {"screenings/b"}
+    assert kept_blobs({}, ended=False) == set()

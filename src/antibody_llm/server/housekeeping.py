@@ -3,7 +3,8 @@
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from sqlalchemy import delete, select
 
@@ -12,7 +13,7 @@ from .context import Context
 from .database.tables import Creation, File, Job, Model, Part, Upload
 from .files import check_form
 from .jobs import REPEAT_SECONDS
-from .lifecycle import ACTIVE
+from .lifecycle import ACTIVE, ENDED
 from .requests import where
 from .webhooks import deliver
 
@@ -118,10 +119,19 @@ def _orphans(context: Context) -> None:
     with context.database.read() as session:
         columns = (File.blob, Part.blob, Model.adapter)
         named = {key for column in columns for key in session.scalars(select(column)) if key is not None}
-    for kind in ("files", "parts", "models"):
+        for private, status in session.execute(select(Job.private, Job.status)):
+            named |= kept_blobs(private, ended=status in ENDED)
+    for kind in ("files", "parts", "models", "runs", "results", "screenings"):
         for key in context.blobs.older(kind, now - DAY_SECONDS):
             if key not in named:
                 context.blobs.delete(key)
+
+
+def kept_blobs(private: Mapping[str, Any], *, ended: bool) -> set[str]:
+    """Blobs of a job that its worker has noted: what screening found, and what going on with it needs."""
+    trained = private.get("trained") or {}
+    needed = () if ended else (private.get("run"), trained.get("adapter"), trained.get("metrics"))
+    return {key for key in (private.get("rows"), *needed) if isinstance(key, str)}
 
 
 def _creations(context: Context) -> None:

@@ -101,8 +101,8 @@ def _finish(work: ClaimedWork, decision: GateDecision, checkpoints: list[dict[st
     if decision.released:
         work.queue.finish(work.claimed, "succeeded", adapter=trained["adapter"], **told)
         return
-    held = work.settings.gate.hold
     message = f"The model was not released. {decision.reason}"
-    if held:
-        message += " It is kept for an operator, who can release it."
-    raise JobFailed("safety_gate_failed", message, **told, adapter=trained["adapter"] if held else None)
+    if work.settings.gate.hold:
+        message += " It is held for an operator, who can release it."
+    # Its row stays, out of everybody's reach, for the alert, the audit log and an operator's decision.
+    raise JobFailed("safety_gate_failed", message, **told, adapter=trained["adapter"])
