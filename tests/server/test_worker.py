@@ -14,7 +14,7 @@ import pytest
 from antibody_llm.server.database.tables import Model
 from antibody_llm.server.housekeeping import kept_blobs
 from antibody_llm.server.settings import GateSettings, OfferedModel, ScreeningSettings, WorkerSettings
-from antibody_llm.server.stages import LAB, resolved
+from antibody_llm.server.stages import LAB, resolved, servable
 from antibody_llm.server.worker import Worker, sweep
 from antibody_llm.server.working.executor import LocalExecutor
 from tests.server.running import Server, chat_rows, upload
@@ -477,3 +477,12 @@ def test_blobs_that_a_job_needs_to_go_on_are_kept_until_it_ends():
     assert kept_blobs(private, ended=False) == {"runs/a", "screenings/b", "models/c", "results/d"}
     assert kept_blobs(private, ended=True) == {"screenings/b"}
     assert kept_blobs({}, ended=False) == set()
+
+
+def test_no_pickle_of_a_checkpoint_is_ever_served(tmp_path):
+    kept, left = ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json"), ("optimizer.pt", "x.bin")
+    (tmp_path / "checkpoint-1").mkdir()
+    for name in (*kept, *left, "rng_state.pth", "trainer_state.json", "README.md"):
+        (tmp_path / "checkpoint-1" / name).write_text("x")
+    served = servable(tmp_path / "checkpoint-1", tmp_path / "served")
+    assert {path.name for path in served.iterdir()} == set(kept)

@@ -36,9 +36,8 @@ from .parent import die_with_parent
 Emit = Callable[[str, dict[str, Any]], None]
 TAKEN = "taken"
 """Folder beside a run, with copies of its checkpoints that whoever listens takes away."""
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-NOT_SERVED = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "antibody_state.pt")
-"""Files of a checkpoint that only going on needs; so are those that begin with ``rng_state``."""
+NOT_SERVED = (".pt", ".pth", ".bin", ".pkl", ".md", "trainer_state.json")
+"""How files of a checkpoint end that only going on needs: no pickle is ever served."""
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
 
@@ -257,7 +256,7 @@ def servable(checkpoint: Path, target: Path) -> Path:
     """The part of a checkpoint that a server loads: the adapter or the model, and its tokenizer."""
     target.mkdir(parents=True, exist_ok=True)
     for path in checkpoint.iterdir():
-        if path.is_file() and path.name not in NOT_SERVED and not path.name.startswith("rng_state"):
+        if path.is_file() and not path.name.endswith(NOT_SERVED):
             _linked(str(path), str(target / path.name))
     return target
 

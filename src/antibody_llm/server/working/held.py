@@ -14,6 +14,9 @@ from .executor import Process
 
 log = logging.getLogger("antibody.server")
 
+LOOK_SECONDS = 1.0
+"""At most so long after its customer's wish a job learns of it."""
+
 
 class Paused(Exception):
     """The customer wants the job to rest."""
@@ -80,11 +83,9 @@ class Held:
                 self._process = None
 
     def _keep(self) -> None:
-        every, waited = self.queue.lease / 4, 0.0
-        while not self._done.wait(min(every, 0.2)):
-            waited += min(every, 0.2)
-            if waited >= every and self.lost is None:
-                waited = 0.0
+        every = min(self.queue.lease / 4, LOOK_SECONDS)
+        while not self._done.wait(every):
+            if self.lost is None:
                 self._renew()
             self._act()
 
