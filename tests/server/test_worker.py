@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from antibody_llm.server.database.tables import Model
+from antibody_llm.server.database.tables import Job, Model
 from antibody_llm.server.housekeeping import kept_blobs
 from antibody_llm.server.settings import GateSettings, OfferedModel, ScreeningSettings, WorkerSettings
 from antibody_llm.server.stages import LAB, resolved, servable
@@ -69,6 +69,19 @@ def weights(server, name):
 
 def messages(client, job):
     return [event.message for event in client.fine_tuning.jobs.list_events(job, limit=100).data][::-1]
+
+
+def kept(server, job):
+    """What the job's worker has recorded for its successor."""
+    with server.context.database.read() as session:
+        return session.query(Job).filter_by(id=job).one().private
+
+
+def until(holds, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
 
 
 def models(server):
@@ -188,9 +201,7 @@ def test_a_paused_job_is_resumed_elsewhere_to_the_very_weights_of_an_undisturbed
         def pause(process, job, step):
             if step == 4:
                 client.fine_tuning.jobs.pause(job)
-                deadline = time.monotonic() + 10
-                while not process._stop.asked and time.monotonic() < deadline:
-                    time.sleep(0.02)
+                until(lambda: process._stop.asked)
 
         job, executor = disturbed(server, client, pause)
         work_off(server, executor)
@@ -211,7 +222,13 @@ def test_a_killed_worker_s_job_is_gone_on_with_by_another_to_the_same_weights(un
 
     with tiny_server(tmp_path / "home", tiny_llama_folder) as server:
         client = server.client()
-        job, executor = disturbed(server, client, lambda process, job, step: process.kill() if step == 7 else None)
+
+        def kill(process, job, step):
+            if step == 7:
+                until(lambda: 6 in kept(server, job).get("steps", ()))
+                process.kill()
+
+        job, executor = disturbed(server, client, kill)
         hand = worker(server, executor)
         assert hand.once()
 

@@ -31,6 +31,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ..mentions import in_python, spelled
 from .parent import die_with_parent
 
 Emit = Callable[[str, dict[str, Any]], None]
@@ -60,9 +61,9 @@ class Stopped(BaseException):
 
 def main() -> None:
     """Carry out the stage that standard input names."""
-    die_with_parent(signal.SIGKILL)
+    _leave_network()  # first: it makes the kernel forget whose death is to be this process's
     spec = json.loads(sys.stdin.read())
-    _leave_network()
+    die_with_parent(signal.SIGKILL, spec["parent"])
     if spec.get("memory_bytes"):
         resource.setrlimit(resource.RLIMIT_AS, (spec["memory_bytes"], spec["memory_bytes"]))
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -360,7 +361,7 @@ class _Notices(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """The message alone."""
         if record.name == "antibody":  # the server's own loggers are below it
-            self.send("notice", {"message": record.getMessage()})
+            self.send("notice", {"message": spelled(record.getMessage(), in_python)})
 
 
 _STAGES: dict[str, Callable[[Mapping[str, Any], Emit, Stop], dict[str, Any]]] = {

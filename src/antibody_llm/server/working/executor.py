@@ -78,7 +78,7 @@ class LocalExecutor:
                 env=environment,
                 start_new_session=True,
             )
-        return LocalProcess(process, json.dumps(spec))
+        return LocalProcess(process, json.dumps({**spec, "parent": os.getpid()}))
 
 
 class LocalProcess:
