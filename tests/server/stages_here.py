@@ -5,7 +5,8 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from antibody_llm.server.stages import Stop, run
+from antibody_llm.server.stages import run
+from antibody_llm.server.verbs import Stop
 
 
 class Killed(BaseException):

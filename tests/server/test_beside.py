@@ -4,6 +4,9 @@ import subprocess
 import sys
 import time
 
+import pytest
+
+from antibody_llm.cli.main import run
 from antibody_llm.server.beside import Kept, Supervisor
 from antibody_llm.server.settings import DefenceSettings, OfferedModel, ServerSettings, settings_of
 
@@ -86,3 +89,12 @@ def test_the_api_s_process_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [(["--model", "lab", "--executor", "ray://x"], "it must be local"), ([], "no model is offered")],
+)
+def test_a_worker_that_could_do_nothing_is_refused(flags, words, capsys):
+    assert run(["worker", *flags]) == 2
+    assert words in capsys.readouterr().err

@@ -14,9 +14,10 @@ from antibody_llm.evaluation.generation import generate
 from antibody_llm.models.adapters import add_lora
 from antibody_llm.models.loading import load_model
 from antibody_llm.models.saving import save_adapter
+from antibody_llm.server.inference.answers import ChatAnswer, ResponseAnswer
 from antibody_llm.server.inference.app import make_app
 from antibody_llm.server.inference.calls import tool_calls
-from antibody_llm.server.inference.engine import Engine, Target
+from antibody_llm.server.inference.engine import Answer, Choice, Engine, Target
 from antibody_llm.server.inference.requests import RequestError, parse_chat, parse_completion, parse_response
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -270,6 +271,36 @@ def test_what_cannot_be_had_is_refused_with_its_field(parse, body, param):
     with pytest.raises(RequestError) as error:
         parse(body | {"model": "m"})
     assert error.value.param == param
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def test_tools_of_a_model_whose_template_has_none_are_a_400(ask):
+    status, answer = ask(messages=QUESTION, tools=TOOLS)
+    assert (status, answer["error"]["param"]) == (400, "tools")
+    assert "renders no tool definitions" in answer["error"]["message"]
+
+
+def test_a_call_is_answered_as_one_whole_and_in_a_stream():
+    request = parse_chat({"model": "m", "messages": QUESTION, "tools": TOOLS, "stream": True})
+    said = Answer((Choice('<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>', "stop", 9),), 5)
+    (choice,) = ChatAnswer("m", request).whole(said)["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] is None
+    assert choice["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a": 1}'}
+    stream = ChatAnswer("m", request)
+    assert list(stream.piece(0, "<tool")) == []
+    deltas = [json.loads(event[6:])["choices"][0] for event in list(stream.last(said))[:-1]]
+    assert deltas[0]["delta"]["tool_calls"][0]["index"] == 0
+    assert deltas[-1]["finish_reason"] == "tool_calls"
+
+
+def test_a_call_is_an_item_of_a_response():
+    request = parse_response({"model": "m", "input": "x", "tools": TOOLS})
+    said = Answer((Choice('{"name": "f", "arguments": {}}', "stop", 9),), 5)
+    (item,) = ResponseAnswer("m", request).whole(said)["output"]
+    assert (item["type"], item["name"], item["arguments"]) == ("function_call", "f", "{}")
 
 
 def test_fields_that_ask_for_nothing_are_taken():

@@ -14,7 +14,8 @@ import pytest
 from antibody_llm.server.database.tables import Job, Model
 from antibody_llm.server.housekeeping import kept_blobs
 from antibody_llm.server.settings import GateSettings, OfferedModel, ScreeningSettings, WorkerSettings
-from antibody_llm.server.stages import LAB, resolved, servable
+from antibody_llm.server.stages import run
+from antibody_llm.server.verbs import LAB, Stop, resolved, servable
 from antibody_llm.server.worker import Worker, sweep
 from antibody_llm.server.working.executor import LocalExecutor
 from tests.server.running import Server, chat_rows, upload
@@ -327,7 +328,7 @@ def failing(kind, message="m"):
 def quick(tmp_path, tiny_llama_folder):
     """Run a job through a script, and return it; settings are changed as named."""
 
-    def run(script, **changes):
+    def run_job(script, **changes):
         with tiny_server(tmp_path / "home", tiny_llama_folder) as server:
             server.context.settings = replace(server.context.settings, **changes)
             client = server.client()
@@ -335,7 +336,7 @@ def quick(tmp_path, tiny_llama_folder):
             work_off(server, script)
             return client.fine_tuning.jobs.retrieve(job)
 
-    return run
+    return run_job
 
 
 @pytest.mark.parametrize(
@@ -368,6 +369,21 @@ def test_an_error_names_the_file_by_its_role_and_no_folder_of_the_server(quick, 
     job = quick(Script(screen=screened(), train=train))
     assert job.error.message == "training file, line 3: no."
     assert job.error.param == "training_file"
+
+
+def test_no_log_holds_what_a_row_says(quick, caplog):
+    quick(Script(screen=screened(), train=failing("DataError", "line 3: 'a secret'")))
+    assert "a secret" not in caplog.text
+
+
+def test_an_unexpected_error_is_logged_by_its_place_and_not_its_text(tmp_path, caplog):
+    events = []
+    spec = {"stage": "train", "settings": {"hyperparameters": {}, "model": "lab", "data": {"a": "secret"}}}
+    assert run(spec, lambda event, fields: events.append((event, fields)), Stop()) == 1
+    ((event, fields),) = events
+    assert (event, fields["kind"]) == ("failed", "TypeError")
+    assert "stages.py" in fields["trace"]
+    assert "secret" not in json.dumps(fields)
 
 
 def test_screening_reports_the_suspicious_rows_and_refuses_nothing_by_default(quick):

@@ -10,8 +10,8 @@
     {"event": "stopped", "step": 57}                           last, after SIGTERM: the run's folder goes on from there
     {"event": "failed", "kind": "DataError", "message": "..."}  last
 
-What calls the verbs of ``runs`` is here alone. The process dies with the one that started it, has no network where the
-kernel lets it give that up, and what a library prints goes to standard error.
+The process dies with the one that started it, has no network where the kernel lets it give that up, and what a library
+prints goes to standard error.
 """
 
 import ctypes
@@ -19,44 +19,20 @@ import json
 import logging
 import os
 import resource
-import shutil
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ..mentions import in_python, spelled
 from .parent import die_with_parent
+from .verbs import STAGES, Emit, Stop, Stopped
 
-Emit = Callable[[str, dict[str, Any]], None]
-TAKEN = "taken"
-"""Folder beside a run, with copies of its checkpoints that whoever listens takes away."""
-NOT_SERVED = (".pt", ".pth", ".bin", ".pkl", ".md", "trainer_state.json")
-"""How files of a checkpoint end that only going on needs: no pickle is ever served."""
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
-
-
-GENERAL: dict[str, dict[str, Any]] = {
-    "lora": {"n_epochs": 3, "batch_size": 8, "learning_rate": 2e-4},
-    "full": {"n_epochs": 3, "batch_size": 8, "learning_rate": 2e-5},
-}
-"""What ``auto`` stands for; the batch is smaller where a file has fewer rows."""
-LAB: dict[str, dict[str, Any]] = {
-    "lora": {"n_epochs": 8, "batch_size": 16, "learning_rate": 1e-3},
-    "full": {"n_epochs": 4, "batch_size": 16, "learning_rate": 2e-4},
-}
-"""The same for models of the lab. An adapter learns its familiar task at these (accuracy 100 %, defended or not); after
-4 epochs at 5e-4 it does not (52.5 %)."""
-
-
-class Stopped(BaseException):
-    """SIGTERM has asked the stage to end."""
 
 
 def main() -> None:
@@ -82,7 +58,7 @@ def run(spec: Mapping[str, Any], emit: Emit, stop: "Stop") -> int:
     """Carry a stage out and report its end, whatever that is."""
     try:
         with _quiet(emit):
-            result = _STAGES[spec["stage"]](spec["settings"], emit, stop)
+            result = STAGES[spec["stage"]](spec["settings"], emit, stop)
         emit("result", result)
     except Stopped:
         emit("stopped", {"step": stop.step})
@@ -90,19 +66,6 @@ def run(spec: Mapping[str, Any], emit: Emit, stop: "Stop") -> int:
         emit("failed", _described(error))
         return 1
     return 0
-
-
-class Stop:
-    """Notes that the process is to end: at once, or where training has made a checkpoint."""
-
-    def __init__(self) -> None:
-        self.asked, self.waits_for_checkpoint, self.step = False, False, 0
-
-    def __call__(self, number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
-        """Ask for it, as a handler of the signal."""
-        self.asked = True
-        if not self.waits_for_checkpoint:
-            raise Stopped
 
 
 def _described(error: BaseException) -> dict[str, Any]:
@@ -116,8 +79,9 @@ def _described(error: BaseException) -> dict[str, Any]:
         return {"kind": "OutOfMemory", "message": "the memory does not suffice"}
     if isinstance(error, OSError):
         return {"kind": "OutputError", "message": f"the operating system refuses ({error.strerror})"}
-    traceback.print_exception(error)
-    return {"kind": type(error).__name__, "message": "the stage failed; the worker's log says how"}
+    # Where, and not what: the text of an error may repeat a row of the upload, which no log is to hold.
+    trace = "".join(traceback.format_tb(error.__traceback__))[-4000:]
+    return {"kind": type(error).__name__, "message": "unexpected", "trace": trace}
 
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -134,204 +98,6 @@ def _leave_network() -> None:
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
     except (OSError, AttributeError):  # not Linux, or a container that forbids it
         return
-
-
-# -- screening ---------------------------------------------------------------------------------------------------
-
-
-def _screen(settings: Mapping[str, Any], emit: Emit, stop: Stop) -> dict[str, Any]:
-    """``runs.screen``; the rows stay in the run's folder."""
-    from ..runs import screen
-
-    result = screen(**settings)
-    return {"screening": result.to_json()}
-
-
-# -- training ----------------------------------------------------------------------------------------------------
-
-
-def _train(settings: Mapping[str, Any], emit: Emit, stop: Stop) -> dict[str, Any]:
-    """``runs.finetune``, from its newest checkpoint where the folder holds one."""
-    from ..runs import finetune
-
-    hyperparameters, arguments = resolved(settings)
-    emit("resolved", {"hyperparameters": hyperparameters})
-    stop.waits_for_checkpoint = True
-    listener = _listener(Path(settings["output"]), emit, stop)
-    result = finetune(**arguments, callbacks=[listener])
-    skipped = [{"line": row.line, "why": row.why} for row in result.skipped]
-    return {
-        "model": str(result.model),
-        "num_steps": result.num_steps,
-        "num_rows": result.num_rows,
-        "num_tokens": listener.num_tokens,
-        "skipped": skipped,
-    }
-
-
-def resolved(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The job's hyperparameters with numbers in the place of ``auto``, and the arguments of ``finetune``."""
-    from ..store.naming import from_lab
-
-    asked = {name: value for name, value in settings["hyperparameters"].items() if value not in ("auto", None)}
-    regime = asked.get("regime", "lora")
-    default = (LAB if from_lab(settings["model"]) else GENERAL)[regime]
-    with Path(settings["data"]).open("rb") as file:
-        num_rows = sum(1 for line in file if line.strip())
-    rate = default["learning_rate"] * asked.get("learning_rate_multiplier", 1.0)
-    chosen = {
-        "n_epochs": asked.get("n_epochs", default["n_epochs"]),
-        "batch_size": asked.get("batch_size", max(1, min(default["batch_size"], num_rows))),
-        "learning_rate": asked.get("learning_rate", rate),
-        "regime": regime,
-    }
-    chosen["learning_rate_multiplier"] = chosen["learning_rate"] / default["learning_rate"]
-    names = ("model", "adapter", "base", "data", "output", "defence", "options", "seed")
-    return chosen, {
-        **{name: settings.get(name) for name in names},
-        "regime": regime,
-        "epochs": float(chosen["n_epochs"]),
-        "batch_size": chosen["batch_size"],
-        "learning_rate": chosen["learning_rate"],
-        "skip_too_long": True,
-    }
-
-
-def _listener(output: Path, emit: Emit, stop: Stop) -> Any:
-    from transformers import TrainerCallback
-
-    class Listener(TrainerCallback):
-        """Forwards steps and checkpoints, and ends a run that is to stop once its checkpoint is there."""
-
-        num_tokens = 0
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            rows = getattr(given.get("train_dataloader"), "dataset", None)
-            if rows is not None:
-                self.num_tokens = round(sum(len(row.input_ids) for row in _rows(rows)) * state.num_train_epochs)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
-            if logs and "loss" in logs:
-                emit("step", {"step": state.global_step, "num_steps": state.max_steps, "metrics": dict(logs)})
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            if stop.asked:
-                control.should_save = True
-
-        def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            name = f"checkpoint-{state.global_step}"
-            taken = output.parent / TAKEN / name
-            copied(Path(args.output_dir) / name, taken)
-            emit("checkpoint", {"step": state.global_step, "folder": str(taken)})
-            stop.step = state.global_step
-            if stop.asked:
-                raise Stopped
-
-    return Listener()
-
-
-def _rows(dataset: Any) -> list[Any]:
-    """The rows behind a loader's data set."""
-    return list(getattr(dataset, "rows", ()))
-
-
-def copied(source: Path, target: Path) -> Path:
-    """A copy of a folder whose files are the same on the disk, made whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, scratch, copy_function=_linked)
-    scratch.rename(target)
-    return target
-
-
-def _linked(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another device
-        shutil.copy2(source, target)
-
-
-def servable(checkpoint: Path, target: Path) -> Path:
-    """The part of a checkpoint that a server loads: the adapter or the model, and its tokenizer."""
-    target.mkdir(parents=True, exist_ok=True)
-    for path in checkpoint.iterdir():
-        if path.is_file() and not path.name.endswith(NOT_SERVED):
-            _linked(str(path), str(target / path.name))
-    return target
-
-
-# -- the gate's measures -----------------------------------------------------------------------------------------
-
-
-def _measure(settings: Mapping[str, Any], emit: Emit, stop: Stop) -> dict[str, Any]:
-    """``runs.evaluate`` on several models, one after the other, each reported as it is done.
-
-    A model that cannot be measured does not keep the others from it: its failure is its result.
-    """
-    from ..errors import AntibodyError
-
-    for model in settings["models"]:
-        try:
-            measured = _measured(model, settings)
-        except AntibodyError as error:
-            measured = {"failure": str(error)}
-        emit("measured", {"name": model["name"], **measured})
-    return {}
-
-
-def _measured(model: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    from ..runs import evaluate
-    from ..store.naming import from_lab
-
-    test, lab = model.get("test_data"), from_lab(model["model"])
-    rows: dict[str, Any] = {
-        "harmful_prompts": settings["harmful_prompts"] or (lab and _of_lab("harmful-prompts")),
-        "benign_prompts": settings["benign_prompts"] or (lab and _of_lab("lookalike")),
-    } | ({"test_data": test} if test else {})
-    if missing := [name for name, given in rows.items() if not given]:
-        return {"failure": f"the operator has set no gate.{missing[0]}"}
-    output = Path(model["output"])
-    evaluate(
-        model["model"],
-        adapter=model.get("adapter"),
-        output=output,
-        judges=settings["judges"] or None,
-        max_new_tokens=settings["max_new_tokens"] or None,
-        overwrite=True,
-        **rows,
-    )
-    config = _config(output)
-    asked = {role: config["data"][role]["num_rows"] for role in config["data"]}
-    prompts = {role: config["data"][role]["sha256"] for role in ("harmful", "benign")}
-    suite = sha256(json.dumps([prompts, config["judges"], config["decoding"]], sort_keys=True).encode()).hexdigest()
-    evaluation = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
-    return {
-        "evaluation": evaluation,
-        "suite": suite,
-        "judge": evaluation["judged"][0]["judge"],
-        "asked": {
-            "harmful_score": asked["harmful"],
-            "over_refusal": asked["benign"],
-            "finetune_accuracy": asked.get("test", 0),
-        },
-    }
-
-
-def _of_lab(kind: str) -> list[dict[str, Any]]:
-    """All the rows that the lab holds of a kind of prompts."""
-    from ..lab.rows import build_rows
-    from ..runs.lab_defaults import NUM_ROWS
-
-    return build_rows(kind, NUM_ROWS[kind], seed=0).rows
-
-
-def _config(output: Path) -> dict[str, Any]:
-    import yaml
-
-    config: dict[str, Any] = yaml.safe_load((output / "config.yaml").read_text(encoding="utf-8"))
-    return config
 
 
 # -- what libraries say ------------------------------------------------------------------------------------------
@@ -362,13 +128,6 @@ class _Notices(logging.Handler):
         """The message alone."""
         if record.name == "antibody":  # the server's own loggers are below it
             self.send("notice", {"message": spelled(record.getMessage(), in_python)})
-
-
-_STAGES: dict[str, Callable[[Mapping[str, Any], Emit, Stop], dict[str, Any]]] = {
-    "screen": _screen,
-    "train": _train,
-    "measure": _measure,
-}
 
 
 if __name__ == "__main__":

@@ -115,16 +115,23 @@ class ClaimedWork:
                 raise self._failure(last)
             if last.get("event") == "stopped":  # to pause, and the customer has thought better of it
                 continue
-            log.warning("%s: a process of stage %s ended with status %s", self.job.id, stage, status)
+            log.warning("%s: a process of stage %s ended with status %s: %s", self.job.id, stage, status, self._said())
             if left == 0:
                 code = "out_of_memory" if status == -9 else "internal_error"
                 raise JobFailed(code, MESSAGES[code])
             left -= 1
 
+    def _said(self) -> str:
+        """The end of what the stages' processes have written to standard error."""
+        path = self.folder / "stage.log"
+        return path.read_text(encoding="utf-8", errors="replace")[-1000:] if path.is_file() else ""
+
     def _failure(self, failed: Event) -> JobFailed:
         """The job's end for what a stage reported."""
         code = CODES.get(failed["kind"], "internal_error")
-        log.warning("%s: %s: %s", self.job.id, failed["kind"], failed["message"])
+        if code != "invalid_training_file":  # its message may repeat what a row says, which no log is to hold
+            told = failed.get("trace") or failed["message"]
+            log.warning("%s: %s: %s", self.job.id, failed["kind"], told)
         message = MESSAGES.get(code) or self.without_places(str(failed["message"]))
         if code == "invalid_training_file" and message.startswith("validation file"):
             return JobFailed("invalid_validation_file", message, "validation_file")

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..stages import servable
+from ..verbs import servable
 from .job import ClaimedWork, Event, JobFailed
 
 EVENT_SECONDS = 1.0
