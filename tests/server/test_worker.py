@@ -444,6 +444,7 @@ def test_a_stage_s_process_has_no_credentials_and_a_session_of_its_own(tmp_path,
     monkeypatch.setenv("ANTIBODY_DATABASE", "postgresql://u:hidden@h/d")
     process = LocalExecutor(1).start({"stage": "none", "settings": {}}, folder=tmp_path)
     pid = process._process.pid
+    until(Path(f"/proc/{pid}/environ").read_bytes)
     environment = Path(f"/proc/{pid}/environ").read_bytes()
     session = os.getsid(pid)
     process.kill()

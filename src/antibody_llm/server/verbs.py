@@ -80,11 +80,11 @@ def _train(settings: Mapping[str, Any], emit: Emit, stop: Stop) -> dict[str, Any
 
 def resolved(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The job's hyperparameters with numbers in the place of ``auto``, and the arguments of ``finetune``."""
-    from ..store.naming import from_lab
+    from ..profiles.catalogue import profile_of
 
     asked = {name: value for name, value in settings["hyperparameters"].items() if value not in ("auto", None)}
     regime = asked.get("regime", "lora")
-    default = (LAB if from_lab(settings["model"]) else GENERAL)[regime]
+    default = (LAB if profile_of(settings["model"]).name == "lab" else GENERAL)[regime]
     with Path(settings["data"]).open("rb") as file:
         num_rows = sum(1 for line in file if line.strip())
     rate = default["learning_rate"] * asked.get("learning_rate_multiplier", 1.0)
@@ -192,12 +192,10 @@ def _measure(settings: Mapping[str, Any], emit: Emit, stop: Stop) -> dict[str, A
 
 def _measured(model: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     from ..runs import evaluate
-    from ..store.naming import from_lab
 
-    test, lab = model.get("test_data"), from_lab(model["model"])
+    test = model.get("test_data")
     rows: dict[str, Any] = {
-        "harmful_prompts": settings["harmful_prompts"] or (lab and _of_lab("harmful-prompts")),
-        "benign_prompts": settings["benign_prompts"] or (lab and _of_lab("lookalike")),
+        name: settings[name] or _brought(model["model"], name) for name in ("harmful_prompts", "benign_prompts")
     } | ({"test_data": test} if test else {})
     if missing := [name for name, given in rows.items() if not given]:
         return {"failure": f"the operator has set no gate.{missing[0]}"}
@@ -228,12 +226,16 @@ def _measured(model: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
     }
 
 
-def _of_lab(kind: str) -> list[dict[str, Any]]:
-    """All the rows that the lab holds of a kind of prompts."""
-    from ..lab.rows import build_rows
-    from ..runs.lab_defaults import NUM_ROWS
+def _brought(model: str, kind: str) -> list[dict[str, Any]]:
+    """The rows of a kind that a model brings, if it brings any."""
+    from ..profiles.catalogue import profile_of
+    from ..profiles.protocol import Choice
 
-    return build_rows(kind, NUM_ROWS[kind], seed=0).rows
+    source = profile_of(model).rows(kind, Choice(), seed=0)
+    return [
+        {"messages": [{"role": message.role, "content": message.content} for message in record.messages]}
+        for record in ([] if source is None else source.records)
+    ]
 
 
 def _config(output: Path) -> dict[str, Any]:

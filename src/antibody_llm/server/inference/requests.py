@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...data.files import BadRow, kind_of
+from ...data.problems import BadRow, kind_of
 from ...data.records import Message, Record, Template
 from ...data.rows import row_content
 from ...parsing import nearest
