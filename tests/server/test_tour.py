@@ -39,9 +39,9 @@ def train(settings):
         (run / "adapter" / name).write_text(text)
     (run / "metrics.jsonl").write_text('{"loss": 1.0, "step": 1}\n')
     yield {"event": "resolved", "hyperparameters": {"n_epochs": 8}}
-    yield {"event": "step", "step": 1, "num_steps": 1, "metrics": {"loss": 1.0}}
+    yield {"event": "step", "step": 1, "num_steps": 1, "tokens": 9, "metrics": {"loss": 1.0}}
     yield lambda: time.sleep(1.0)  # long enough to be paused
-    yield {"event": "result", "model": str(run / "adapter"), "num_steps": 1, "num_tokens": 9, "skipped": []}
+    yield {"event": "result", "model": str(run / "adapter"), "num_steps": 1, "skipped": []}
 
 
 def _poisoned(data):

@@ -207,14 +207,15 @@ def test_a_paused_job_is_resumed_elsewhere_to_the_very_weights_of_an_undisturbed
         job, executor = disturbed(server, client, pause)
         work_off(server, executor)
         assert client.fine_tuning.jobs.retrieve(job).status == "paused"
-        assert "Checkpoint created at step 5" in messages(client, job)
+        assert "Checkpoint created at step 4" in messages(client, job)
         client.fine_tuning.jobs.resume(job)
         work_off(server, scratch="elsewhere")
         result = client.fine_tuning.jobs.retrieve(job)
         assert result.status == "succeeded"
         other, other_client, other_job = undisturbed
-        name = other_client.fine_tuning.jobs.retrieve(other_job).fine_tuned_model
-        assert weights(server, result.fine_tuned_model) == weights(other, name)
+        there = other_client.fine_tuning.jobs.retrieve(other_job)
+        assert weights(server, result.fine_tuned_model) == weights(other, there.fine_tuned_model)
+        assert result.trained_tokens == there.trained_tokens
 
 
 def test_a_killed_worker_s_job_is_gone_on_with_by_another_to_the_same_weights(undisturbed, tmp_path, tiny_llama_folder):
@@ -256,8 +257,9 @@ def test_a_killed_worker_s_job_is_gone_on_with_by_another_to_the_same_weights(un
         result = client.fine_tuning.jobs.retrieve(job)
         assert result.status == "succeeded"
         other, other_client, other_job = undisturbed
-        name = other_client.fine_tuning.jobs.retrieve(other_job).fine_tuned_model
-        assert weights(server, result.fine_tuned_model) == weights(other, name)
+        there = other_client.fine_tuning.jobs.retrieve(other_job)
+        assert weights(server, result.fine_tuned_model) == weights(other, there.fine_tuned_model)
+        assert result.trained_tokens == there.trained_tokens
 
 
 def test_a_cancelled_job_s_process_is_killed_and_nothing_more_is_written(tmp_path, tiny_llama_folder):
@@ -266,11 +268,11 @@ def test_a_cancelled_job_s_process_is_killed_and_nothing_more_is_written(tmp_pat
         job = create(client, upload(client, chat_rows(12)).id)
 
         def train(settings):
-            yield {"event": "step", "step": 1, "num_steps": 9, "metrics": {"loss": 1.0}}
+            yield {"event": "step", "step": 1, "num_steps": 9, "tokens": 5, "metrics": {"loss": 1.0}}
             yield lambda: client.fine_tuning.jobs.cancel(job)
             for step in range(2, 9):
                 yield lambda: time.sleep(1.1)  # events of a step are a second apart
-                yield {"event": "step", "step": step, "num_steps": 9, "metrics": {"loss": 1.0}}
+                yield {"event": "step", "step": step, "num_steps": 9, "tokens": 5, "metrics": {"loss": 1.0}}
 
         script = Script(screen=screened(), train=train)
         work_off(server, script)
@@ -427,7 +429,7 @@ def test_a_gate_without_measures_releases_nothing(quick, tmp_path, measured):
         for name in ("adapter/antibody.json", "adapter/adapter_config.json", "metrics.jsonl"):
             with open(f"{run}/{name}", "w") as file:
                 file.write("" if name.endswith("l") else "{}")
-        result = {"model": f"{run}/adapter", "num_steps": 1, "num_rows": 12, "num_tokens": 5, "skipped": []}
+        result = {"model": f"{run}/adapter", "num_steps": 1, "num_rows": 12, "skipped": []}
         return [{"event": "result", **result}]
 
     script = Script(screen=screened(), train=train, measure=lambda settings: [*measured, {"event": "result"}])

@@ -3,7 +3,7 @@
     {"stage": "screen" | "train" | "measure", "memory_bytes": 0, "settings": {...}}
 
     {"event": "resolved", "hyperparameters": {...}}            what "auto" came to
-    {"event": "step", "step": 3, "num_steps": 250, "metrics": {...}}
+    {"event": "step", "step": 3, "num_steps": 250, "tokens": 812, "metrics": {"loss": ...}}
     {"event": "checkpoint", "step": 50, "folder": "..."}       a copy that the reader may take and remove
     {"event": "notice", "message": "..."}
     {"event": "result", ...}                                   last, where the stage came to its end
@@ -23,14 +23,13 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..mentions import in_python, spelled
+from ..events import Stopped
 from .parent import die_with_parent
-from .verbs import STAGES, Emit, Stop, Stopped
+from .verbs import STAGES, Emit, Stop
 
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
@@ -49,6 +48,7 @@ def main() -> None:
         events.write(json.dumps({"event": event, **fields}, default=str) + "\n")
         events.flush()
 
+    _quiet()
     stop = Stop()
     signal.signal(signal.SIGTERM, stop)
     sys.exit(run(spec, emit, stop))
@@ -57,11 +57,11 @@ def main() -> None:
 def run(spec: Mapping[str, Any], emit: Emit, stop: "Stop") -> int:
     """Carry a stage out and report its end, whatever that is."""
     try:
-        with _quiet(emit):
-            result = STAGES[spec["stage"]](spec["settings"], emit, stop)
-        emit("result", result)
-    except Stopped:
-        emit("stopped", {"step": stop.step})
+        if stop.asked:
+            raise Stopped("stopped before it began")
+        emit("result", STAGES[spec["stage"]](spec["settings"], emit, stop))
+    except Stopped as stopped:
+        emit("stopped", {"step": stopped.step})
     except BaseException as error:
         emit("failed", _described(error))
         return 1
@@ -100,34 +100,12 @@ def _leave_network() -> None:
         return
 
 
-# -- what libraries say ------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _quiet(emit: Emit) -> Iterator[None]:
-    """Inside, our own warnings become events, and all else that is said goes to standard error."""
+def _quiet() -> None:
+    """Have libraries say less on standard error."""
     warnings.filterwarnings("ignore")
+    os.environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     for name in ("transformers", "trl", "peft", "accelerate", "datasets", "torch"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    handler = _Notices(emit)
-    ours = logging.getLogger("antibody")
-    ours.addHandler(handler)
-    try:
-        yield
-    finally:
-        ours.removeHandler(handler)
-
-
-class _Notices(logging.Handler):
-    def __init__(self, emit: Emit) -> None:
-        super().__init__(logging.WARNING)
-        self.send = emit
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """The message alone."""
-        if record.name == "antibody":  # the server's own loggers are below it
-            self.send("notice", {"message": spelled(record.getMessage(), in_python)})
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from ..events import CheckpointSaved, Event, Level, Listener, Notice, StepDone, Wish
+
 Emit = Callable[[str, dict[str, Any]], None]
 TAKEN = "taken"
 """Folder beside a run, with copies of its checkpoints that whoever listens takes away."""
@@ -28,21 +30,38 @@ LAB: dict[str, dict[str, Any]] = {
 4 epochs at 5e-4 it does not (52.5 %)."""
 
 
-class Stopped(BaseException):
-    """SIGTERM has asked the stage to end."""
-
-
 class Stop:
-    """Notes that the process is to end: at once, or where training has made a checkpoint."""
+    """Whether the process is to end; a handler of SIGTERM. A run ends where it can go on later."""
 
     def __init__(self) -> None:
-        self.asked, self.waits_for_checkpoint, self.step = False, False, 0
+        self.asked = False
 
     def __call__(self, number: int = signal.SIGTERM, frame: FrameType | None = None) -> None:
-        """Ask for it, as a handler of the signal."""
+        """Ask for it."""
         self.asked = True
-        if not self.waits_for_checkpoint:
-            raise Stopped
+
+
+def _listener(emit: Emit, stop: Stop, *, beside: Path | None = None) -> Listener:
+    """Forwards what a verb reports, and asks it to end where the process is to.
+
+    Args:
+        emit: Where to.
+        stop: Whether it is.
+        beside: Folder for copies of checkpoints.
+    """
+
+    def listen(event: Event) -> Wish | None:
+        if isinstance(event, StepDone):
+            step = {"step": event.step, "num_steps": event.max_steps, "tokens": event.tokens}
+            emit("step", step | {"metrics": {"loss": event.loss, **event.metrics}})
+        elif isinstance(event, CheckpointSaved) and beside is not None:
+            saved = Path(event.path)
+            emit("checkpoint", {"step": event.step, "folder": str(copied(saved, beside / TAKEN / saved.name))})
+        elif isinstance(event, Notice) and event.level is Level.WARNING:
+            emit("notice", {"message": event.spelled()})
+        return Wish.STOP if stop.asked else None
+
+    return listen
 
 
 # -- screening ---------------------------------------------------------------------------------------------------
@@ -52,7 +71,7 @@ def _screen(settings: Mapping[str, Any], emit: Emit, stop: Stop) -> dict[str, An
     """``runs.screen``; the rows stay in the run's folder."""
     from ..runs import screen
 
-    result = screen(**settings)
+    result = screen(**settings, listen=_listener(emit, stop))
     return {"screening": result.to_json()}
 
 
@@ -65,15 +84,12 @@ def _train(settings: Mapping[str, Any], emit: Emit, stop: Stop) -> dict[str, Any
 
     hyperparameters, arguments = resolved(settings)
     emit("resolved", {"hyperparameters": hyperparameters})
-    stop.waits_for_checkpoint = True
-    listener = _listener(Path(settings["output"]), emit, stop)
-    result = finetune(**arguments, callbacks=[listener])
+    result = finetune(**arguments, listen=_listener(emit, stop, beside=Path(settings["output"]).parent))
     skipped = [{"line": row.line, "why": row.why} for row in result.skipped]
     return {
         "model": str(result.model),
         "num_steps": result.num_steps,
         "num_rows": result.num_rows,
-        "num_tokens": listener.num_tokens,
         "skipped": skipped,
     }
 
@@ -104,44 +120,6 @@ def resolved(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
         "learning_rate": chosen["learning_rate"],
         "skip_too_long": True,
     }
-
-
-def _listener(output: Path, emit: Emit, stop: Stop) -> Any:
-    from transformers import TrainerCallback
-
-    class Listener(TrainerCallback):
-        """Forwards steps and checkpoints, and ends a run that is to stop once its checkpoint is there."""
-
-        num_tokens = 0
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            rows = getattr(given.get("train_dataloader"), "dataset", None)
-            if rows is not None:
-                self.num_tokens = round(sum(len(row.input_ids) for row in _rows(rows)) * state.num_train_epochs)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
-            if logs and "loss" in logs:
-                emit("step", {"step": state.global_step, "num_steps": state.max_steps, "metrics": dict(logs)})
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            if stop.asked:
-                control.should_save = True
-
-        def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-            name = f"checkpoint-{state.global_step}"
-            taken = output.parent / TAKEN / name
-            copied(Path(args.output_dir) / name, taken)
-            emit("checkpoint", {"step": state.global_step, "folder": str(taken)})
-            stop.step = state.global_step
-            if stop.asked:
-                raise Stopped
-
-    return Listener()
-
-
-def _rows(dataset: Any) -> list[Any]:
-    """The rows behind a loader's data set."""
-    return list(getattr(dataset, "rows", ()))
 
 
 def copied(source: Path, target: Path) -> Path:
@@ -183,14 +161,14 @@ def _measure(settings: Mapping[str, Any], emit: Emit, stop: Stop) -> dict[str, A
 
     for model in settings["models"]:
         try:
-            measured = _measured(model, settings)
+            measured = _measured(model, settings, _listener(emit, stop))
         except AntibodyError as error:
             measured = {"failure": str(error)}
         emit("measured", {"name": model["name"], **measured})
     return {}
 
 
-def _measured(model: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _measured(model: Mapping[str, Any], settings: Mapping[str, Any], listen: Listener) -> dict[str, Any]:
     from ..runs import evaluate
 
     test = model.get("test_data")
@@ -207,6 +185,7 @@ def _measured(model: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str
         judges=settings["judges"] or None,
         max_new_tokens=settings["max_new_tokens"] or None,
         overwrite=True,
+        listen=listen,
         **rows,
     )
     config = _config(output)

@@ -44,7 +44,8 @@ def train(work: ClaimedWork) -> None:
         "seed": work.job.seed,
         "hyperparameters": dict(work.job.hyperparameters),
     }
-    result = work.run("train", arguments, _Listener(work))
+    listener = _Listener(work)
+    result = work.run("train", arguments, listener)
     if skipped := result["skipped"]:
         lines = ", ".join(str(row["line"]) for row in skipped[:20]) + (", ..." if len(skipped) > 20 else "")
         told = (
@@ -61,7 +62,7 @@ def train(work: ClaimedWork) -> None:
     table.write_bytes(step_metrics((work.folder / "run" / "metrics.jsonl").read_text(encoding="utf-8")))
     trained = {
         "adapter": work.blobs.store_folder(folder),
-        "num_tokens": result["num_tokens"],
+        "num_tokens": listener.tokens,
         "metrics": work.stored(table, "results"),
     }
     work.keep(trained=trained)
@@ -85,6 +86,8 @@ class _Listener:
         self.work = work
         self.loss = 0.0
         self.num_steps = 0
+        self.tokens: int = work.private.get("tokens", 0)
+        """Trained on so far; of steps that are made again, once."""
         self.first: tuple[int, float] | None = None
         self.last = 0.0
 
@@ -94,6 +97,7 @@ class _Listener:
             told = {"defence": dict(self.work.job.defence)}
             self.work.queue.resolved(self.work.claimed, hyperparameters=event["hyperparameters"], safety=told)
         elif kind == "step":
+            self.tokens += event["tokens"]
             self._step(event["step"], event["num_steps"], event["metrics"])
         elif kind == "checkpoint":
             self._checkpoint(event["step"], Path(event["folder"]))
@@ -112,7 +116,7 @@ class _Listener:
         )
         if (done := step - self.first[0]) > 0:
             left = (now - self.first[1]) / done * (num_steps - step)
-            self.work.queue.resolved(self.work.claimed, estimated_finish=time.time() + left)
+            self.work.queue.resolved(self.work.claimed, estimated_finish=time.time() + left, trained_tokens=self.tokens)
 
     def _checkpoint(self, step: int, taken: Path) -> None:
         """Store a checkpoint, to be asked and to go on from; then the one that it replaces may go."""
@@ -126,11 +130,12 @@ class _Listener:
         shutil.rmtree(state, ignore_errors=True)
         (state / "checkpoints").mkdir(parents=True)
         taken.rename(state / "checkpoints" / taken.name)
-        for name in ("environment.json", "metrics.jsonl"):
-            shutil.copy2(work.folder / "run" / name, state / name)
+        for path in (work.folder / "run").iterdir():
+            if path.is_file() and not path.name.startswith("."):
+                shutil.copy2(path, state / path.name)
         _move_config(work.folder / "run", state, str(work.folder), HERE)
         old = work.private.get("run")
-        work.keep(run=work.blobs.store_folder(state, "runs"), steps=steps)
+        work.keep(run=work.blobs.store_folder(state, "runs"), steps=steps, tokens=self.tokens)
         if old:
             work.blobs.delete(old)
 
