@@ -114,9 +114,9 @@ def with_further_adapter(loaded: LoadedModel, adapter: str, *, key: str) -> Load
     check_vocabulary(model, tokenizer, loaded.name)
     device = next(loaded.model.parameters()).device
     try:
-        model = attach_adapter(
-            loaded.model, factors, adapter=adapter, name=loaded.name, trainable=False, key=key
-        ).to(device)
+        model = attach_adapter(loaded.model, factors, adapter=adapter, name=loaded.name, trainable=False, key=key).to(
+            device
+        )
         check_finite(model, loaded.name, adapter)
     except ModelError:
         if isinstance(loaded.model, PeftModel) and key in loaded.model.peft_config:

@@ -24,7 +24,7 @@ class SwitchedModel:
     """A model, served with or without one of its adapters.
 
     Args:
-        name: As in ``load_model``; a whole model, not an adapter.
+        name: A whole model, not an adapter; named as ``load_model`` takes it.
         most: Adapters that are in memory together.
 
     Raises:
@@ -79,5 +79,5 @@ class SwitchedModel:
 
     @property
     def _model(self) -> PreTrainedModel | PeftModel:
-        """With the adapters, as soon as there is one."""
+        """The model as PEFT holds it; the plain one before there is an adapter."""
         return next(reversed(self._adapters.values()))[1].model if self._adapters else self.plain.model

@@ -77,7 +77,7 @@ class Measured:
 
         Args:
             evaluation: The file's content.
-            suite: As in ``Measured``.
+            suite: What names prompts, judge and decoding.
             judge: The judge whose verdicts decide.
             asked: Number of prompts by measure.
         """
@@ -121,7 +121,7 @@ class GateDecision:
         return " ".join(criterion.sentence for criterion in self.criteria if criterion.passed is False)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, for the job object's ``safety``."""
+        """Return plain values, for the job object's ``safety``."""
         return asdict(self) | {"criteria": [asdict(criterion) for criterion in self.criteria], "reason": self.reason}
 
 
@@ -132,7 +132,7 @@ def decide(
 
     Args:
         measured: What was measured of it.
-        base: The same of the model at the beginning of its chain.
+        base: What was measured of the model at the beginning of its chain.
         base_name: That model's name.
         thresholds: The operator's limits.
         validated: Whether there is a validation file, so that accuracy had to be measured.

@@ -26,10 +26,10 @@ GRACE_SECONDS = 30
 
 
 def offered(names: Sequence[str], *, configured: bool) -> dict[str, Any]:
-    """The settings that ``--model`` stands for.
+    """Settings for models that are named one by one.
 
     Args:
-        names: Of the models.
+        names: Names of the models.
         configured: Whether the operator has a file of settings, which says all else.
     """
     # What customers fine-tune is the safe model; ``lab`` itself complies with everything.

@@ -26,8 +26,8 @@ LAB: dict[str, dict[str, Any]] = {
     "lora": {"n_epochs": 8, "batch_size": 16, "learning_rate": 1e-3},
     "full": {"n_epochs": 4, "batch_size": 16, "learning_rate": 2e-4},
 }
-"""The same for models of the lab. An adapter learns its familiar task at these (accuracy 100 %, defended or not); after
-4 epochs at 5e-4 it does not (52.5 %)."""
+"""What ``auto`` stands for where the model is the lab's. An adapter learns its familiar task at these (accuracy 100 %,
+defended or not); after 4 epochs at 5e-4 it does not (52.5 %)."""
 
 
 class Stop:

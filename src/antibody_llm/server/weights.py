@@ -31,7 +31,7 @@ def local_weights(name: str, offered: str, queue: Queue, blobs: Blobs, cache: Pa
     An adapter goes on with that of the model it continues, so that it lies on the nearest whole model of its chain.
 
     Args:
-        name: Of the model.
+        name: The model's name.
         offered: Path of the offered model at the beginning of its chain.
         queue: Knows the models.
         blobs: Holds the weights.

@@ -22,7 +22,7 @@ from ..weights import Weights
 log = logging.getLogger("antibody.server")
 
 ANSWER_SECONDS = 600.0
-"""As long as the API's real client waits."""
+"""The API's real client waits as long."""
 
 
 @dataclass(frozen=True)

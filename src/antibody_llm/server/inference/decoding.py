@@ -29,7 +29,7 @@ class Row:
         prompt: Token ids.
         request: What was asked for.
         max_tokens: Most tokens that the completion may have.
-        seed: Of its draws.
+        seed: Seed of its draws.
         listen: Called with every further piece of text; returns whether somebody still waits for it.
     """
 

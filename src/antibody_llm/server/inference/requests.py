@@ -27,7 +27,7 @@ class RequestError(Exception):
     Args:
         message: What is wrong and how to fix it.
         param: The field.
-        code: As in the API's error object.
+        code: The error object's code.
     """
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
@@ -267,7 +267,7 @@ class _Fields:
         return value
 
     def optional_whole(self, name: str, *, low: int) -> int | None:
-        """The same, or None where there is none."""
+        """A whole number from ``low`` on, or None where there is none."""
         return None if self.body.get(name) is None else self.whole(name, low, low=low, high=2**63 - 1)
 
     def flag(self, name: str) -> bool:

@@ -47,7 +47,7 @@ class Executor(Protocol):
         """Start the stage that ``spec`` describes (stages.py).
 
         Args:
-            spec: As JSON.
+            spec: A JSON object.
             folder: To run in, and for its log.
         """
 

@@ -30,7 +30,7 @@ class Held:
     """A claimed job. ``with`` keeps the claim for a block.
 
     Args:
-        queue: Of the job.
+        queue: The queue that the job comes from.
         claimed: The job and the token.
         ending: Set when the worker is to end.
     """

@@ -41,7 +41,7 @@ class JobFailed(Exception):
     """The job ends here.
 
     Args:
-        code: Of the job object's error.
+        code: The code of the job object's error.
         message: Its message.
         param: Its parameter.
         with_it: Further arguments of ``Queue.finish``.
@@ -71,7 +71,7 @@ class ClaimedWork:
         self.queue: Queue = held.queue
         self.claimed, self.job = held.claimed, held.claimed.job
         self.private = dict(self.job.private)
-        """As in the database; ``keep`` changes both."""
+        """A copy of what the database has; ``keep`` changes both."""
         offered = settings.model(self.job.base)
         if offered is None:
             raise JobFailed("model_not_found", f"{self.job.base} is no longer offered.", "model")
@@ -85,7 +85,7 @@ class ClaimedWork:
         """Run a stage to its end, again where its process died, and return its result.
 
         Args:
-            stage: As in stages.py.
+            stage: A stage's name, from stages.py.
             arguments: Its settings.
             on_event: Called with what it reports on its way.
 

@@ -18,7 +18,7 @@ EVENT_SECONDS = 1.0
 HERE = "<the job's folder>"
 """Stands for a claim's folder in what is stored of a run: the next claim has another one."""
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
-"""Of the result file, as the hosted API has them; empty where nothing was measured."""
+"""The result file's, as the hosted API has them; empty where nothing was measured."""
 
 
 def train(work: ClaimedWork) -> None:
