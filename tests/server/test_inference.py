@@ -231,6 +231,14 @@ def test_a_model_that_does_not_load_is_a_500_that_names_no_path(ask, tmp_path):
     assert ask(messages=QUESTION, max_tokens=1)[0] == 200
 
 
+def test_a_request_beyond_those_that_may_wait_is_a_503(tiny_llama_folder):
+    with TestClient(make_app(Engine(most_waiting=0))) as client:
+        body = {"model": "m", "messages": QUESTION}
+        target = {"model": str(tiny_llama_folder), "adapter": None}
+        answer = client.post("/chat/completions", json={"name": "m", "target": target, "body": body})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+
+
 def test_a_client_that_is_gone_ends_its_completion_and_nobody_else_s(tiny_llama_folder):
     engine, target = Engine(), Target(str(tiny_llama_folder))
     request = parse_chat({"model": "m", "messages": QUESTION, "stream": True, "seed": 1, "max_tokens": 900})

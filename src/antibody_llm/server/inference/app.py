@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from ...errors import AntibodyError
 from .answers import AnyAnswer, ChatAnswer, ResponseAnswer, TextAnswer, failed
-from .engine import Answer, Engine, Target
+from .engine import Answer, Engine, Overloaded, Target
 from .requests import Generation, RequestError, parse_chat, parse_completion, parse_response
 
 log = logging.getLogger("antibody")
@@ -76,10 +76,12 @@ def described(error: BaseException) -> tuple[dict[str, Any], int]:
     """The API's error object and status for what went wrong."""
     if isinstance(error, RequestError):
         return error.to_json(), 400
-    if not isinstance(error, AntibodyError):
-        log.error("inference failed: %s", type(error).__name__)
-    # What is wrong with a model's folder names paths of the server, which are the operator's business.
-    log.error("the model could not answer: %s", error)
+    if isinstance(error, Overloaded):
+        message = "Too many requests wait for a model. Try again in a few seconds."
+        return {"error": {"message": message, "type": "server_error", "param": None, "code": "overloaded"}}, 503
+    # What is wrong with a model's folder names paths of the server, which are the operator's business; what else
+    # failed may repeat a prompt, which is nobody's but the client's.
+    log.error("the model could not answer: %s", error if isinstance(error, AntibodyError) else type(error).__name__)
     message = "The model could not answer. Try again; if it stays so, ask the operator, whose log says why."
     return {"error": {"message": message, "type": "server_error", "param": None, "code": "inference_failed"}}, 500
 

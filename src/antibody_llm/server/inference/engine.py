@@ -6,6 +6,7 @@ For many clients at once put vLLM behind the server instead (backends.py).
 
 import logging
 import threading
+import traceback
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -32,7 +33,13 @@ MOST_MODELS = 2
 BATCH_ROWS = 16
 """Completions decoded together."""
 UNLIMITED = 1024
-"""Tokens of a completion where neither the request nor the model's context sets a limit."""
+"""Most tokens of a completion where the request sets no limit: one that never ends keeps others waiting."""
+MOST_WAITING = 256
+"""Requests that wait; a further one is refused."""
+
+
+class Overloaded(Exception):
+    """Too many requests wait; the client may try again later."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +83,13 @@ class Engine:
     Args:
         most_models: Models in memory together.
         batch_rows: Completions decoded together.
+        most_waiting: Requests that may wait.
     """
 
-    def __init__(self, *, most_models: int = MOST_MODELS, batch_rows: int = BATCH_ROWS) -> None:
-        self.most_models, self.batch_rows = most_models, batch_rows
+    def __init__(
+        self, *, most_models: int = MOST_MODELS, batch_rows: int = BATCH_ROWS, most_waiting: int = MOST_WAITING
+    ) -> None:
+        self.most_models, self.batch_rows, self.most_waiting = most_models, batch_rows, most_waiting
         self._models: OrderedDict[str, SwitchedModel] = OrderedDict()
         self._waiting: deque[_Asked] = deque()
         self._condition = threading.Condition()
@@ -93,12 +103,13 @@ class Engine:
     ) -> "Future[Answer]":
         """Queue a request; the future's result is an ``Answer``.
 
-        It fails with a ``RequestError`` where the client can fix it, and an ``AntibodyError`` where the operator can.
+        It fails with a ``RequestError`` where the client can fix it, an ``AntibodyError`` where the operator can, and
+        ``Overloaded`` where too many wait, or the process is about to end.
         """
         asked = _Asked(target, request, listen, Future())
         with self._condition:
-            if self._closed:
-                asked.future.set_exception(RuntimeError("the inference process is shutting down"))
+            if self._closed or len(self._waiting) >= self.most_waiting:
+                asked.future.set_exception(Overloaded())
             else:
                 self._waiting.append(asked)
                 self._condition.notify()
@@ -111,7 +122,7 @@ class Engine:
             self._condition.notify()
         self._thread.join()
         for asked in self._waiting:
-            asked.future.set_exception(RuntimeError("the inference process is shutting down"))
+            asked.future.set_exception(Overloaded())
 
     def _serve(self) -> None:
         while True:
@@ -123,8 +134,8 @@ class Engine:
             try:
                 self._answer(batch)
             except Exception as error:  # a request's fault must not end the thread that answers all others
-                if not isinstance(error, AntibodyError):
-                    log.exception("inference failed")
+                if not isinstance(error, AntibodyError):  # its place, and not its text, which may repeat a prompt
+                    log.error("inference failed:\n%s", "".join(traceback.format_tb(error.__traceback__)))
                 for asked in batch:
                     if not asked.future.done():
                         asked.future.set_exception(error)
@@ -249,7 +260,7 @@ def _room(num_prompt: int, wanted: int | None, context: int | None) -> int:
             "messages",
             "context_length_exceeded",
         )
-    return wanted or room
+    return wanted or min(room, UNLIMITED)
 
 
 def use_threads(num: int) -> None:
