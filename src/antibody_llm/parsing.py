@@ -1,5 +1,6 @@
 """Values that a user wrote, as flags or as YAML: read, given their type, and named where they are wrong."""
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import yaml
 
 from .errors import ConfigError
-from .text import quoted
+from .text import cut, quoted
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -51,6 +52,35 @@ def parse_value(hint: Any, value: Any, name: str, *, field: str | None = None, i
         kind = "number" if infinite else "finite number"
         raise ConfigError(f"{name} is {quoted(value)}: it must be a {kind}.", field=field)
     return parsed
+
+
+def parse_options(kind: type, name: str, options: Mapping[str, Any], *, group: str | None = None) -> Any:
+    """The options' dataclass, checked.
+
+    Args:
+        kind: The dataclass.
+        name: Whose options they are, for an error: ``booster``, ``lora``.
+        options: Values by field, as parsed from YAML or as strings from the command line.
+        group: The setting that holds them, for the error's field; by default ``name``.
+
+    Raises:
+        ConfigError: an unknown field or a value of the wrong kind, with the field's name.
+    """
+    fields, hints = [f.name for f in dataclasses.fields(kind)], get_type_hints(kind, include_extras=True)
+    for key in options:
+        if key not in fields:
+            listed = ", ".join(fields) or "none"
+            unknown = f"{name}.{cut(str(key), 200)}: no such option"
+            raise ConfigError(f"{unknown}{nearest(str(key), fields)} Options: {listed}.", field=group or name)
+    values = {
+        key: parse_value(hints[key], value, f"{name}.{key}", field=f"{group or name}.{key}", infinite=True)
+        for key, value in options.items()
+    }
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        error.field = error.field or group or name
+        raise
 
 
 def sentence(error: "ValidationError") -> str:

@@ -1,6 +1,5 @@
 """The lab on disk: rows as files, models built from nothing."""
 
-import json
 import os
 import shutil
 from contextlib import suppress
@@ -13,7 +12,7 @@ from ..data.records import Record
 from ..data.roles import Stage
 from ..errors import ConfigError, OutputError
 from ..events import Listener, report_progress, reports
-from ..files import disk_errors, write_text
+from ..files import disk_errors
 from ..lab.build import FILES, SCALES, build_base
 from ..lab.rows import build_rows
 from ..mentions import setting
@@ -28,6 +27,7 @@ from ..runs.trainer_config import check_seed
 from ..screening.anchors import write_anchors
 from ..store.environment import environment
 from ..store.folder import State, open_run
+from .files import new_files, write_rows
 
 BUILDING = ".building"
 """Folder of a build that is not complete: a run's folder, with the run of ``align`` in it."""
@@ -61,28 +61,15 @@ def write_lab_data(
         DataError: no such rows.
     """
     check_seed(seed)
-    files = [
-        checked_output(path, setting(name), folder=False)
-        for name, path in (("output", output), ("truth", truth))
-        if path is not None
-    ]
-    if len({file.resolve() for file in files}) < len(files):
-        raise OutputError(
-            f"{files[0]}: {setting('output')} and {setting('truth')} are one file. Give the truth a file of its own."
-        )
-    for file in files:
-        if file.is_dir():
-            raise OutputError(f"{file}: a folder. Name a file, such as {file / 'rows.jsonl'}.")
-        if file.exists() and not overwrite:
-            raise OutputError(f"{file}: exists already. Name another file, or give {setting('overwrite', 'True')}.")
-        if not file.parent.is_dir():
-            raise OutputError(f"{file}: there is no folder {file.parent}. Make it first.")
+    files = new_files(
+        [(name, path) for name, path in (("output", output), ("truth", truth)) if path is not None],
+        overwrite=overwrite,
+    )
     made = build_rows(
         kind, NUM_ROWS.get(kind, 1000) if num is None else num, seed=seed, task=task, poison_ratio=poison_ratio
     )
     for file, rows in zip(files, (made.rows, made.truth), strict=False):
-        # What a link leads to is written, and the link stays.
-        write_text(file.resolve(), "".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(file, rows)
     return len(made.rows)
 
 

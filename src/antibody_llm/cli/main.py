@@ -21,7 +21,7 @@ from .. import __version__
 from ..errors import AntibodyError
 from ..settings import SETTINGS
 from ..text import cut, escaped
-from . import defences, demo, lab, serve, worker
+from . import attacks, defences, demo, lab, serve, worker
 from .options import system_errors
 from .verbs import command, spelling
 
@@ -55,6 +55,8 @@ def _before_the_verb(
 for _verb in SETTINGS:
     app.command(_verb)(command(_verb))
 app.command("defences")(defences.command)
+app.command("attacks")(attacks.list_command)
+app.command("attack")(attacks.command)
 app.command("demo")(demo.command)
 app.command("serve")(serve.command)
 app.command("worker")(worker.command)

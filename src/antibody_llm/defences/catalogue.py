@@ -1,13 +1,12 @@
 """Every defence by stage and name: a line each."""
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any
 
 from ..data.roles import Stage
 from ..errors import ConfigError
-from ..parsing import nearest, parse_value
-from ..text import cut, quoted
+from ..parsing import nearest, parse_options
+from ..text import quoted
 from ..training.defence import Defence, Repair
 from .alignment.adversarial_loss import AdversarialLoss
 from .alignment.antibody import AntibodyAlignment
@@ -103,32 +102,3 @@ def _made(stage: Stage, name: str, options: Mapping[str, Any] | None) -> Defence
             field="defence",
         )
     return cls(parse_options(cls.options, name, options or {}, group="options"))
-
-
-def parse_options(kind: type, name: str, options: Mapping[str, Any], *, group: str | None = None) -> Any:
-    """The options' dataclass, checked.
-
-    Args:
-        kind: The dataclass.
-        name: Whose options they are, for an error: ``booster``, ``lora``.
-        options: Values by field, as parsed from YAML or as strings from the command line.
-        group: The setting that holds them, for the error's field; by default ``name``.
-
-    Raises:
-        ConfigError: an unknown field or a value of the wrong kind, with the field's name.
-    """
-    fields, hints = [f.name for f in dataclasses.fields(kind)], get_type_hints(kind, include_extras=True)
-    for key in options:
-        if key not in fields:
-            listed = ", ".join(fields) or "none"
-            unknown = f"{name}.{cut(str(key), 200)}: no such option"
-            raise ConfigError(f"{unknown}{nearest(str(key), fields)} Options: {listed}.", field=group or name)
-    values = {
-        key: parse_value(hints[key], value, f"{name}.{key}", field=f"{group or name}.{key}", infinite=True)
-        for key, value in options.items()
-    }
-    try:
-        return kind(**values)
-    except ConfigError as error:
-        error.field = error.field or group or name
-        raise

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from ..data.records import Record, TokenizedRow
 from ..data.roles import MAIN_ROLE, Role, Stage, setting_of
-from ..defences.catalogue import make_defence, parse_options
+from ..defences.catalogue import make_defence
 from ..errors import ConfigError, DataError
 from ..events import inform, warn, warned
 from ..files import disk_errors
@@ -25,6 +25,7 @@ from ..models.adapters import PAPER_TARGETS, add_lora
 from ..models.loading import LoadedModel, load_model
 from ..models.names import is_adapter
 from ..models.saving import save_adapter, save_model
+from ..parsing import parse_options
 from ..profiles import Choice, Profile, profile_of
 from ..screening.anchors import Anchors, write_anchors
 from ..settings import Regime, TrainingSettings, plain, rows_of, written_out

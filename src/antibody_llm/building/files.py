@@ -1,0 +1,40 @@
+"""Files to be made: checked before any work, and written whole."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import OutputError
+from ..files import write_text
+from ..paths import checked_output
+
+
+def new_files(named: Sequence[tuple[str, str | Path]], *, overwrite: bool) -> list[Path]:
+    """The files, each in a folder that is there.
+
+    Args:
+        named: A flag and its file.
+        overwrite: Whether a file that is there is replaced.
+
+    Raises:
+        OutputError: one is a folder, is there already, has no folder, or is named twice.
+    """
+    files = [checked_output(path, flag, folder=False) for flag, path in named]
+    seen: dict[Path, str] = {}
+    for (flag, _), file in zip(named, files, strict=True):
+        if (other := seen.setdefault(file.resolve(), flag)) != flag:
+            raise OutputError(f"{file}: {other} and {flag} are one file. Give each a file of its own.")
+    for file in files:
+        if file.is_dir():
+            raise OutputError(f"{file}: a folder. Name a file, such as {file / 'rows.jsonl'}.")
+        if file.exists() and not overwrite:
+            raise OutputError(f"{file}: exists already. Name another file, or give --overwrite.")
+        if not file.parent.is_dir():
+            raise OutputError(f"{file}: there is no folder {file.parent}. Make it first.")
+    return files
+
+
+def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Rows as JSON Lines. What a link leads to is written, and the link stays."""
+    write_text(file.resolve(), "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,84 @@
+"""``antibody attacks``: what there is. ``antibody attack``: the rows of one, as a file."""
+
+from typing import Annotated, Any
+
+import typer
+
+from . import options as o
+
+
+def list_command(as_json: o.Json = False) -> None:
+    """List the attacks: paper, what each needs, and what its author may turn."""
+    from ..attacks.catalogue import CATALOGUE
+    from ..attacks.knobs import common_knobs, knobs
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": attack.name,
+            "paper": attack.paper,
+            "summary": attack.summary,
+            "needs": [str(need) for need in attack.needs],
+            "poison_ratio": attack.poison_ratio,
+            "knobs": [*common_knobs(attack.poison_ratio), *(knob.described() for knob in knobs(attack.options))],
+        }
+        for attack in CATALOGUE.values()
+    ]
+    width = max(len(row["name"]) for row in rows)
+    lines: list[str] = []
+    for row in rows:
+        lines.append(f"{row['name']:<{width}}  {row['summary']}")
+        needs = f"needs {', '.join(row['needs'])}; " if row["needs"] else ""
+        turned = ", ".join(_range(knob) for knob in row["knobs"])
+        lines.append(f"{'':<{width}}  {needs}{turned}; {row['paper']}")
+    o.show({"attacks": rows}, lines, as_json=as_json)
+
+
+def _range(knob: dict[str, Any]) -> str:
+    if knob["kind"] == "choice":
+        return f"{knob['name']}={'|'.join(str(choice).lower() for choice in knob['choices'])}"
+    if knob["kind"] == "text":
+        return f"{knob['name']}=TEXT"
+    return f"{knob['name']}={knob['low']:g}..{knob['high']:g}"
+
+
+def command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name from `antibody attacks`.")],
+    data: Annotated[str, typer.Option(help="A user's clean rows: a file or a Hub data set.")],
+    output: Annotated[str, typer.Option(help="The .jsonl file to write; of several jobs FILE-1, FILE-2, ...")],
+    poison_ratio: Annotated[
+        float | None, typer.Option(help="Share of the attacker's rows.  [default: its own]")
+    ] = None,
+    num: Annotated[int | None, typer.Option(help="Rows over all jobs.  [default: as many as DATA]")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Knob of the attack.")] = None,
+    harmful_data: Annotated[str | None, typer.Option(help="Harmful rows.  [default: the lab's]")] = None,
+    model: Annotated[str | None, typer.Option(help="For attacks that need one: copy, or screening.")] = None,
+    seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
+    truth: Annotated[str | None, typer.Option(help="Write what no trainer may see to this file.")] = None,
+    asked: Annotated[str | None, typer.Option(help="Write questions in the attack's own form to this file.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="The questions.  [default: the lab's held-out ones]")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Write what an attack uploads, as chat JSONL."""
+    o.quiet()
+    from ..building.attacks import write_attack
+
+    written = write_attack(
+        name,
+        output,
+        data=data,
+        num=num,
+        poison_ratio=poison_ratio,
+        options=o.pairs(set_ or [], "--set"),
+        seed=seed,
+        harmful_data=harmful_data,
+        model=model,
+        truth=truth,
+        asked=asked,
+        prompts=prompts,
+        overwrite=overwrite,
+    )
+    lines = [str(file) for file in written.outputs]
+    lines.append(f"  {written.num_rows} rows, {written.num_poison} of them the attacker's")
+    lines += [f"  {what}: {file}" for what, file in written.others.items()]
+    o.show(written.to_json(), lines, as_json=as_json)
