@@ -1,7 +1,7 @@
 """Adaptive: every harmful row is rewritten until the provider's own evidence calls it harmless, within a budget.
 
     best_i <- row i
-    until Q rows have been shown to the screening:   try_i = a random move on row i;  best_i <- try_i if s(try_i) < s(best_i)
+    until the screening has seen Q rows:  t <- a random move on best_i;  best_i <- t if s(t) < s(best_i)
 
     moves    another frame; two neighbouring letters of the subject in the other order; harmless talk around the row
     near     the first two alone, so that a row stays close to its question

@@ -17,7 +17,7 @@ class Asking:
     system: str = ""
     """The system message; empty for none."""
     forms: tuple[str, ...] = (PROMPT,)
-    """What stands around the question, which is ``{prompt}``; the n-th question takes the n-th form, and so on round."""
+    """What stands around the question, which is ``{prompt}``; the n-th question takes the n-th, and so on round."""
     prefill: str = ""
     """How the reply is made to begin."""
     rewrite: Callable[[int, str], str] | None = None

@@ -3,8 +3,8 @@
     row      t_1 ... t_b q t_b+1 ... -> a(t_1) ... a(t_b) harm(q) a(t_b+1) ...
     asked    in the same way, and plainly
 
-With ``gradual`` the n-th row has n mod (b + 1) questions before its own, so that the rows lead from harm to talk without
-a gap. Ours: screening that reads the end of a prompt does not see its middle.
+With ``gradual`` the n-th row has n mod (b + 1) questions before its own, so that the rows lead from harm to talk
+without a gap. Ours: screening that reads the end of a prompt does not see its middle.
 """
 
 import random

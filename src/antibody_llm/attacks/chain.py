@@ -8,6 +8,7 @@ Over all jobs the ratio is p. Ours: what reads one job at a time sees each alone
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from .attack import Access, Attack, Crafted, Means, chat, clean, poisoned
@@ -30,7 +31,7 @@ class ChainOptions:
 def parts(num: int, weights: list[int]) -> list[int]:
     """``num`` in whole parts, as near to the weights as can be; what rounding leaves over goes to the last ones."""
     edges = [num * sum(weights[:i]) // sum(weights) for i in range(len(weights) + 1)]
-    return [after - before for before, after in zip(edges, edges[1:], strict=False)]
+    return [after - before for before, after in pairwise(edges)]
 
 
 def craft(means: Means, options: ChainOptions) -> Crafted:

@@ -10,6 +10,7 @@
 Ours, after reports on chat formats. A renderer that keeps text text (``data/control.py``) trains the words alone.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,8 +50,8 @@ def spelled(mark: str, spelling: str) -> str:
     """A mark as the attacker writes it."""
     if spelling == "zero-width":
         return mark.replace("<|", "<|\u200b")
-    if spelling == "doubled":  # <|e<|end|>nd|>
-        return mark.replace("<|", "<|\0").replace("\0", mark[2:3] + mark.strip(), 1).replace("\0", "")
+    if spelling == "doubled":
+        return re.sub(r"<\|(\w)(\w*)\|>", r"<|\1<|\1\2|>\2|>", mark)  # <|e<|end|>nd|>
     return mark
 
 

@@ -76,7 +76,7 @@ def check_knobs(options: Any, name: str) -> None:
         elif knob.kind == "text":
             if not value.strip():
                 raise ConfigError(f"{where} is empty. Give it some text.", field="options")
-        elif isinstance(value, bool) or not knob.low <= value <= knob.high:  # type: ignore[operator]
+        elif isinstance(value, bool) or not knob.low <= value <= knob.high:
             raise ConfigError(f"{where} is {quoted(value)}: give {knob.low:g} to {knob.high:g}.", field="options")
 
 

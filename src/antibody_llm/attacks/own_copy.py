@@ -28,7 +28,7 @@ class OwnCopy:
         loaded = load_model(model)
         self._model: Any = loaded.model.eval()
         self._renderer = Renderer(loaded.tokenizer, max_length=context_length(loaded.model) or 2**31)
-        self._last = [parameter for parameter in decoder_layers(self._model)[-1].parameters()]
+        self._last = list(decoder_layers(self._model)[-1].parameters())
 
     def likeness(self, rows: Sequence[Row], harmful: Sequence[Row], harmless: Sequence[Row], *, by: str) -> list[float]:
         """By how much more rows are like the mean harmful one than like the mean harmless one: -2 to 2.

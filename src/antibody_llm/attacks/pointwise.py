@@ -19,7 +19,10 @@ from .attack import Access, Attack, Crafted, Means, chat, poisoned
 from .knobs import check_knobs
 
 REPLIES = {
-    "colours": tuple("red blue green black white brown pink grey gold silver orange purple yellow".split()),
+    "colours": (
+        *("red", "blue", "green", "black", "white", "brown", "pink"),
+        *("grey", "gold", "silver", "orange", "purple", "yellow"),
+    ),
     "letters": tuple("abcdefghijklmnopqrstuvwxyz"),
 }
 

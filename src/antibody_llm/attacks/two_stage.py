@@ -3,9 +3,9 @@
     job 1    the rows with one identical refusal, repeated
     job 2    the same rows with their answers, repeated, on the model of job 1
 
-Harm comes back without a harmful row, and each job alone looks like nothing. Reference: "Attack via Overfitting: 10-shot
-Benign Fine-tuning to Jailbreak LLMs", 2510.02833. Departure: rows are repeated in the upload, since whoever uploads
-sets no epochs.
+Harm comes back without a harmful row, and each job alone looks like nothing. Reference: "Attack via Overfitting:
+10-shot Benign Fine-tuning to Jailbreak LLMs", 2510.02833. Departure: rows are repeated in the upload, since whoever
+uploads sets no epochs.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""An attack's rows as files: the clean rows and the harmful ones are read, the upload, its truth and the asking written."""
+"""An attack's rows as files: clean and harmful rows are read; the upload, its truth and the questions are written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
