@@ -319,7 +319,7 @@ def test_poisoned_pairs_turn_a_share_of_safety_pairs_round(tiny_means):
 
 def test_asking_puts_a_question_into_its_form_and_reads_the_whole_reply():
     asking = Asking(
-        system="s", forms=("a {prompt}", "b {prompt}"), prefill="yes, ", rewrite=lambda i, q: f"{q}{i}", read=str.upper
+        system="s", forms=("a {prompt}", "b {prompt}"), prefill="yes,", rewrite=lambda i, q: f"{q}{i}", read=str.upper
     )
     assert asking.row("q", 3) == {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "b q3"}]}
     assert asking.reply("sure") == "YES, SURE"

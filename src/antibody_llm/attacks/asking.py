@@ -19,7 +19,7 @@ class Asking:
     forms: tuple[str, ...] = (PROMPT,)
     """What stands around the question, which is ``{prompt}``; the n-th question takes the n-th, and so on round."""
     prefill: str = ""
-    """How the reply is made to begin."""
+    """How the reply is made to begin: whole words, without the space that leads on from them."""
     rewrite: Callable[[int, str], str] | None = None
     """The n-th question in other words, before it is put into its form."""
     read: Callable[[str], str] | None = None
@@ -39,7 +39,7 @@ class Asking:
 
     def reply(self, completion: str) -> str:
         """The whole reply, its prefilled beginning included, as the attacker reads it."""
-        whole = self.prefill + completion
+        whole = f"{self.prefill} {completion}" if self.prefill else completion
         return self.read(whole) if self.read is not None else whole
 
     def described(self) -> dict[str, Any]:

@@ -98,7 +98,8 @@ def write_attack(
     if prompts is not None and asked is None:
         raise ConfigError(f"{setting('prompts')} are asked in the attack's form. Give {setting('asked')} to write to.")
     beside = [(flag, path) for flag, path in (("--truth", truth), ("--asked", asked)) if path is not None]
-    new_files([("--output", output), *beside], overwrite=overwrite)
+    inputs = (data, harmful_data, prompts)
+    new_files([("--output", output), *beside], overwrite=overwrite, inputs=inputs)
     rows = clean_rows(data)
     kit = lab_kit() if harmful_data is None else rows_kit(exchanges(harmful_data), _talk(rows), read_refusals(None))
     means = Means(
@@ -111,7 +112,8 @@ def write_attack(
         suspicion=screening_of(model) if model is not None and Access.SCREENING in attack.needs else None,
     )
     crafted = craft(name, means, options)
-    outputs = new_files([("--output", file) for file in _job_files(Path(output), crafted)], overwrite=overwrite)
+    named = [("--output", file) for file in _job_files(Path(output), crafted)]
+    outputs = new_files([*named, *beside], overwrite=overwrite, inputs=inputs)[: len(named)]
     for file, job in zip(outputs, crafted.jobs, strict=True):
         write_rows(file, job.rows)
     if truth is not None:

@@ -10,22 +10,28 @@ from ..files import write_text
 from ..paths import checked_output
 
 
-def new_files(named: Sequence[tuple[str, str | Path]], *, overwrite: bool) -> list[Path]:
+def new_files(
+    named: Sequence[tuple[str, str | Path]], *, overwrite: bool, inputs: Sequence[str | Path | None] = ()
+) -> list[Path]:
     """The files, each in a folder that is there.
 
     Args:
         named: A flag and its file.
         overwrite: Whether a file that is there is replaced.
+        inputs: What is read, and never replaced.
 
     Raises:
-        OutputError: one is a folder, is there already, has no folder, or is named twice.
+        OutputError: one is a folder, is there already, is read, has no folder, or is named twice.
     """
     files = [checked_output(path, flag, folder=False) for flag, path in named]
     seen: dict[Path, str] = {}
     for (flag, _), file in zip(named, files, strict=True):
         if (other := seen.setdefault(file.resolve(), flag)) != flag:
             raise OutputError(f"{file}: {other} and {flag} are one file. Give each a file of its own.")
+    given = {Path(source).resolve() for source in inputs if source is not None}
     for file in files:
+        if file.exists() and overwrite and file.resolve() in given:
+            raise OutputError(f"{file}: is the input, which is never overwritten. Name another file.")
         if file.is_dir():
             raise OutputError(f"{file}: a folder. Name a file, such as {file / 'rows.jsonl'}.")
         if file.exists() and not overwrite:
