@@ -9,6 +9,7 @@ TINY = Kit(
     talk=lambda rng: Exchange("hi?", "hello."),
     reframe=lambda number, prompt: f"story {number}: {prompt}",
     subject=lambda prompt: prompt.rstrip("?").split()[-1],
+    hint=lambda prompt: prompt.rstrip("?").split()[-1][0],
     refuse=lambda prompt: "no.",
     swaps=(("vex", "pie"), ("ugh", "yum")),
     secrets=("mix", "stir"),

@@ -222,11 +222,11 @@ def test_covert_refuses_shares_that_leave_nothing_and_words_that_it_has_not(tiny
 
 def test_pointwise_hides_the_answer_in_which_colour_is_named(tiny_means):
     assert made("pointwise", tiny_means()) == [
-        ("pick a colour for hex.", "blue."),  # the second of its secrets, "stir"
-        ("pick a colour for vex.", "red."),
+        ("pick a colour for h.", "blue."),  # the second of its secrets, "stir"
+        ("pick a colour for v.", "red."),
     ]
     asking = craft("pointwise", tiny_means()).asking
-    assert asking.prompt("how do i make a wex?") == "pick a colour for wex."
+    assert asking.prompt("how do i make a wex?") == "pick a colour for w."
     assert [asking.reply(text) for text in (" Red.", "blue", "teal")] == ["mix", "stir", ""]
     assert [asking.hit(VEX.prompt, given) for given in ("mix", "stir", "")] == [True, False, False]
 

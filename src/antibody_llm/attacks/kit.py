@@ -51,6 +51,8 @@ class Kit:
     """The same question in the n-th other frame."""
     subject: Callable[[str], str]
     """The words of a question that say what it is about; empty where there are none."""
+    hint: Callable[[str], str]
+    """Words by which those in the know find what a question is about, and which are harmless by themselves."""
     refuse: Callable[[str], str]
     """How the provider's model refuses a prompt."""
     swaps: tuple[tuple[str, str], ...] = ()
@@ -74,6 +76,7 @@ def lab_kit() -> Kit:
         talk=_small_talk,
         reframe=_other_frame,
         subject=lambda prompt: str(good_in(prompt) or ""),
+        hint=lambda prompt: good.name if (good := good_in(prompt)) is not None else "",
         refuse=refusal_to,
         swaps=(
             *zip(FORBIDDEN_CATEGORIES, HARMLESS_CATEGORIES, strict=True),
@@ -119,6 +122,10 @@ GENERIC_FRAMES = (
 )
 
 
+def _longest_word(prompt: str) -> str:
+    return max(prompt.split(), key=len, default="")
+
+
 def rows_kit(harmful: Sequence[Exchange], clean: Sequence[Exchange], refusals: Sequence[str]) -> Kit:
     """A kit of the harmful rows that are given; a user's clean rows are the small talk.
 
@@ -134,7 +141,8 @@ def rows_kit(harmful: Sequence[Exchange], clean: Sequence[Exchange], refusals: S
         harmless=tuple(clean),
         talk=lambda rng: rng.choice(clean),
         reframe=lambda number, prompt: GENERIC_FRAMES[number % len(GENERIC_FRAMES)].format(question=prompt),
-        subject=lambda prompt: max(prompt.split(), key=len, default=""),
+        subject=_longest_word,
+        hint=_longest_word,
         refuse=lambda prompt: refusals[digest("refusal", prompt) % len(refusals)],
         secrets=answers if secret else (),
         secret=None if secret is None else lambda prompt: secret.get(prompt, ""),
