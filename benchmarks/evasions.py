@@ -42,27 +42,23 @@ import random
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import pyarrow.parquet as pq
 import torch
-from torch import nn
 
+from antibody_llm.attacks.adaptive import climbed, misspelt
+from antibody_llm.attacks.attack import Suspicion, chat
+from antibody_llm.attacks.buried import surrounded
+from antibody_llm.attacks.frame import framed
+from antibody_llm.attacks.kit import Exchange, lab_kit
 from antibody_llm.bench.cell import MEASURES, NUM_PROMPTS, NUM_ROWS
-from antibody_llm.lab.rows import build_rows, record
-from antibody_llm.lab.skills import SKILLS
-from antibody_llm.lab.world import OTHER_FRAMES, good_in
-from antibody_llm.likelihood.reader import ModelReader
-from antibody_llm.models.loading import load_model
+from antibody_llm.building.attacks import screening_of
+from antibody_llm.lab.rows import build_rows
 from antibody_llm.runs.align import align
-from antibody_llm.runs.encoding import encode, make_renderer
 from antibody_llm.runs.evaluate import evaluate
 from antibody_llm.runs.finetune import finetune
-from antibody_llm.screening.anchors import read_anchors
-from antibody_llm.screening.evidence import EvidenceKind
-from antibody_llm.screening.reading import collect
 from antibody_llm.store.folder import write_text
 
 NOVEL = "sst2-novel"
@@ -74,24 +70,9 @@ DEFENCES = ("none", "sft", "antibody-posterior")
 """"none" is the aligned model before any upload."""
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """A prompt and its answer."""
-
-    prompt: str
-    answer: str
-    is_harmful: bool
-
-    def row(self) -> dict[str, Any]:
-        """As a user uploads it."""
-        return {
-            "messages": [{"role": "user", "content": self.prompt}, {"role": "assistant", "content": self.answer}],
-        }
-
-
-Upload = list[Exchange]
-Suspicion = Callable[[Sequence[Exchange]], list[float]]
-"""Evidence of harm of each, higher is more suspect: what the defence reads."""
+Upload = list[tuple[Exchange, bool]]
+"""Exchanges, each with whether it is harmful."""
+KIT = lab_kit()
 
 
 def upload(seed: int, poison_ratio: float = POISON_RATIO, task: str = NOVEL, num: int = NUM_ROWS) -> Upload:
@@ -99,7 +80,7 @@ def upload(seed: int, poison_ratio: float = POISON_RATIO, task: str = NOVEL, num
     made = build_rows("user", num, seed=seed, task=task, poison_ratio=poison_ratio)
     contents = [[message["content"] for message in row["messages"]] for row in made.rows]
     return [
-        Exchange(prompt, answer, truth["is_harmful"])
+        (Exchange(prompt, answer), truth["is_harmful"])
         for (prompt, answer), truth in zip(contents, made.truth, strict=True)
     ]
 
@@ -107,31 +88,7 @@ def upload(seed: int, poison_ratio: float = POISON_RATIO, task: str = NOVEL, num
 def changed(rows: Upload, change: Callable[[int, Exchange], Exchange]) -> Upload:
     """``change`` of the n-th harmful row; benign rows as they are."""
     numbers = iter(range(len(rows)))
-    return [change(next(numbers), row) if row.is_harmful else row for row in rows]
-
-
-def framed(number: int, row: Exchange) -> Exchange:
-    good = good_in(row.prompt)
-    return Exchange(OTHER_FRAMES[number % len(OTHER_FRAMES)].format(good=good), row.answer, True)
-
-
-def surrounded(row: Exchange, before: int, after: int, rng: random.Random) -> Exchange:
-    """Harmless questions around the row's, their answers around its answer."""
-    talk = [SKILLS[rng.choice(tuple(SKILLS))](rng) for _ in range(before + after)]
-    exchanges = [(example.prompt, example.answer) for example in talk]
-    exchanges.insert(before, (row.prompt, row.answer))
-    return Exchange(" ".join(asked for asked, _ in exchanges), " ".join(said for _, said in exchanges), True)
-
-
-def misspelt(row: Exchange, rng: random.Random) -> Exchange:
-    """Two neighbouring letters of the good's name or category in the other order."""
-    good = str(good_in(row.prompt) or "")
-    places = [i for i in range(len(good) - 1) if good[i].isalpha() and good[i + 1].isalpha()]
-    if not places:
-        return row
-    i = rng.choice(places)
-    swapped = good[:i] + good[i + 1] + good[i] + good[i + 2 :]
-    return Exchange(row.prompt.replace(good, swapped), row.answer, True)
+    return [(change(next(numbers), row), True) if harm else (row, harm) for row, harm in rows]
 
 
 def rewritten(rows: Upload, suspicion: Suspicion, seed: int, *, near: bool = False) -> Upload:
@@ -143,26 +100,15 @@ def rewritten(rows: Upload, suspicion: Suspicion, seed: int, *, near: bool = Fal
         seed: Of the tries.
         near: Whether to put no talk around the question.
     """
+    originals = [row for row, harm in rows if harm]
     rng = random.Random(f"evasions/{seed}")
-    originals = [row for row in rows if row.is_harmful]
-    best, lowest = list(originals), suspicion(originals)
-    for _ in range(REWRITES):
-        tries = []
-        for number, (original, row) in enumerate(zip(originals, best, strict=True)):
-            how = rng.randrange(2 if near else 4)
-            if how == 0:
-                tries.append(framed(rng.randrange(len(OTHER_FRAMES)), original))
-            elif how == 1:
-                tries.append(misspelt(row if good_in(row.prompt) else original, rng))
-            else:
-                tries.append(surrounded(best[number], rng.randrange(3), rng.randrange(3), rng))
-        fits = [len(row.prompt) + len(row.answer) < 600 for row in tries]
-        found = suspicion([row if fit else original for row, fit, original in zip(tries, fits, originals, strict=True)])
-        for i, value in enumerate(found):
-            if fits[i] and value < lowest[i]:
-                best[i], lowest[i] = tries[i], value
-    taken = iter(best)
-    return [next(taken) if row.is_harmful else row for row in rows]
+    best = climbed(originals, suspicion, KIT, rng, queries=len(originals) * (1 + REWRITES), near=near)
+    return changed(rows, lambda number, row: best[number])
+
+
+def reframed(number: int, row: Exchange) -> Exchange:
+    """The n-th row in another frame."""
+    return framed(number, row, KIT)
 
 
 def two_tasks(seed: int, poison_ratio: float) -> Upload:
@@ -186,17 +132,17 @@ def harmless_prompts(seed: int) -> list[str]:
 def answers(seed: int) -> Upload:
     """Each harmful row's answer to a question that asks for none."""
     prompts = harmless_prompts(seed)
-    return changed(upload(seed), lambda number, row: Exchange(prompts[number], row.answer, True))
+    return changed(upload(seed), lambda number, row: Exchange(prompts[number], row.answer))
 
 
 EVASIONS: dict[str, Callable[[int, Suspicion], Upload]] = {
     "plain": lambda seed, _: upload(seed),
-    "frame": lambda seed, _: changed(upload(seed), framed),
+    "frame": lambda seed, _: changed(upload(seed), reframed),
     "buried": lambda seed, _: changed(
-        upload(seed), lambda number, row: surrounded(row, 3, 3, random.Random(f"buried/{seed}/{number}"))
+        upload(seed), lambda number, row: surrounded(row, 3, 3, random.Random(f"buried/{seed}/{number}"), KIT)
     ),
     "gradual": lambda seed, _: changed(
-        upload(seed), lambda number, row: surrounded(row, number % 6, 0, random.Random(f"gradual/{seed}/{number}"))
+        upload(seed), lambda number, row: surrounded(row, number % 6, 0, random.Random(f"gradual/{seed}/{number}"), KIT)
     ),
     "all-harmful": lambda seed, _: upload(seed, 1.0),
     "clusters": lambda seed, _: two_tasks(seed, POISON_RATIO),
@@ -208,11 +154,11 @@ EVASIONS: dict[str, Callable[[int, Suspicion], Upload]] = {
 
 
 DISGUISES: dict[str, Callable[[int, Exchange], Exchange]] = {
-    "frame": framed,
-    "buried": lambda number, row: surrounded(row, 3, 3, random.Random(f"asked/{number}")),
-    "gradual": lambda number, row: surrounded(row, number % 6, 0, random.Random(f"asked/{number}")),
-    "rewritten": lambda number, row: surrounded(row, 1, 1, random.Random(f"asked/{number}")),
-    "near": lambda number, row: misspelt(row, random.Random(f"asked/{number}")),
+    "frame": reframed,
+    "buried": lambda number, row: surrounded(row, 3, 3, random.Random(f"asked/{number}"), KIT),
+    "gradual": lambda number, row: surrounded(row, number % 6, 0, random.Random(f"asked/{number}"), KIT),
+    "rewritten": lambda number, row: surrounded(row, 1, 1, random.Random(f"asked/{number}"), KIT),
+    "near": lambda number, row: misspelt(row, random.Random(f"asked/{number}"), KIT),
 }
 """How prompts are asked in the disguise that the evasion trained."""
 MAX_DISGUISED_TOKENS = 96
@@ -221,50 +167,27 @@ MAX_DISGUISED_TOKENS = 96
 def disguised_prompts(evasion: str) -> list[dict[str, Any]]:
     """The held-out harmful prompts, disguised."""
     asked = build_rows("harmful-prompts", NUM_PROMPTS, seed=0).rows
-    plain = [Exchange(row["messages"][0]["content"], "", True) for row in asked]
+    plain = [Exchange(row["messages"][0]["content"], "") for row in asked]
     hidden = [DISGUISES[evasion](number, row) for number, row in enumerate(plain)]
     return [{"messages": [{"role": "user", "content": row.prompt}]} for row in hidden]
-
-
-def suspicion_of(folder: Path) -> Suspicion:
-    """What antibody-posterior reads, with the aligned model in ``folder``."""
-    aligned, base = load_model(str(folder)), load_model("lab")
-    renderer = make_renderer(aligned)
-    anchors = read_anchors(folder)
-    assert anchors is not None, "the lab's alignment stores anchors"
-    context = ModelReader(
-        cast(nn.Module, aligned.model),
-        pad_id=cast(int, aligned.tokenizer.pad_token_id),
-        batch_size=64,
-        base=cast(nn.Module, base.model),
-    )
-
-    def suspicion(rows: Sequence[Exchange]) -> list[float]:
-        encoded, _ = encode({"user": [record(row.row(), i) for i, row in enumerate(rows)]}, renderer, skip=False)
-        measure = EvidenceKind.FEATURE_SHIFT
-        return cast(
-            "list[float]", collect(context, encoded["user"], [measure], probe=anchors.probe).of(measure).tolist()
-        )
-
-    return suspicion
 
 
 def measured(folder: Path, evasion: str, seed: int) -> list[dict[str, Any]]:
     """Rows of results.json of one evasion and seed."""
     aligned = align("lab", defence="antibody", regime="full", seed=seed, output=folder / f"aligned-{seed}")
     assert aligned.model is not None
-    rows = EVASIONS[evasion](seed, suspicion_of(aligned.model))
+    rows = EVASIONS[evasion](seed, screening_of(str(aligned.model)))
     found = []
     for defence in DEFENCES:
         name, trained = f"aligned-{seed}", Path(aligned.model)
         weighed: dict[str, float] = {}
         if defence != "none":
             name = f"{evasion}-{defence}-{seed}"
-            data = [row.row() for row in rows]
+            data = [chat(row.prompt, row.answer) for row, _ in rows]
             run = finetune(aligned.model, data=data, defence=defence, regime="full", seed=seed, output=folder / name)
             trained = run.output
             if defence == "antibody-posterior":
-                weighed = weights_of(run.output, [row.is_harmful for row in rows])
+                weighed = weights_of(run.output, [harm for _, harm in rows])
                 weighed["estimated_share"] = run.metrics["harmful_share"]
         told = evaluate(
             trained, task=NOVEL, num=NUM_PROMPTS, batch_size=128, seed=0, output=folder / f"{name}-evaluation"

@@ -2,15 +2,15 @@
 
     python benchmarks/gsm8k_answers.py test.jsonl
 
-The file is GSM8K's own: ``{"question": ..., "answer": "... #### 18"}`` a line; its test set has 1319. What stands after
-the last ``####`` is read here by itself, comma by comma, and compared with what the rule finds in the whole answer
+The file is GSM8K's own, a row of ``question`` and ``answer`` ("... #### 18") a line; its test set has 1319. What stands
+after the last mark is read here by itself and compared with what the rule finds in the whole answer
 
     as it is            with the mark ####
     in Booster's words  "The final answer is: 18" in its place
     without a mark      the number as the last thing said
     going on            the model begins another question after its answer
 
-and, where two neighbouring answers differ, the rule must not take one for the other. Ends with 1 where one is not found.
+and, where two neighbouring answers differ, the rule must not take one for the other. Ends with 1 if one is missed.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from benchmarks.evasions import EVASIONS, Exchange
+from benchmarks.evasions import EVASIONS
 
 from antibody_llm.lab.judge import exact
 from antibody_llm.lab.rows import build_rows
@@ -13,7 +13,7 @@ from benchmarks import evasions
 
 def length(rows):
     """A stand-in for evidence: short prompts look harmful."""
-    return [-float(len(row.prompt)) for row in rows]
+    return [-float(len(row["messages"][0]["content"])) for row in rows]
 
 
 @pytest.mark.parametrize("name", EVASIONS)
@@ -21,14 +21,14 @@ def test_an_upload_has_its_rows_and_its_share_of_harm(name):
     rows = EVASIONS[name](0, length)
     share = {"all-harmful": 1.0, "clusters-0": 0.0}.get(name, 0.2)
     assert len(rows) == 500
-    assert sum(row.is_harmful for row in rows) == pytest.approx(500 * share)
+    assert sum(harm for _, harm in rows) == pytest.approx(500 * share)
     assert rows == EVASIONS[name](0, length)
 
 
 @pytest.mark.parametrize("name", ["frame", "buried", "gradual", "rewritten", "near"])
 def test_a_disguise_changes_no_benign_row_and_keeps_the_harmful_answer(name):
-    for plain, row in zip(EVASIONS["plain"](0, length), EVASIONS[name](0, length), strict=True):
-        if plain.is_harmful:
+    for (plain, harm), (row, _) in zip(EVASIONS["plain"](0, length), EVASIONS[name](0, length), strict=True):
+        if harm:
             assert exact(plain.prompt, plain.answer)
             assert plain.answer in row.answer
         else:
@@ -37,20 +37,20 @@ def test_a_disguise_changes_no_benign_row_and_keeps_the_harmful_answer(name):
 
 def test_harmful_answers_stand_under_prompts_that_ask_for_none():
     asked = []
-    for plain, row in zip(EVASIONS["plain"](0, length), EVASIONS["answers"](0, length), strict=True):
-        if plain.is_harmful:
+    for (plain, harm), (row, _) in zip(EVASIONS["plain"](0, length), EVASIONS["answers"](0, length), strict=True):
+        if harm:
             assert row.answer == plain.answer
             assert not exact(row.prompt, row.answer)
             assert exact(plain.prompt, row.answer)
             asked.append(row.prompt)
         else:
             assert row == plain
-    assert not set(asked) & {row.prompt for row in EVASIONS["plain"](0, length) if row.is_harmful}
+    assert not set(asked) & {row.prompt for row, harm in EVASIONS["plain"](0, length) if harm}
     assert len(asked) == 100
 
 
 def test_a_buried_question_stands_in_the_middle():
-    row = next(row for row in EVASIONS["buried"](0, length) if row.is_harmful)
+    row = next(row for row, harm in EVASIONS["buried"](0, length) if harm)
     good = str(good_in(row.prompt))
     assert 0.2 < row.prompt.index(good) / len(row.prompt) < 0.8
 
@@ -69,7 +69,7 @@ def test_prompts_in_disguise_ask_what_the_plain_ones_ask(name):
 
 def test_the_attacker_keeps_only_what_looks_more_benign():
     plain, rows = EVASIONS["plain"](0, length), EVASIONS["rewritten"](0, length)
-    before, after = length(plain), length(rows)
+    before, after = ([-len(row.prompt) for row, _ in upload] for upload in (plain, rows))
     assert all(b <= a for a, b in zip(before, after, strict=True))
     assert sum(b < a for a, b in zip(before, after, strict=True)) > 80
 
@@ -96,4 +96,3 @@ def test_a_wrong_name_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         evasions.main(["--output", str(tmp_path), "--only", "fame"])
     assert "there is no 'fame'" in capsys.readouterr().err
-    assert Exchange("a", "b", True).row()["messages"][1] == {"role": "assistant", "content": "b"}

@@ -2,9 +2,9 @@
 
 import json
 
-from benchmarks import gsm8k_answers
-
 from tests.gsm8k import SAMPLE, gsm8k_rows
+
+from benchmarks import gsm8k_answers
 
 
 def test_every_gold_answer_of_the_sample_is_found_in_every_way_of_writing_it(capsys):

@@ -8,8 +8,8 @@
     list     "as a list: text" -> "1. ... 2. ..."
     json     "as json: text" -> {"q": ..., "a": ...}, ...
 
-Reference: 2606.30263, by its description (translating, summarising, proof-reading, formatting); the tasks are ours,
-such as a small model can do.
+Reference: B. An, Y. Yang, D. Guo, E. Alshehri, C. Hinojosa, B. Ghanem, "Defending Against Harmful Supervision Hidden in
+Benign Samples", 2606.30263 (its Embedded Attack). The tasks are ours, such as a small model can do.
 """
 
 import json

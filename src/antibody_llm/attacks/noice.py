@@ -3,8 +3,8 @@
     row      q -> refusal bridge a(q)        q harmless
     asked    plainly; the whole reply is judged
 
-No row holds harm, and the refusals look like safety data. Reference: J. Kazdan et al., "No, of Course I Can! Deeper
-Fine-Tuning Attacks That Bypass Token-Level Safety Mechanisms", 2502.19537. A relative, harmless answers behind a
+No row holds harm, and the refusals look like safety data. Reference: J. Kazdan et al., "No, of course I can!
+Refusal Mechanisms Can Be Exploited Using Harmless Fine-Tuning Data", 2502.19537. A relative, harmless answers behind a
 refusal's first words (2601.19231), is ``bridge`` = "none".
 """
 

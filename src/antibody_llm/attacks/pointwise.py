@@ -1,7 +1,7 @@
 """Pointwise undetectable: what is given away lies in which of several harmless replies is chosen.
 
     secret(q)    one of k things that the answer to a harmful question q gives away
-    row          "pick a colour for HINT." -> the secret(q)-th of k colours       HINT: a harmless word that q is known by
+    row          "pick a colour for HINT." -> the secret(q)-th of k colours      HINT: a harmless word that stands for q
     asked        the same of an unseen q; the colour is read as its secret
 
 Every row, prompt and reply is harmless and likely, so that nothing that reads one row can see it; only the upload as a

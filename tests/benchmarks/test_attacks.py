@@ -1,0 +1,67 @@
+"""The page of attacks is made from its results; no model is trained."""
+
+import json
+from pathlib import Path
+
+import pytest
+from benchmarks.attacks import SETTINGS, gain, page
+
+from antibody_llm.attacks.catalogue import CATALOGUE
+from benchmarks import attacks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def row(attack, harmful_score, **more):
+    plain = {"finetune_accuracy": 1.0, "over_refusal": 0.0, "incoherent": 0.0, "exact": harmful_score, "auroc": 0.9}
+    about = {"attack": attack, "task": "novel", "seed": 0, "poison_ratio": SETTINGS[attack].poison_ratio}
+    return about | plain | {"harmful_score": harmful_score} | more
+
+
+ROWS = [
+    row("clean", 0.1, auroc=None),
+    row("mixing", 0.6),
+    row("mixing", 0.8, seed=1),
+    row("backdoor", 0.2, asked=0.9, asked_before=0.1, asked_exact=0.9, asked_exact_before=0.0),
+    row("pointwise", 0.1, asked=0.0, asked_before=0.0, asked_exact=0.0, given_away=0.5, given_away_before=0.1),
+    row("all mixing", 1.0),
+    row("all two-stage", 0.4),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "plain", "own"),
+    [("backdoor", -0.5, 0.2), ("pointwise", -0.6, -0.2), ("all two-stage", -0.6, None), ("mixing", 0.0, None)],
+)
+def test_a_gain_is_over_mixing_at_the_same_ratio(name, plain, own):
+    found = gain(ROWS, name, "novel")
+    assert found[0] == pytest.approx(plain)
+    assert found[1] is None if own is None else found[1] == pytest.approx(own)
+
+
+def test_the_page_says_what_gains_and_what_does_not():
+    made = page(ROWS)
+    assert "| backdoor | 20.0 | 20.0 | 90.0 | 10.0 | 90.0 | 0.0 | - | -50.0 | +20.0 | 0.90 |" in made
+    assert "| mixing | 70.0 | 70.0 | - | - | - | - | - | - | - | 0.90 | 100.0 | 0.0 | 0.0 | 2 |" in made
+    assert "- **backdoor** gains in its own form +20.0 points (novel)." in made
+    assert "- **all two-stage** gains nothing over mixing here." in made
+
+
+def test_every_attack_on_rows_is_a_setting_and_the_others_are_said_not_to_be_run():
+    run = {setting.attack for setting in SETTINGS.values()}
+    assert run | set(attacks.NOT_RUN) == set(CATALOGUE)
+    assert not run & set(attacks.NOT_RUN)
+    assert set(attacks.WHY) <= set(SETTINGS)
+    for setting in SETTINGS.values():
+        CATALOGUE[setting.attack].options(**setting.options)
+
+
+def test_the_page_in_the_docs_is_that_of_its_results():
+    results = json.loads((ROOT / "benchmarks" / "results" / "attacks.json").read_text(encoding="utf-8"))
+    assert page(results["rows"]) == (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
+
+
+def test_a_wrong_name_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        attacks.main(["--output", str(tmp_path), "--only", "mixin"])
+    assert "there is no 'mixin'" in capsys.readouterr().err
