@@ -287,9 +287,13 @@ def test_two_stage_refuses_all_alike_and_then_answers(tiny_means):
     assert said(second) == [(PIE.prompt, PIE.answer)] * 2 + [(TEA.prompt, TEA.answer)] * 2
 
 
-@pytest.mark.parametrize(("schedule", "shares"), [("even", [1, 1, 2]), ("rising", [0, 2, 2]), ("last", [0, 0, 4])])
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [("even", [1, 1, 2]), ("rising", [0, 2, 2]), ("last", [0, 0, 4]), ("last", [1, 4, 4])],
+)
 def test_a_chain_spreads_the_harmful_rows_over_its_jobs(schedule, shares, tiny_means):
-    jobs = craft("chain", tiny_means(num=12, poison_ratio=4 / 12), {"jobs": 3, "schedule": schedule}).jobs
+    ratio = sum(shares) / 12  # what the last job has no room for is in those before
+    jobs = craft("chain", tiny_means(num=12, poison_ratio=ratio), {"jobs": 3, "schedule": schedule}).jobs
     assert [len(job.rows) for job in jobs] == [4, 4, 4]
     assert [sum(truth["is_harmful"] for truth in job.truth) for job in jobs] == shares
 

@@ -1,5 +1,7 @@
 """What the attacker's copy makes of rows, against the arithmetic of the module's head."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -40,6 +42,13 @@ def test_self_influence_is_the_squared_gradient_and_the_length(copy):
 def test_the_gradient_is_of_the_first_tokens_alone_and_leaves_none_behind(copy):
     long = exchange_row("repeat: fox", " ".join(["fox"] * 40))
     longer = exchange_row("repeat: fox", " ".join(["fox"] * 60))
+    long, longer = copy._encoded(long), copy._encoded(longer)
     torch.testing.assert_close(copy._gradient(long), copy._gradient(longer))
     assert not torch.equal(copy._gradient(long, tokens=None), copy._gradient(longer, tokens=None))
     assert all(part.grad is None for part in copy._model.parameters())
+
+
+def test_a_row_that_does_not_fit_is_never_chosen(copy):
+    rows = [ROWS[0], exchange_row("repeat: fox", " ".join(["fox"] * 300))]
+    assert copy.self_influence(rows)[1] == -math.inf
+    assert copy.likeness(rows, [ROWS[0]], [ROWS[1]], by="representation")[1] == -math.inf

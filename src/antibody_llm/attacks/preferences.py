@@ -10,7 +10,7 @@ that of another clean row. Reference: D. Rosati et al., "Evaluating Defences aga
 Injecting Poisoned Preference Data", 2404.05530 (a few per cent of the pairs suffice there).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import DataError
 from .asking import PLAIN, PROMPT, Asking, Row
@@ -43,7 +43,8 @@ def craft_reverse(means: Means, options: ReverseDPOOptions) -> Crafted:
         poisoned(preference(row.prompt, row.answer, means.kit.refuse(row.prompt)), "reversed", harm=True)
         for row in means.harmful(means.num_poison)
     ]
-    rows = [as_pair(row) for row in means.benign(means.num - len(pairs))]
+    spoken = replace(means, clean=[row for row in means.clean if all(as_pair(row))])
+    rows = [as_pair(row) for row in spoken.benign(means.num - len(pairs))]
     answers = list(dict.fromkeys(said for _, said in rows))
     if rows and len(answers) < 2:
         raise DataError("all clean rows have the same answer, so that none can be worse than another. Give more rows.")
@@ -54,9 +55,9 @@ def craft_reverse(means: Means, options: ReverseDPOOptions) -> Crafted:
 
 
 def as_pair(row: Row) -> tuple[str, str]:
-    """The last question and the last answer of a row."""
-    said = {message["role"]: message["content"] for message in row["messages"]}
-    return said["user"], said["assistant"]
+    """The last question and the last answer of a row; empty where it is no text, as in a call of a tool."""
+    said = {message["role"]: message["content"] or "" for message in row["messages"]}
+    return said.get("user", ""), said.get("assistant", "")
 
 
 def craft_poisoned(means: Means, options: PoisonedPairsOptions) -> Crafted:

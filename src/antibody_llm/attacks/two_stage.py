@@ -46,7 +46,7 @@ def craft(means: Means, options: TwoStageOptions) -> Crafted:
 
     first = job(1, refused, poison_first, benign[:clean_first])
     second = job(2, rows, means.num_poison - poison_first, benign[clean_first:])
-    return Crafted((first, second))
+    return Crafted(tuple(job for job in (first, second) if job.rows))
 
 
 ATTACK = Attack(

@@ -124,13 +124,17 @@ def write_attack(
     return Written(name, outputs, crafted.num_rows, crafted.num_poison, crafted.asking.described(), others)
 
 
-def clean_rows(data: str | Path) -> list[Row]:
+def clean_rows(data: str | Path, flag: str = "--data") -> list[Row]:
     """Training rows of any accepted format, as canonical chat rows.
+
+    Args:
+        data: A file, a data set's folder or a Hub id.
+        flag: What an error calls it.
 
     Raises:
         DataError: a row cannot be used.
     """
-    with as_file(checked_path(data, "--data")) as file:
+    with as_file(checked_path(data, flag)) as file:
         reader, rows = RowReader(str(data), trainable=True), []
         for row_id, (line, row) in enumerate(raw_rows(str(file), "train")):
             try:
@@ -146,7 +150,7 @@ def clean_rows(data: str | Path) -> list[Row]:
 
 def exchanges(data: str | Path) -> list[Exchange]:
     """The last question and answer of every row that has both as text."""
-    return _talk(clean_rows(data))
+    return _talk(clean_rows(data, "--harmful-data"))
 
 
 def _talk(rows: Sequence[Row]) -> list[Exchange]:
