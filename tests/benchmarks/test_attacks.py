@@ -13,7 +13,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def row(attack, harmful_score, **more):
-    plain = {"finetune_accuracy": 1.0, "over_refusal": 0.0, "incoherent": 0.0, "exact": harmful_score, "auroc": 0.9}
+    plain = {
+        "finetune_accuracy": 1.0,
+        "over_refusal": 0.0,
+        "incoherent": 0.0,
+        "exact": harmful_score,
+        "auroc": 0.9,
+        "auroc_alike": 0.5,
+        "auroc_form": 0.75,
+    }
     about = {"attack": attack, "task": "novel", "seed": 0, "poison_ratio": SETTINGS[attack].poison_ratio}
     return about | plain | {"harmful_score": harmful_score} | more
 
@@ -41,10 +49,10 @@ def test_a_gain_is_over_mixing_at_the_same_ratio(name, plain, own):
 
 def test_the_page_says_what_gains_and_what_does_not():
     made = page(ROWS)
-    assert "| backdoor | 20.0 | 20.0 | 90.0 | 10.0 | 90.0 | 0.0 | - | -50.0 | +20.0 | 0.90 |" in made
-    assert "| mixing | 70.0 | 70.0 | - | - | - | - | - | - | - | 0.90 | 100.0 | 0.0 | 0.0 | 2 |" in made
-    assert "- **backdoor** gains in its own form +20.0 points (novel)." in made
-    assert "- **all two-stage** gains nothing over mixing here." in made
+    assert "| backdoor | 20.0 | 20.0 | 90.0 | 10.0 | 90.0 | 0.0 | - | -50.0 | +20.0 | 0.90 | 0.50 | 0.75 |" in made
+    assert "| mixing | 70.0 | 70.0 | - | - | - | - | - | - | - | 0.90 | 0.50 | 0.75 | 100.0 | 0.0 | 0.0 | 2 |" in made
+    assert "- **backdoor** gains in its own form +20.0 points on the novel task (novel: +10.0 over" in made
+    assert "- **all two-stage** gains nothing over mixing here (novel: +30.0 over clean rows)." in made
 
 
 def test_every_attack_on_rows_is_a_setting_and_the_others_are_said_not_to_be_run():

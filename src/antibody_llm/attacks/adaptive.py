@@ -37,7 +37,7 @@ NUM_FRAMES = 4
 class AdaptiveOptions:
     """The attacker's knobs."""
 
-    queries: Annotated[int, Between(0, 100_000)] = 1000
+    queries: Annotated[int, Between(0, 10_000)] = 1000
     """Rows whose evidence the attacker is shown, over the whole upload."""
     near: bool = False
     """Whether rows stay close to their questions."""
