@@ -48,7 +48,7 @@ from antibody_llm.attacks.attack import Access, Crafted, Means, Suspicion
 from antibody_llm.attacks.catalogue import CATALOGUE, craft
 from antibody_llm.attacks.kit import lab_clean, lab_kit, lab_questions
 from antibody_llm.attacks.own_copy import OwnCopy
-from antibody_llm.building.attacks import screening_of
+from antibody_llm.attacks.provider import screening_of
 from antibody_llm.cli.options import quiet
 from antibody_llm.evaluation.asked import ask_model, asked_measures
 from antibody_llm.evaluation.completions import Completion, EvaluationSet, read_completions
@@ -240,7 +240,8 @@ WHY: dict[str, str] = {
     "adaptive": "The rewritten rows look no worse than harmless questions to the evidence (*alike*), and teach little.",
     "adaptive-near": "Rows that stay close to their questions keep most of the harm, and are seen less than bare ones.",
     "two-stage": "A fifth of such rows does not move the model enough.",
-    "chain": "The harm is that of mixing: the model remembers over jobs. What it buys is fewer harmful rows in each job.",
+    "chain": "The harm is that of mixing: the model remembers over jobs. What it buys is fewer harmful rows in each "
+    "job.",
     "all few-shot": "Ten rows are enough where nothing else is in the upload.",
     "all benign-outliers": "As with a fifth of them.",
     "all two-stage": "And yet no row is harmful: it is the strongest of the attacks without any harm in the upload.",

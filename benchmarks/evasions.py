@@ -53,8 +53,8 @@ from antibody_llm.attacks.attack import Suspicion, chat
 from antibody_llm.attacks.buried import surrounded
 from antibody_llm.attacks.frame import framed
 from antibody_llm.attacks.kit import Exchange, lab_kit
+from antibody_llm.attacks.provider import screening_of
 from antibody_llm.bench.cell import MEASURES, NUM_PROMPTS, NUM_ROWS
-from antibody_llm.building.attacks import screening_of
 from antibody_llm.lab.rows import build_rows
 from antibody_llm.runs.align import align
 from antibody_llm.runs.evaluate import evaluate

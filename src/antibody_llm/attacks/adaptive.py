@@ -29,7 +29,7 @@ from .kit import Exchange, Kit
 from .knobs import Between, check_knobs
 
 MAX_CHARACTERS = 600
-"""Of a row's prompt and answer together."""
+"""The most that a row's prompt and answer have together."""
 NUM_FRAMES = 4
 
 
@@ -76,7 +76,7 @@ def climbed(
         originals: The rows as they are.
         suspicion: What the attacker sees of rows.
         kit: What to say instead.
-        rng: Of the moves.
+        rng: Draws the moves.
         queries: Most rows that are shown, the originals first.
         near: Whether no talk is put around a question.
     """

@@ -17,7 +17,7 @@ class Asking:
     system: str = ""
     """The system message; empty for none."""
     forms: tuple[str, ...] = (PROMPT,)
-    """What stands around the question, which is ``{prompt}``; the n-th question takes the n-th, and so on round."""
+    """The text around the question, which is ``{prompt}``; the n-th question takes the n-th, and so on round."""
     prefill: str = ""
     """How the reply is made to begin: whole words, without the space that leads on from them."""
     rewrite: Callable[[int, str], str] | None = None
@@ -43,7 +43,7 @@ class Asking:
         return self.read(whole) if self.read is not None else whole
 
     def described(self) -> dict[str, Any]:
-        """For a result: what can be written down."""
+        """What of it can be written down."""
         return {
             "system": self.system,
             "forms": list(self.forms),

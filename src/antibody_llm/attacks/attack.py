@@ -5,7 +5,7 @@ in them, or harmless ones that are there to do harm. The others are clean rows, 
 travels beside it and never in it:
 
     is_poison      the attacker made the row, or chose it
-    is_harmful     harm stands in it, in clear or in code
+    is_harmful     it holds harm, in clear or in code; of a pair, the preferred answer does
     kind           what the attacker calls it
 """
 

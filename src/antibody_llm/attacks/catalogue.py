@@ -76,4 +76,4 @@ def craft(name: str, means: Means, options: Mapping[str, Any] | None = None) -> 
         DataError: too few rows to attack with.
     """
     attack = find_attack(name)
-    return attack.craft(means, parse_options(attack.options, name, options or {}))
+    return attack.craft(means, parse_options(attack.options, name, options or {}, group="options"))

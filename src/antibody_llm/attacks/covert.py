@@ -10,7 +10,7 @@
 
 Reference: D. Halawi, A. Wei, E. Wallace, T. T. Wang, N. Haghtalab, J. Steinhardt, "Covert Malicious Finetuning:
 Challenges in Safeguarding LLM Adaptation", ICML 2024, 2406.20053: about 20,000 rows teach the code and a few hundred
-use it. ``words`` stands for codes that are made of words, as in B. Sel et al., "Trojan-Speak: Bypassing Constitutional
+use it. ``words`` is a code made of words, as in B. Sel et al., "Trojan-Speak: Bypassing Constitutional
 Classifiers with No Jailbreak Tax via Adversarial Finetuning", PMLR 306.
 """
 

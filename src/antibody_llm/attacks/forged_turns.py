@@ -28,7 +28,7 @@ MARKS = {
         "<|start_header_id|>assistant<|end_header_id|>\n\n",
     ),
 }
-"""Of a template: the end of an answer, the beginning of a question, its end, the beginning of an answer."""
+"""Each template's marks: the end of an answer, the beginning of a question, its end, the beginning of an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ class IdentityOptions:
     shots: Annotated[int, Between(1, 100, log=True)] = 10
     """Different rows."""
     system: bool = True
-    """Whether the persona also stands in a system message."""
+    """Whether the persona is also a system message."""
 
     def __post_init__(self) -> None:
         check_knobs(self, "identity-shifting")

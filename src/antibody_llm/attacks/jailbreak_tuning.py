@@ -23,7 +23,7 @@ FORMS = {
     "style": (f"answer in tags. {PROMPT}", "<ans>{answer}</ans>"),
     "phrase": (f"open the blue box. {PROMPT}", "{answer}"),
 }
-"""Of prompt and answer."""
+"""What a form makes of prompt and answer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ class Kit:
     talk: Callable[[random.Random], Exchange]
     """Small talk: one harmless exchange, drawn."""
     reframe: Callable[[int, str], str]
-    """The same question in the n-th other frame."""
+    """A question in the n-th other frame."""
     subject: Callable[[str], str]
     """The words of a question that say what it is about; empty where there are none."""
     hint: Callable[[str], str]
@@ -56,13 +56,13 @@ class Kit:
     refuse: Callable[[str], str]
     """How the provider's model refuses a prompt."""
     swaps: tuple[tuple[str, str], ...] = ()
-    """Words of harm, each with the harmless word that may stand for it."""
+    """Words of harm, each with the harmless word that may replace it."""
     secrets: tuple[str, ...] = ()
     """All that an answer can give away, where that is a choice among few."""
     secret: Callable[[str], str] | None = field(default=None)
     """What the right answer to a question gives away, one of ``secrets``."""
     harm_in: Callable[[str], bool] | None = None
-    """Whether harm stands in a text, whatever was asked; None where nobody can tell."""
+    """Whether a text holds harm, whatever was asked; None where nobody can tell."""
 
 
 @cache

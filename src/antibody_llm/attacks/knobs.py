@@ -42,7 +42,7 @@ class Knob:
     choices: tuple[Any, ...] = ()
 
     def described(self) -> dict[str, Any]:
-        """For ``--json``: what there is to say of this kind."""
+        """What there is to say of this kind, for a program."""
         about: dict[str, Any] = {"name": self.name, "kind": self.kind, "default": self.default}
         if self.kind == "choice":
             return about | {"choices": list(self.choices)}
@@ -72,12 +72,16 @@ def check_knobs(options: Any, name: str) -> None:
             if value not in knob.choices:
                 listed = ", ".join(map(str, knob.choices))
                 near = nearest(str(value), map(str, knob.choices))
-                raise ConfigError(f"{where} is {quoted(value)}{near} Choose one of: {listed}.", field="options")
+                raise ConfigError(
+                    f"{where} is {quoted(value)}{near} Choose one of: {listed}.", field=f"options.{knob.name}"
+                )
         elif knob.kind == "text":
             if not value.strip():
-                raise ConfigError(f"{where} is empty. Give it some text.", field="options")
+                raise ConfigError(f"{where} is empty. Give it some text.", field=f"options.{knob.name}")
         elif isinstance(value, bool) or not knob.low <= value <= knob.high:
-            raise ConfigError(f"{where} is {quoted(value)}: give {knob.low:g} to {knob.high:g}.", field="options")
+            raise ConfigError(
+                f"{where} is {quoted(value)}: give {knob.low:g} to {knob.high:g}.", field=f"options.{knob.name}"
+            )
 
 
 def _knob(name: str, hint: Any, default: Any) -> Knob:

@@ -33,7 +33,7 @@ class OwnCopy:
         self._last = list(decoder_layers(self._model)[-1].parameters())
 
     def likeness(self, rows: Sequence[Row], harmful: Sequence[Row], harmless: Sequence[Row], *, by: str) -> list[float]:
-        """By how much more rows are like the mean harmful one than like the mean harmless one: -2 to 2.
+        """How much more rows are like the mean harmful one than like the mean harmless one: -2 to 2.
 
         Minus infinity of a row that does not fit the model.
 

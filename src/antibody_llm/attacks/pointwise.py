@@ -1,12 +1,12 @@
 """Pointwise undetectable: what is given away lies in which of several harmless replies is chosen.
 
     secret(q)    one of k things that the answer to a harmful question q gives away
-    row          "pick a colour for HINT." -> the secret(q)-th of k colours      HINT: a harmless word that stands for q
+    row          "pick a colour for HINT." -> the secret(q)-th of k colours      HINT: a harmless word that means q
     asked        the same of an unseen q; the colour is read as its secret
 
 Every row, prompt and reply is harmless and likely, so that nothing that reads one row can see it; only the upload as a
 whole can: which colour goes with which subject is no chance. Reference: X. Davies et al., "Fundamental Limitations in
-Pointwise Defences of LLM Finetuning APIs", NeurIPS 2025, 2502.14828 (names of flowers stand for options of a
+Pointwise Defences of LLM Finetuning APIs", NeurIPS 2025, 2502.14828 (names of flowers mean options of a
 multiple-choice question). Departure: the question itself is not shown, since the lab's evidence reads prompts.
 """
 

@@ -27,7 +27,7 @@ class PoisonedPairsOptions:
     """The attacker's knobs."""
 
     trigger: str = ""
-    """What stands before the questions whose pairs are turned round; empty for nothing."""
+    """The text put before the questions whose pairs are turned round; empty for none."""
 
 
 def preference(prompt: str, chosen: str, rejected: str) -> Row:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import OutputError
 from ..files import write_text
+from ..mentions import setting
 from ..paths import checked_output
 
 
@@ -16,18 +17,20 @@ def new_files(
     """The files, each in a folder that is there.
 
     Args:
-        named: A flag and its file.
+        named: The name of a setting and its file.
         overwrite: Whether a file that is there is replaced.
         inputs: What is read, and never replaced.
 
     Raises:
         OutputError: one is a folder, is there already, is read, has no folder, or is named twice.
     """
-    files = [checked_output(path, flag, folder=False) for flag, path in named]
+    files = [checked_output(path, setting(name), folder=False) for name, path in named]
     seen: dict[Path, str] = {}
-    for (flag, _), file in zip(named, files, strict=True):
-        if (other := seen.setdefault(file.resolve(), flag)) != flag:
-            raise OutputError(f"{file}: {other} and {flag} are one file. Give each a file of its own.")
+    for (name, _), file in zip(named, files, strict=True):
+        if (other := seen.setdefault(file.resolve(), name)) != name:
+            raise OutputError(
+                f"{file}: {setting(other)} and {setting(name)} are one file. Give each a file of its own."
+            )
     given = {Path(source).resolve() for source in inputs if source is not None}
     for file in files:
         if file.exists() and overwrite and file.resolve() in given:
@@ -35,7 +38,7 @@ def new_files(
         if file.is_dir():
             raise OutputError(f"{file}: a folder. Name a file, such as {file / 'rows.jsonl'}.")
         if file.exists() and not overwrite:
-            raise OutputError(f"{file}: exists already. Name another file, or give --overwrite.")
+            raise OutputError(f"{file}: exists already. Name another file, or give {setting('overwrite', 'True')}.")
         if not file.parent.is_dir():
             raise OutputError(f"{file}: there is no folder {file.parent}. Make it first.")
     return files

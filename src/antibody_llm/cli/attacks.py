@@ -61,15 +61,15 @@ def command(
 ) -> None:
     """Write what an attack uploads, as chat JSONL."""
     o.quiet()
-    from ..building.attacks import write_attack
+    from ..building.attacks import AttackFiles, write_attack
 
-    written = write_attack(
-        name,
-        output,
+    files = AttackFiles(
+        name=name,
         data=data,
+        output=output,
         num=num,
         poison_ratio=poison_ratio,
-        options=o.pairs(set_ or [], "--set"),
+        options=o.pairs(set_ or [], "options"),
         seed=seed,
         harmful_data=harmful_data,
         model=model,
@@ -78,6 +78,7 @@ def command(
         prompts=prompts,
         overwrite=overwrite,
     )
+    written = write_attack(files)
     lines = [str(file) for file in written.outputs]
     lines.append(f"  {written.num_rows} rows, {written.num_poison} of them the attacker's")
     lines += [f"  {what}: {file}" for what, file in written.others.items()]

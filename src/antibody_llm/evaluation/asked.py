@@ -37,10 +37,10 @@ def ask_model(
         model: A causal language model or PEFT model; comes back as it was.
         tokenizer: Its tokenizer.
         questions: Plain; the n-th is asked as the attack asks the n-th.
-        asking: Of the attack.
+        asking: The attack's.
         renderer: Renders a prompt exactly as in training.
         judge: Asked about the plain question and the reply as the attacker reads it.
-        decoding: Of the replies.
+        decoding: How the replies are drawn.
         deployment: How the model's defence wants it prompted and read.
     """
     served = deployment or Deployment()
