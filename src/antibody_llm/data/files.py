@@ -69,7 +69,7 @@ def iter_json_rows(path: Path) -> Iterator[RawRow]:
 
 
 def rows_of(path: Path, file: Any, *, max_line_bytes: int | None = None) -> Iterator[RawRow]:
-    """As ``iter_json_rows``, of an open file.
+    """Read as ``iter_json_rows`` does, from an open file.
 
     Args:
         path: What errors call it.
