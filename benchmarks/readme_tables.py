@@ -1,4 +1,4 @@
-"""The tables of the README, from the catalogue and from committed results.
+"""The tables of the README and of docs/scale.md, from the catalogue and from committed results.
 
     python benchmarks/readme_tables.py [--file README.md] [--check]
 
@@ -19,6 +19,7 @@ from antibody_llm.defences.catalogue import CATALOGUE
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "antibody_posterior.json"
+GPU = ROOT / "benchmarks" / "results" / "gpu_check.json"
 
 SHOWN = {
     "sft": "plain fine-tuning",
@@ -64,7 +65,41 @@ def defences_table() -> str:
     return "\n".join(lines)
 
 
-TABLES: Mapping[str, Callable[[], str]] = {"results": results_table, "defences": defences_table}
+def _gpu_rows(part: str) -> list[Mapping[str, Any]]:
+    return [row for row in json.loads(GPU.read_text(encoding="utf-8"))["rows"] if row["part"] == part]
+
+
+def gpu_costs_table() -> str:
+    """The cost of a step beside TRL's trainer and beside our own step without a defence."""
+    lines = [
+        "| model and step | ms | tokens/s | beside TRL's trainer | beside our `sft` | memory above the model, GiB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in _gpu_rows("cost"):
+        if "ms" not in row:
+            continue
+        ratios = [f"{row[name]:.2f}" if name in row else "" for name in ("x_SFTTrainer", "x_ours")]
+        cells = [row["name"], f"{row['ms']:.0f}", f"{row['tokens_per_s']:.0f}", *ratios, f"{row['step_gib']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def gpu_precision_table() -> str:
+    """How far five steps on the GPU are from five on the CPU in float32, as shares of the update."""
+    lines = ["| defence | float32 | TF32 | bf16 | bf16 on the CPU |", "| --- | ---: | ---: | ---: | ---: |"]
+    for row in _gpu_rows("defences"):
+        cells = [row[name] for name in ("fp32", "tf32", "bf16", "cpu_bf16")]
+        shown = [cell if isinstance(cell, str) else f"{cell:.1e}" for cell in cells]
+        lines.append(f"| {row['name']} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "results": results_table,
+    "defences": defences_table,
+    "gpu-costs": gpu_costs_table,
+    "gpu-precision": gpu_precision_table,
+}
 
 
 def filled(text: str) -> str:

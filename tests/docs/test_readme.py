@@ -3,6 +3,8 @@
 import json
 import re
 
+import pytest
+
 import readme_picture
 import readme_tables
 
@@ -20,8 +22,9 @@ def test_the_text_in_place_of_the_picture_has_its_numbers():
     assert alt == readme_picture.described(readme_picture.bars(results))
 
 
-def test_the_tables_are_what_the_catalogue_and_the_results_say():
-    assert readme_tables.main(["--check", "--file", str(README)]) == 0
+@pytest.mark.parametrize("page", [README, readme_tables.ROOT / "docs" / "scale.md"], ids=lambda page: page.name)
+def test_the_tables_are_what_the_catalogue_and_the_results_say(page):
+    assert readme_tables.main(["--check", "--file", str(page)]) == 0
 
 
 def test_a_number_that_was_typed_is_noticed(tmp_path):
