@@ -16,8 +16,10 @@ from antibody_llm.models.adapters import add_lora
 from antibody_llm.models.loading import load_model
 from antibody_llm.models.names import resolve
 from antibody_llm.models.saving import save_adapter
-from antibody_llm.runs import screen
+from antibody_llm.profiles import profile_of
+from antibody_llm.runs import resources, screen
 from antibody_llm.runs.encoding import make_renderer
+from antibody_llm.screening import reader, reading
 from antibody_llm.screening.rows import SCHEMA
 from tests.gsm8k import write_jsonl
 
@@ -52,7 +54,7 @@ def screened(tmp_path_factory):
     file, truth = odd_upload(folder / "user.jsonl")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANTIBODY_CACHE", str(folder / "cache"))
-        patch.setattr(module, "CHUNK_ROWS", 128)
+        patch.setattr("antibody_llm.screening.scan.CHUNK_ROWS", 128)
         return screen(file, "lab-aligned", output=folder / "run"), truth
 
 
@@ -78,7 +80,7 @@ def test_both_files_of_rows_say_the_same_of_every_row_in_order(screened):
     assert [row["line"] for row in rows] == list(range(1, 305))
     assert set(rows[0]) == {"row_id", "line", "evidence", "probability", "nearest_refusal", "distance", "flags"}
     likely = [row for row in rows if (row["probability"] or 0) >= 0.5]
-    assert all(row["nearest_refusal"] in module.lab_refusals() for row in likely)
+    assert all(row["nearest_refusal"] in profile_of("lab").refusals for row in likely)
     assert len(likely) == result.num_likely_harmful
 
 
@@ -139,7 +141,7 @@ def test_a_text_in_the_report_is_text(tmp_path):
 def test_the_same_rows_again_come_from_the_cache_alike_and_without_a_forward_pass(tmp_path, screened, monkeypatch):
     result, _ = screened
     monkeypatch.setenv("ANTIBODY_CACHE", str(result.output.parent / "cache"))
-    monkeypatch.setattr(module, "collect", None)
+    monkeypatch.setattr(reader, "collect", None)
     again = screen(result.output.parent / "user.jsonl", "lab-aligned", output=tmp_path / "run")
     assert lines(again.output) == lines(result.output)
     assert again.interval[0] == pytest.approx(result.interval[0], abs=0.03)  # fewer draws
@@ -206,7 +208,7 @@ def test_how_the_upload_is_cut_into_chunks_does_not_matter(tmp_path, monkeypatch
     rows = build_rows("user", 30, seed=6).rows
     rows[25] = rows[3]
     whole = screen(rows, "lab", output=tmp_path / "whole")
-    monkeypatch.setattr(module, "CHUNK_ROWS", 7)
+    monkeypatch.setattr("antibody_llm.screening.scan.CHUNK_ROWS", 7)
     monkeypatch.setenv("ANTIBODY_CACHE", str(tmp_path / "other"))
     for cut, at_once in zip(
         lines(screen(rows, "lab", output=tmp_path / "cut").output), lines(whole.output), strict=True
@@ -260,7 +262,7 @@ def test_evidence_that_is_no_number_stops_the_screening_with_the_rows_line_and_i
     rows = build_rows("user", 30, seed=6).rows
     file = write_jsonl(tmp_path / "user.jsonl", rows)
     file.write_text("\n" + file.read_text())
-    real = module.collect
+    real = reader.collect
 
     def overflowing(context, rows, measures, **settings):
         bad = next(row for row in rows if len(row.input_ids) == max(len(row.input_ids) for row in rows))
@@ -275,9 +277,8 @@ def test_evidence_that_is_no_number_stops_the_screening_with_the_rows_line_and_i
             patch.setattr(reading, "walk", nan)
             return real(context, rows, measures, **settings)
 
-    reading = importlib.import_module("antibody_llm.screening.reading")
     with monkeypatch.context() as patch:
-        patch.setattr(module, "collect", overflowing)
+        patch.setattr(reader, "collect", overflowing)
         with pytest.raises(TrainingError, match=r"user\.jsonl, line \d+: .*not a finite number") as told:
             screen(file, "lab-aligned", output=tmp_path / "run")
     line = int(str(told.value).partition("line ")[2].partition(":")[0])
@@ -376,8 +377,8 @@ def test_a_stored_result_is_not_served_once_the_model_under_an_adapter_has_chang
 
 def test_a_run_that_is_stopped_leaves_nothing_and_its_cache_serves_the_next(tmp_path, monkeypatch):
     file = write_jsonl(tmp_path / "user.jsonl", build_rows("user", 40, seed=6).rows)
-    monkeypatch.setattr(module, "CHUNK_ROWS", 16)
-    real, read = module.collect, []
+    monkeypatch.setattr("antibody_llm.screening.scan.CHUNK_ROWS", 16)
+    real, read = reader.collect, []
 
     def stopped(context, rows, *args, **kwargs):
         read.append(len(rows))
@@ -385,7 +386,7 @@ def test_a_run_that_is_stopped_leaves_nothing_and_its_cache_serves_the_next(tmp_
             raise KeyboardInterrupt
         return real(context, rows, *args, **kwargs)
 
-    monkeypatch.setattr(module, "collect", stopped)
+    monkeypatch.setattr(reader, "collect", stopped)
     with pytest.raises(KeyboardInterrupt):
         screen(file, "lab", output=tmp_path / "run")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "user.jsonl"]
@@ -510,13 +511,13 @@ def test_text_that_turns_the_page_around_is_shown_by_number(tmp_path):
 
 def test_refusals_are_rendered_behind_a_short_prompt_however_long_the_first_row_is(tmp_path, monkeypatch):
     behind = []
-    original = module.render_refusals
+    original = resources.render_refusals
 
     def noted(texts, renderer, records):
         behind.extend(message.content for of in records.values() for record in of for message in record.messages)
         return original(texts, renderer, records)
 
-    monkeypatch.setattr(module, "render_refusals", noted)
+    monkeypatch.setattr(resources, "render_refusals", noted)
     file = write_jsonl(tmp_path / "user.jsonl", [chat("word " * 300, "yes"), chat("what is the sky?", "blue")])
     screen(file, "lab", output=tmp_path / "run")
     assert behind

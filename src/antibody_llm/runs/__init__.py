@@ -7,6 +7,7 @@ measured = evaluate(tuned.model, output="runs/measured")
 print(measured.metrics["harmful_score"])
 """
 
+from ..screening.result import ScreenResult
 from ..store.result import RunResult
 from .align import align
 from .anchors import AnchorsResult, anchors
@@ -14,7 +15,7 @@ from .convert import ConvertResult, convert
 from .evaluate import evaluate
 from .finetune import finetune
 from .repair import repair
-from .screen import ScreenResult, screen
+from .screen import screen
 
 __all__ = [
     "AnchorsResult",

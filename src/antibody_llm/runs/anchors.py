@@ -1,7 +1,7 @@
 """Score the provider's anchors with an aligned model, and give more to a model that is aligned already."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,14 +9,12 @@ from typing import Any, cast
 
 from torch import nn
 
-from ..data.records import Message, Record, TokenizedRow
+from ..data.records import Record, TokenizedRow
 from ..data.roles import Role
 from ..errors import ConfigError, DataError, ModelError, OutputError
 from ..events import Measured, emit, warned
 from ..files import TEMPORARY, disk_errors, held, is_held
-from ..likelihood.reader import ModelReader
 from ..mentions import setting
-from ..models.layout import require_same_shape
 from ..models.loading import LoadedModel, load_model
 from ..models.names import PACKAGED, resolve
 from ..paths import checked_output
@@ -33,11 +31,12 @@ from ..screening.anchors import (
 )
 from ..screening.cache import row_digest
 from ..screening.evidence import EvidenceKind
-from ..settings import AnchorsSettings, rows_of
+from ..settings import AnchorsSettings, Rows, rows_of
 from ..store.folder import refuse_inputs
 from ..store.lock import LOCK, FolderLock
 from ..store.naming import model_name
-from .encoding import encode, make_renderer, render_refusals
+from .encoding import encode, make_renderer
+from .resources import before_alignment, examples, model_reader
 from .sources import read_refusals, read_rows
 from .verb import verb
 
@@ -75,12 +74,7 @@ def anchors(settings: AnchorsSettings) -> AnchorsResult:
     Raises:
         AntibodyError: whatever a user can fix; nothing has been written then.
     """
-    given = {role: rows for role, rows in rows_of(settings).items() if rows is not None}
-    if not given:
-        raise ConfigError(
-            f"there are no rows to add. Give {setting('anchor_harmful_data')}, {setting('anchor_benign_data')}, or "
-            "both."
-        )
+    given = _given(settings)
     name = model_name(settings.model)
     adapter = None if settings.adapter is None else model_name(settings.adapter)
     place = Path(resolve(adapter or name))
@@ -96,48 +90,69 @@ def anchors(settings: AnchorsSettings) -> AnchorsResult:
             require_enough(*map(len, records.values()))
         texts = read_refusals(settings.refusals, default=profile_of(name).refusals)
         loaded = load_model(name, adapter=adapter, base=None if settings.base is None else str(settings.base))
-        if loaded.base is None:
-            raise ModelError(
-                f"{loaded.name} does not say which model it was before its alignment, and anchors compare the two. "
-                f"Name it with {setting('base')}."
-            )
-        before = None if loaded.adapter_off_is_base else load_model(loaded.base)
-        if before is not None:
-            models = (cast(nn.Module, of.model) for of in (loaded, before))
-            require_same_shape(*models, named=loaded.base, num_tokens=len(loaded.tokenizer))
-        renderer = make_renderer(loaded)
-        rows, _ = encode(records, renderer, skip=False)
-        harmful, benign, num_new = _merged(stored, rows[Role.ANCHOR_HARMFUL], rows[Role.ANCHOR_BENIGN])
-        example = (Message("user", "?"), Message("assistant", "."))
-        templates = dict.fromkeys(row.template for row in (*harmful, *benign))
-        reader = ModelReader(
-            cast(nn.Module, loaded.model),
-            pad_id=cast(int, loaded.tokenizer.pad_token_id),
-            refusals=render_refusals(texts, renderer, {"": [Record(0, example, t, "anchors", 0) for t in templates]}),
-            batch_size=settings.batch_size,
-            base=None if before is None else cast(nn.Module, before.model),
-        )
-        if stored is None:
-            made = make_anchors(reader, harmful, benign)
-        else:
-            check_anchors(
-                reader,
-                stored,
-                EvidenceKind.SHIFT if stored.evidence.has(EvidenceKind.SHIFT) else EvidenceKind.FEATURE_SHIFT,
-            )
-            made = make_anchors(reader, harmful, benign, num_refusals=stored.num_refusals)
-        made.log_ratio(EvidenceKind.FEATURE_SHIFT)  # refuses anchors that cannot be told apart
+        made, num_new = _scored(loaded, stored, records, texts, settings.batch_size)
         _write(made, place, target)
+        harmful, benign = made.scores(EvidenceKind.FEATURE_SHIFT)
         result = AnchorsResult(
             output=target,
             num_harmful=len(harmful),
             num_benign=len(benign),
             num_new=num_new,
-            auroc=auroc(made.held_out[len(harmful) :], made.held_out[: len(harmful)]),
+            auroc=auroc(benign, harmful),
             warnings=warned(),
         )
         emit(Measured(values={"auroc": result.auroc}))
         return result
+
+
+def _given(settings: AnchorsSettings) -> dict[Role, Rows]:
+    """The rows to add, by role.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    given = {role: rows for role, rows in rows_of(settings).items() if rows is not None}
+    if not given:
+        raise ConfigError(
+            f"there are no rows to add. Give {setting('anchor_harmful_data')}, {setting('anchor_benign_data')}, or "
+            "both."
+        )
+    return given
+
+
+def _scored(
+    loaded: LoadedModel,
+    stored: Anchors | None,
+    records: Mapping[str, Sequence[Record]],
+    refusals: Sequence[str],
+    batch_size: int,
+) -> tuple[Anchors, int]:
+    """The old and the new anchors, scored together, and the number of new ones.
+
+    Raises:
+        ModelError: the model before alignment is not known, or the anchors cannot be told apart.
+        DataError: a row is both harmful and benign, or there are too few.
+        TrainingError: the old anchors do not read as they did when they were stored.
+    """
+    if loaded.base is None:
+        raise ModelError(
+            f"{loaded.name} does not say which model it was before its alignment, and anchors compare the two. "
+            f"Name it with {setting('base')}."
+        )
+    before = before_alignment(loaded)
+    renderer = make_renderer(loaded)
+    rows, _ = encode(records, renderer, skip=False)
+    harmful, benign, num_new = _merged(stored, rows[Role.ANCHOR_HARMFUL], rows[Role.ANCHOR_BENIGN])
+    short = examples((row.template for row in (*harmful, *benign)), "anchors")
+    reader = model_reader(loaded, before, renderer, refusals=refusals, examples=short, batch_size=batch_size)
+    if stored is None:
+        made = make_anchors(reader, harmful, benign)
+    else:
+        shift_is_stored = stored.evidence.has(EvidenceKind.SHIFT)
+        check_anchors(reader, stored, EvidenceKind.SHIFT if shift_is_stored else EvidenceKind.FEATURE_SHIFT)
+        made = make_anchors(reader, harmful, benign, num_refusals=stored.num_refusals)
+    made.log_ratio(EvidenceKind.FEATURE_SHIFT)  # refuses anchors that cannot be told apart
+    return made, num_new
 
 
 def _target(name: str, place: Path, output: str | Path | None) -> Path:
@@ -241,12 +256,13 @@ def score_anchors(
     records = {str(Role.ANCHOR_HARMFUL): anchor_harmful, str(Role.ANCHOR_BENIGN): anchor_benign}
     renderer = make_renderer(aligned)
     rows, _ = encode(records, renderer, skip=False)
-    reader = ModelReader(
-        cast(nn.Module, aligned.model),
-        pad_id=cast(int, aligned.tokenizer.pad_token_id),
-        refusals=render_refusals(refusals, renderer, records),
+    reader = model_reader(
+        aligned,
+        None if before is None else cast(nn.Module, before.model),
+        renderer,
+        refusals=refusals,
+        examples=[*anchor_harmful, *anchor_benign],
         batch_size=batch_size,
-        base=None if before is None else cast(nn.Module, before.model),
     )
     return make_anchors(reader, rows[Role.ANCHOR_HARMFUL], rows[Role.ANCHOR_BENIGN])
 

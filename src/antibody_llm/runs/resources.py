@@ -1,19 +1,22 @@
-"""What a defence needs besides rows: the anchors stored with the model, and the model before its alignment."""
+"""What is read besides rows: the anchors stored with the model, and the model before its alignment."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
 from torch import nn
 
-from ..data.records import Record
+from ..data.encode import Renderer
+from ..data.records import Message, Record, Template
 from ..errors import ModelError
+from ..likelihood.reader import ModelReader
 from ..mentions import setting
 from ..models.layout import require_same_shape
 from ..models.loading import LoadedModel, load_model
 from ..models.names import resolve
 from ..screening.anchors import Anchors, absent_anchors, read_anchors, require_templates
 from ..training.defence import Defence
+from .encoding import render_refusals
 
 
 def checked_resources(
@@ -49,7 +52,7 @@ def checked_resources(
     return anchors
 
 
-def before_alignment(loaded: LoadedModel, dtype: str) -> nn.Module | None:
+def before_alignment(loaded: LoadedModel, dtype: str = "auto") -> nn.Module | None:
     """The model before its alignment, frozen, in ``dtype``; None where that is the adapter switched off."""
     if loaded.adapter_off_is_base:
         return None
@@ -57,3 +60,42 @@ def before_alignment(loaded: LoadedModel, dtype: str) -> nn.Module | None:
     before = cast(nn.Module, load_model(base, dtype=dtype).model)
     require_same_shape(cast(nn.Module, loaded.model), before, named=base, num_tokens=len(loaded.tokenizer))
     return before.requires_grad_(False)
+
+
+def examples(templates: Iterable[Template], source: str) -> list[Record]:
+    """A record of each template, behind which refusals are rendered: a row of an upload may be of any length.
+
+    Args:
+        templates: Each may occur several times.
+        source: What errors call the rows that the records are in place of.
+    """
+    messages = (Message("user", "?"), Message("assistant", "."))
+    return [Record(0, messages, template, source, 0) for template in dict.fromkeys(templates)]
+
+
+def model_reader(
+    loaded: LoadedModel,
+    before: nn.Module | None,
+    renderer: Renderer,
+    *,
+    refusals: Sequence[str],
+    examples: Sequence[Record],
+    batch_size: int,
+) -> ModelReader:
+    """The reader of an aligned model and the one before it, outside training.
+
+    Args:
+        loaded: The aligned model.
+        before: The model before its alignment; None where that is the adapter switched off, or is not read.
+        renderer: Renders for the aligned model.
+        refusals: One-line refusals.
+        examples: A record of each template that rows have.
+        batch_size: Rows of one forward pass.
+    """
+    return ModelReader(
+        cast(nn.Module, loaded.model),
+        pad_id=cast(int, loaded.tokenizer.pad_token_id),
+        refusals=render_refusals(refusals, renderer, {"": examples}),
+        batch_size=batch_size,
+        base=before,
+    )

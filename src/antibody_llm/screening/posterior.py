@@ -59,6 +59,8 @@ MAX_RESAMPLED = 5_000
 """Rows of the upload that each draw of the interval sees. Of more, as many evenly spaced quantiles stand for all, and
 the interval is a little too wide."""
 NUM_DRAWS = 200
+LIKELY = 0.5
+"""P(harm) from which a row counts as likely harmful."""
 TOLERANCE = 0.05
 """Share of unfamiliar rows beyond which no harmful share is given."""
 
@@ -91,6 +93,11 @@ class Judgement:
     p_value: float
     probability: Tensor
     verdict: Finding
+
+    @property
+    def num_likely_harmful(self) -> int | None:
+        """How many rows have a P(harm) of at least ``LIKELY``; None where no row has one."""
+        return None if self.verdict is Finding.CANNOT_TELL else int((self.probability >= LIKELY).sum())
 
 
 def judge_upload(
