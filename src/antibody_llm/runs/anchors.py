@@ -1,4 +1,4 @@
-"""Score the provider's anchors with an aligned model, and give more to a model that is aligned already."""
+"""Score the provider's anchors with an aligned model, and add anchors to a model that has been aligned before."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -43,16 +43,16 @@ from .verb import verb
 
 @dataclass(frozen=True, kw_only=True)
 class AnchorsResult:
-    """A model's anchors as they now are."""
+    """A model's anchors after some were added."""
 
     output: Path
     """The folder of the model or adapter that has them."""
     num_harmful: int
     num_benign: int
     num_new: int
-    """How many of both are new to the model."""
+    """How many of both were added."""
     auroc: float
-    """How well feature-shift tells the two apart, each row by a direction fitted without it; 1 is perfectly."""
+    """AUROC of feature-shift between the two, each row by a direction fitted without it; 1 is perfect."""
 
     warnings: tuple[str, ...] = ()
     """Settings spelled as in Python."""
@@ -66,7 +66,7 @@ class AnchorsResult:
 def anchors(settings: AnchorsSettings) -> AnchorsResult:
     """Add labelled rows to those that a model's uploads are judged by, without aligning it again.
 
-    All anchors, old and new, are scored together, so that the direction that tells them apart is fitted to all.
+    All anchors, old and new, are scored together, so that the direction that separates them is fitted to all.
 
     Args:
         settings: Which model gets which rows.
@@ -130,7 +130,7 @@ def _scored(
     """The old and the new anchors, scored together, and the number of new ones.
 
     Raises:
-        ModelError: the model before alignment is not known, or the anchors cannot be told apart.
+        ModelError: the model before alignment is not known, or feature-shift does not separate the anchors.
         DataError: a row is both harmful and benign, or there are too few.
         TrainingError: the old anchors do not read as they did when they were stored.
     """
@@ -151,12 +151,12 @@ def _scored(
         shift_is_stored = stored.evidence.has(EvidenceKind.SHIFT)
         check_anchors(reader, stored, EvidenceKind.SHIFT if shift_is_stored else EvidenceKind.FEATURE_SHIFT)
         made = make_anchors(reader, harmful, benign, num_refusals=stored.num_refusals)
-    made.log_ratio(EvidenceKind.FEATURE_SHIFT)  # refuses anchors that cannot be told apart
+    made.log_ratio(EvidenceKind.FEATURE_SHIFT)  # refuses anchors that it does not separate
     return made, num_new
 
 
 def _target(name: str, place: Path, output: str | Path | None) -> Path:
-    """The folder that gets the anchors; nothing is written.
+    """The folder that gets the anchors, checked; nothing is written.
 
     Raises:
         OutputError: it is not ours to write to, or holds something.
@@ -180,7 +180,7 @@ def _target(name: str, place: Path, output: str | Path | None) -> Path:
 def _merged(
     stored: Anchors | None, harmful: Sequence[TokenizedRow], benign: Sequence[TokenizedRow]
 ) -> tuple[list[TokenizedRow], list[TokenizedRow], int]:
-    """(harmful, benign, number of new ones): the old rows, then the new ones that are not among them.
+    """Harmful and benign rows, the old ones first and then the new ones that are not among them; and how many are new.
 
     Raises:
         DataError: a row is both harmful and benign.
@@ -202,7 +202,7 @@ def _merged(
 
 
 def _write(made: Anchors, place: Path, target: Path) -> None:
-    """In place, one file; else a copy of the whole folder, which appears when it is complete.
+    """Write one file in place, or else a copy of the whole folder, which appears when it is complete.
 
     Raises:
         OutputError: the disk is full, or the folder cannot be written.
@@ -240,7 +240,7 @@ def score_anchors(
     """Evidence of labelled rows under the aligned model and the one before it.
 
     Args:
-        aligned: As it will be used.
+        aligned: The aligned model, as it will be used.
         before: The model before its alignment; None where that is the adapter switched off.
         anchor_harmful: Rows of the harmful kind, new to the model; one question and one answer each.
         anchor_benign: Harmless rows, as new to the model.
@@ -268,7 +268,7 @@ def score_anchors(
 
 
 def check_anchor_records(harmful: Sequence[Record], benign: Sequence[Record]) -> None:
-    """What can be told of anchors without a model, and so before an alignment that would end with them.
+    """Check what can be known of anchors without a model, before an alignment that would end with them.
 
     Raises:
         DataError: a row has several trained turns, or there are too few of a label.
@@ -278,7 +278,7 @@ def check_anchor_records(harmful: Sequence[Record], benign: Sequence[Record]) ->
 
 
 def _with_turns(records: Sequence[Record]) -> list[tuple[str, int]]:
-    """Where each record is, and how many trained turns it has."""
+    """The place of each record, and how many trained turns it has."""
     return [
         (record.where, sum(message.role == "assistant" and message.trained for message in record.messages))
         for record in records

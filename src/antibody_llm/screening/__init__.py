@@ -1,1 +1,1 @@
-"""What the model itself says of a row: evidence, before any training."""
+"""Evidence that a row is harmful, read from the model itself before any training."""

@@ -1,10 +1,10 @@
-"""The provider's own labelled rows, scored when a model is aligned and stored beside it.
+"""Anchors: the provider's own labelled rows, scored when a model is aligned and stored beside it.
 
-They say where harm and where benign lie for *this* model, so that an upload is never asked which of its own clusters is
-the harmful one: no harm is found where none lies near the harmful anchors, however many clusters there are, and an
-upload that is all harm is not taken for one that is all benign.
+They fix where harmful and where benign rows lie for *this* model. Without them one would have to guess which cluster of
+an upload is the harmful one. With them an upload without harm has none, however many clusters it has, and an upload
+that is all harm is not mistaken for one that is all benign.
 
-The rows must be new to the model: none may have been aligned on, or refusing looks surer than it is.
+The rows must be new to the model: on rows that it was aligned on, it refuses more surely than it will elsewhere.
 """
 
 import math
@@ -31,11 +31,11 @@ from .reading import collect
 from .states import states
 
 ANCHORS = "anchors.safetensors"
-"""In a model's or an adapter's folder."""
+"""The file in a model's or an adapter's folder."""
 MIN_ROWS = 8
-"""Rows of each label. 64 or more make a share that can be trusted."""
+"""The fewest rows of each label. 64 or more make a share that can be trusted."""
 MIN_AUROC = 0.8
-"""AUROC of a measure over the anchors, below which it cannot tell harm from benign for this model."""
+"""AUROC over the anchors below which a measure cannot distinguish harmful from benign rows for this model."""
 TEMPLATES = tuple(Template)
 
 
@@ -44,12 +44,12 @@ class Anchors:
     """Labelled rows with their evidence.
 
     Attributes:
-        rows: Harmful ones first.
-        num_harmful: How many are.
-        evidence: Of ``rows``.
-        probe: Made from them.
-        held_out: [rows]: feature-shift of each by a probe made without it.
-        num_refusals: k of the evidence.
+        rows: The labelled rows, harmful ones first.
+        num_harmful: How many of them are harmful.
+        evidence: What was read of ``rows``.
+        probe: The directions fitted to them.
+        held_out: [rows], feature-shift of each by a probe fitted without it.
+        num_refusals: k, the refusals that each row was scored against.
     """
 
     rows: tuple[TokenizedRow, ...]
@@ -60,12 +60,12 @@ class Anchors:
     num_refusals: int
 
     def scores(self, measure: EvidenceKind) -> tuple[Tensor, Tensor]:
-        """(harmful [n_h], benign [n_b])."""
+        """Evidence of the harmful anchors [n_h] and of the benign ones [n_b]."""
         values = self.held_out if measure is EvidenceKind.FEATURE_SHIFT else self.evidence.of(measure)
         return values[: self.num_harmful], values[self.num_harmful :]
 
     def log_ratio(self, measure: EvidenceKind) -> LogRatio:
-        """log p(e | harm) - log p(e | benign).
+        """Estimate log p(e | harm) - log p(e | benign) from the anchors.
 
         Raises:
             ModelError: the measure does not tell the anchors apart, or was not read.
@@ -90,9 +90,9 @@ def make_anchors(
 
     Args:
         reader: The aligned model, the one before it, refusals.
-        harmful: With any answer; measures that read answers then speak of that one.
+        harmful: Harmful rows, with any answer; measures that read answers judge by that one.
         benign: Harmless rows, with any answer.
-        num_refusals: k.
+        num_refusals: k, the refusals that each row is scored against.
 
     Raises:
         DataError: fewer than ``MIN_ROWS`` of a label.
@@ -131,7 +131,7 @@ def absent_anchors(model: str) -> ModelError:
         model: What the error calls the model.
     """
     return ModelError(
-        f"{model} carries no anchors, by which harm could be told from benign. Align it with "
+        f"{model} carries no anchors, which show what harmful and benign rows look like to it. Align it with "
         f"{setting('anchor_harmful_data')} and {setting('anchor_benign_data')}, or add them: antibody anchors."
     )
 
@@ -151,8 +151,10 @@ def require_templates(anchors: Anchors, rows: Iterable[Record | TokenizedRow]) -
 
 
 def require_one_answer(rows: Iterable[tuple[str, int]]) -> None:
-    """Refuse anchors with several trained turns: the probe is fitted to a row's first turn, while of an upload's row
-    the worst turn counts, so that the two would be read on different scales.
+    """Refuse anchors with several trained turns.
+
+    The probe is fitted to an anchor's first turn, while an upload's row counts by its worst one: the two would be read
+    on different scales.
 
     Args:
         rows: What errors call each row, and how many trained turns it has.
@@ -171,7 +173,7 @@ def require_one_answer(rows: Iterable[tuple[str, int]]) -> None:
 
 
 def _called(num_harmful: int) -> Callable[[TokenizedRow], str]:
-    """What errors call the rows of ``Anchors``."""
+    """Name the rows of ``Anchors`` for errors."""
 
     def name(row: TokenizedRow) -> str:
         if row.row_id < num_harmful:
@@ -194,10 +196,10 @@ def auroc(low: Tensor, high: Tensor) -> float:
 
 
 def check_anchors(reader: ModelReader, anchors: Anchors, measure: EvidenceKind, *, num: int = 8) -> None:
-    """Score some anchors again and compare, so that a wrong base, adapter or precision is not taken for evidence.
+    """Score some anchors again and compare: a wrong base, adapter or precision must not pass for evidence.
 
     Raises:
-        TrainingError: they differ by more than rounding; with both numbers. Or one is not finite.
+        TrainingError: the evidence differs by more than rounding (both numbers are given), or is not finite.
     """
     some = (*range(num // 2), *range(anchors.num_harmful, anchors.num_harmful + num // 2))
     again = collect(
@@ -226,7 +228,7 @@ on other hardware stays well below."""
 
 
 def write_anchors(folder: Path, anchors: Anchors) -> None:
-    """Store them beside the model, in one file, whole or not at all.
+    """Store anchors beside the model, in one file, whole or not at all.
 
     Raises:
         OutputError: the disk is full, or the folder cannot be written.
@@ -252,7 +254,7 @@ def write_anchors(folder: Path, anchors: Anchors) -> None:
 
 
 def read_anchors(folder: Path) -> Anchors | None:
-    """Those of a model's or an adapter's folder; None where there are none.
+    """Read the anchors of a model's or an adapter's folder; None where there are none.
 
     Raises:
         ModelError: the file is damaged.

@@ -1,4 +1,4 @@
-"""Evidence that was read before, so that an upload screened again, or a killed run, costs no second pass.
+"""Evidence that was read before: an upload screened again, or after a killed run, costs no second pass.
 
 One SQLite file in ``$ANTIBODY_CACHE``, or ``~/.cache/antibody``; it may be deleted at any time. It holds hashes and
 numbers, never text. A key is the SHA-256 of everything that the evidence of a row depends on: both models' weights, the
@@ -23,7 +23,7 @@ from ..events import warn
 
 FILE = "evidence.sqlite"
 NUM_SAMPLED = 4096
-"""Elements of each weight that its identity is made of, besides its shape and its sum. Training moves nearly all."""
+"""Elements of each weight that enter its identity, besides its shape and its sum. Training moves nearly all."""
 _KEYS_PER_QUERY = 500  # SQLite's own limit is 999 in old releases
 
 Found = tuple[float, int, float | None]
@@ -32,15 +32,15 @@ it was not read)."""
 
 
 def cache_folder() -> Path:
-    """Where the cache is."""
+    """The cache's folder."""
     return Path(os.environ.get("ANTIBODY_CACHE") or Path.home() / ".cache" / "antibody").expanduser()
 
 
 class EvidenceCache:
-    """Evidence by row, of one way of reading it.
+    """Evidence by row, for one way of reading it.
 
     Args:
-        folder: Of the cache; made if need be.
+        folder: The cache's folder; made if need be.
         reading: Identity of everything but the row: models, measure, refusals. See ``digest_of``.
     """
 
@@ -55,7 +55,7 @@ class EvidenceCache:
             self._give_up(error)
 
     def read(self, rows: Sequence[bytes]) -> dict[bytes, Found]:
-        """What is known of these rows (their ``row_digest``)."""
+        """Evidence of those rows that are known, by ``row_digest``."""
         found: dict[bytes, Found] = {}
         if self._database is None:
             return found
@@ -74,7 +74,7 @@ class EvidenceCache:
         return found
 
     def write(self, found: Mapping[bytes, Found]) -> None:
-        """Keep what was read, all of it or nothing."""
+        """Store what was read, all of it or nothing."""
         if self._database is None:
             return
         rows = [(self._key(row), *values) for row, values in found.items()]
@@ -85,7 +85,7 @@ class EvidenceCache:
             self._give_up(error)
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file."""
         if self._database is not None:
             self._database.close()
             self._database = None
@@ -96,18 +96,18 @@ class EvidenceCache:
     def _opened(self) -> sqlite3.Connection:
         try:
             return _database(self.file)
-        except sqlite3.OperationalError:  # locked, read-only, no room: the file itself may be sound
+        except sqlite3.OperationalError:  # locked, read-only, no room: the file itself may be intact
             raise
         except sqlite3.DatabaseError:
             aside = self.file.with_suffix(".damaged")
             self.file.replace(aside)
-            warn(f"{self.file}: the cache is damaged; it is now {aside.name}, and a new one is begun.")
+            warn(f"{self.file}: the cache is damaged; it is now {aside.name}, and a new one is made.")
             return _database(self.file)
 
     def _give_up(self, error: Exception) -> None:
         warn(
-            f"{self.file}: the cache cannot be used ({error}), and this run goes on without. Delete the file, or set "
-            "ANTIBODY_CACHE to another folder."
+            f"{self.file}: the cache cannot be used ({error}), and this run continues without it. Delete the file, or "
+            "set ANTIBODY_CACHE to another folder."
         )
         self.close()
 
@@ -129,12 +129,12 @@ def _database(file: Path) -> sqlite3.Connection:
 
 
 def row_digest(row: TokenizedRow) -> bytes:
-    """Identity of what a model reads of a row, 32 bytes: a shorter one could be matched on purpose."""
+    """Identity of a row as a model reads it, 32 bytes: a shorter one could be matched on purpose."""
     return digest_of([str(row.template), repr(row.spans), repr(row.input_ids)])
 
 
 def digest_of(parts: Iterable[str | bytes]) -> bytes:
-    """SHA-256 of all parts, each with its length."""
+    """SHA-256 of all parts, each preceded by its length."""
     digest = sha256()
     for part in parts:
         content = part.encode() if isinstance(part, str) else part
@@ -143,7 +143,7 @@ def digest_of(parts: Iterable[str | bytes]) -> bytes:
 
 
 def weights_identity(model: nn.Module) -> bytes:
-    """Tells models apart by configuration and weights, wherever they lie; of each weight a sample is looked at."""
+    """Identity of a model by its configuration and a sample of each weight, wherever its files are."""
     config: Any = model.config
     parts: list[str | bytes] = [_plain(config.to_dict())]
     for name, adapter in sorted(getattr(model, "peft_config", {}).items()):
@@ -158,7 +158,7 @@ def weights_identity(model: nn.Module) -> bytes:
 
 
 def _plain(config: Mapping[str, Any]) -> str:
-    """As text, the same in every process; where the files lie says nothing."""
+    """A configuration as text, the same in every process, without the place of its files."""
     kept = {key: value for key, value in config.items() if key not in ("_name_or_path", "base_model_name_or_path")}
     return json.dumps(
         kept, sort_keys=True, default=lambda value: sorted(value) if isinstance(value, set) else str(value)

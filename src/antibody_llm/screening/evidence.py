@@ -1,4 +1,4 @@
-"""Evidence per row that the aligned model holds its prompt, or its answer, for harmful. High means harm.
+"""Per-row evidence that the aligned model considers a prompt or an answer harmful. High means harm.
 
     ratio            NLL(y|x) - NLL(r|x)                       Antibody's score with its sign turned
     shift            NLL_0(r|x) - NLL(r|x)                     how far alignment raised the likelihood of refusing
@@ -6,15 +6,15 @@
     refusal-feature  <h_l(x), u_l>                             the last prompt token's hidden state, at one layer,
                                                                along the harmful minus the harmless mean
     feature-shift    sum_l <g_l(x) - g0_l(x), v_l> - offset    what alignment changed of that state (g = h / rms(h)),
-                                                               along what tells harmful from harmless rows: 0 at the
+                                                               along what separates harmful from harmless rows: 0 at the
                                                                harmless mean, 1 at the harmful one (anchors.py)
 
-NLL in nats per token, of k generic refusals r averaged; the index 0 marks the model before its alignment. x is all
-that precedes a trained answer y; a row with several counts by its worst one, in each measure.
+NLL is in nats per token, averaged over k generic refusals r; the index 0 marks the model before its alignment. x is
+all that precedes a trained answer y; a row with several answers counts by its worst one, in each measure.
 
-``ratio`` mixes whether the model wants to refuse x with whether it knows y, and ``refusal-feature`` what alignment made
-of x with what x always looked like. The two shifts ask only what alignment *changed*: novelty, length and format are
-the same before and after, and cancel.
+``ratio`` mixes whether the model wants to refuse x with whether it knows y, and ``refusal-feature`` mixes what
+alignment made of x with what x always looked like. The two shifts measure only what alignment *changed*: novelty,
+length and format are the same before and after, and cancel.
 
 Sources: ``ratio``: Antibody (2603.00498), Sec. 4.2. ``refusal-feature``: the refusal direction as a teacher of which
 prompts are harmful (2506.07356). ``shift`` is the log-ratio of policy and reference for a refusal, and ``gap`` DPO's
@@ -31,7 +31,7 @@ from torch import Tensor
 
 
 class EvidenceKind(StrEnum):
-    """Kinds of evidence; the table at the head of this file."""
+    """A kind of evidence; the table at the head of this file defines each."""
 
     FEATURE_SHIFT = "feature-shift"
     SHIFT = "shift"
@@ -41,12 +41,12 @@ class EvidenceKind(StrEnum):
 
     @property
     def needs_base(self) -> bool:
-        """Whether it compares with the model before its alignment."""
+        """Whether the measure compares with the model before its alignment."""
         return self in (EvidenceKind.FEATURE_SHIFT, EvidenceKind.SHIFT, EvidenceKind.GAP)
 
     @property
     def needs_probe(self) -> bool:
-        """Whether it looks at hidden states."""
+        """Whether the measure reads hidden states."""
         return self in (EvidenceKind.FEATURE_SHIFT, EvidenceKind.REFUSAL_FEATURE)
 
     @property
@@ -57,15 +57,15 @@ class EvidenceKind(StrEnum):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one pass over rows found; one number per *answer*, and which row each belongs to.
+    """The findings of one pass over rows: numbers per *answer*, and the row that each answer belongs to.
 
     Attributes:
-        num_rows: Rows.
+        num_rows: How many rows there are.
         row: [answers], int64: the row's position.
-        readings: By (what, before alignment or not): [answers], float32. What: "refusal" and "completion", nats per
-            token; "shift" and "state", projections on the probe's directions.
-        nearest: [answers], int64: the likeliest of the refusals scored, its number in the list; -1 where none was.
-        offset: Of the probe.
+        readings: [answers], float32, by (what, before alignment or not). "refusal" and "completion" are nats per token,
+            "shift" and "state" projections on the probe's directions.
+        nearest: [answers], int64: the number of the likeliest refusal scored; -1 where none was scored.
+        offset: The probe's offset.
     """
 
     num_rows: int
@@ -74,14 +74,14 @@ class Evidence:
     nearest: Tensor
     offset: float = 0.0
     distance: Tensor | None = None
-    """[answers], float32: how far each lies from the anchors; None where that was not read."""
+    """Distance of each answer's prompt from the anchors, [answers], float32; None where it was not read."""
 
     def has(self, measure: EvidenceKind) -> bool:
         """Whether the pass read what the measure is made of."""
         return all(key in self.readings for key in PARTS[measure])
 
     def of(self, measure: EvidenceKind) -> Tensor:
-        """[num_rows], float32, high means harm; of a row with several answers the highest."""
+        """Evidence per row, [num_rows], float32: the highest of a row's answers. High means harm."""
         parts = [self.readings[key] for key in PARTS[measure]]
         values = _FORMULAS[measure](*parts)
         if measure is EvidenceKind.FEATURE_SHIFT:
@@ -90,7 +90,7 @@ class Evidence:
         return worst.scatter_reduce(0, self.row, values, "amax")
 
     def distances(self) -> Tensor:
-        """[num_rows], float32: how far each row lies from the anchors, at the answer that its feature-shift is of."""
+        """Distance of each row from the anchors, at the answer that its feature-shift is of: [num_rows], float32."""
         assert self.distance is not None, "the pass was not given the shape of the anchors"
         shift, before = (self.readings["shift", when] for when in (NOW, BEFORE))
         counts = shift - before - self.offset == self.of(EvidenceKind.FEATURE_SHIFT)[self.row]
@@ -98,7 +98,7 @@ class Evidence:
         return nearest.scatter_reduce(0, self.row[counts], self.distance[counts], "amin")
 
     def nearest_refusal(self) -> Tensor:
-        """[num_rows], int64: of a row's answers, that of the first."""
+        """The likeliest refusal to each row's first answer: [num_rows], int64."""
         first = torch.full((self.num_rows,), -1, dtype=torch.int64)
         first[self.row.flip(0)] = self.nearest.flip(0)
         return first

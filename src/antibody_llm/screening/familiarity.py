@@ -1,8 +1,8 @@
-"""Rows of which the evidence says nothing, since they are unlike every anchor.
+"""Unfamiliar rows: they are unlike every anchor, so their evidence says nothing.
 
-Evidence is read along one direction, which the anchors fixed. Off the anchors' ground it is an extrapolation, and its
-error grows with the distance: " thanks!" behind a harmless question moves the state at the last token to where no
-anchor lies, and along the direction too. So a row is *unfamiliar* if all of this holds:
+Evidence is read along one direction, which the anchors fix. Far from the anchors it is an extrapolation, and its error
+grows with the distance: " thanks!" after a harmless question moves the state at the last token to where no anchor lies,
+and along the direction too. So a row is *unfamiliar* if all of this holds:
 
     d > near                          farther from every anchor than all but 3 in 100 harmful anchors
     Lam > -1                          not read as benign: benign is not e times as likely, by the anchors
@@ -17,12 +17,12 @@ anchor lies, and along the direction too. So a row is *unfamiliar* if all of thi
     claim  the evidence that 3 harmful anchors in 100 fall short of
 
 near, far and claim are held out: each anchor is compared with a shape, and a direction, that were fitted without it. So
-of honest harmful rows of the anchors' kind at most 3 in 100 are unfamiliar, and of benign ones fewer.
+at most 3 in 100 honest harmful rows of the anchors' kind are unfamiliar, and fewer of the benign ones.
 
-Distance alone is not enough to be unfamiliar. Every task that is not among the anchors is far from them (in the lab
-farther than nearly all of them), and is read as benign with no trouble: that alignment moved nothing along the
-direction is what the evidence was made to see, and whatever else the row is cancels. What needs a warrant is the claim
-of harm. The price: harm that is far *and* reads as benign is not noticed, with this or without it
+Distance alone does not make a row unfamiliar. Every task that is not among the anchors is far from them (in the lab
+farther than nearly all of them), and is read as benign without trouble: the evidence was made to see that alignment
+moved nothing along the direction, and whatever else the row is cancels. Only a claim of harm needs support from nearby
+anchors. The price: harm that is far *and* reads as benign is not noticed, with this or without it
 (docs/antibody-posterior.md).
 """
 
@@ -39,22 +39,22 @@ from .probe import FOLDS, SHRINKAGE, TINY
 from .states import Shape, normalised, states
 
 HONEST = 0.03
-"""Largest share of the harmful anchors, held out, that is called unfamiliar."""
+"""Largest share of the held-out harmful anchors that may be called unfamiliar."""
 LEAN = -1.0
 """Lam from which a row is not read as benign, nats."""
 
 
 @dataclass(frozen=True)
 class Familiarity:
-    """The anchors' ground; the table at the head of this file.
+    """The region that the anchors cover, and its bounds (the table at the head of this file).
 
     Attributes:
-        shape: Of all anchors.
-        near: Distance.
-        far: Distance.
-        claim: Evidence.
+        shape: The spread of all anchors.
+        near: The distance that 3 harmful anchors in 100 exceed.
+        far: The distance that 3 anchors in 100 exceed.
+        claim: The evidence that 3 harmful anchors in 100 fall short of.
         ratio: Lam.
-        held_out: [rows]: each anchor's distance from the others.
+        held_out: [rows], each anchor's distance from the others.
     """
 
     shape: Shape
@@ -65,14 +65,15 @@ class Familiarity:
     held_out: Tensor
 
     def unfamiliar(self, evidence: Tensor, distance: Tensor) -> Tensor:
-        """[n], bool, of feature-shift [n] and distance [n]."""
+        """Whether rows of this feature-shift [n] and distance [n] are unfamiliar: [n], bool."""
         bar = self.claim * (distance / self.far).clamp(min=1)
         return (distance > self.near) & (self.ratio(evidence) > LEAN) & (evidence < bar)
 
 
 def read_familiarity(reader: ModelReader, anchors: Anchors) -> Familiarity:
-    """The anchors' ground, by two passes over their stored rows. Files of anchors that were written before there was
-    such a thing serve as well.
+    """Measure the region that the anchors cover, by two passes over their stored rows.
+
+    Nothing of it is stored, so that anchors written by earlier releases have one too.
 
     Raises:
         ModelError: feature-shift does not tell the anchors apart, or there is no model before alignment.
@@ -84,12 +85,12 @@ def read_familiarity(reader: ModelReader, anchors: Anchors) -> Familiarity:
 
 
 def fit_familiarity(change: Tensor, num_harmful: int, held_out_shifts: Tensor, ratio: LogRatio) -> Familiarity:
-    """The anchors' ground.
+    """Fit the region that the anchors cover.
 
     Args:
-        change: [rows, L, D]: what alignment changed of each anchor's states, harmful rows first.
+        change: [rows, L, D]: what alignment changed in each anchor's states, harmful rows first.
         num_harmful: How many are harmful.
-        held_out_shifts: [rows]: feature-shift of each by a probe that was made without it.
+        held_out_shifts: [rows], feature-shift of each by a probe that was fitted without it.
         ratio: Lam of feature-shift.
     """
     distance = held_out_distances(change, num_harmful)
@@ -104,8 +105,10 @@ def fit_familiarity(change: Tensor, num_harmful: int, held_out_shifts: Tensor, r
 
 
 def fit_shape(change: Tensor, num_harmful: int) -> Shape:
-    """Means, and the covariance within labels shrunk to a multiple of one, by the eigenvectors of the rows' products:
-    there are as many as rows, however large L D is."""
+    """Means, and the covariance within labels shrunk towards a multiple of the identity.
+
+    The eigenvectors come from the rows' products: there are no more than rows, however large L D is.
+    """
     flat = change.flatten(1).double()
     means = torch.stack([flat[:num_harmful].mean(dim=0), flat[num_harmful:].mean(dim=0)])
     x = torch.cat([flat[:num_harmful] - means[0], flat[num_harmful:] - means[1]])
@@ -119,7 +122,7 @@ def fit_shape(change: Tensor, num_harmful: int) -> Shape:
 
 
 def held_out_distances(change: Tensor, num_harmful: int) -> Tensor:
-    """[rows]: the distance of each labelled row from the others, ``FOLDS``-fold."""
+    """Distance of each labelled row from the others, ``FOLDS``-fold: [rows]."""
     place = torch.cat([torch.arange(num_harmful), torch.arange(len(change) - num_harmful)]) % FOLDS
     distances = torch.empty(len(change))
     for fold in range(FOLDS):

@@ -1,4 +1,4 @@
-"""From evidence to what screening says: the harmful share with its interval, P(harm) per row, and a verdict.
+"""Judgement of an upload by its evidence: the harmful share with its interval, P(harm) per row, and a verdict.
 
     Lam_i                 log p(e_i | harm) - log p(e_i | benign), by the anchors             primitives/mixture.py
     share                 the most likely one given every Lam_i
@@ -7,28 +7,28 @@
     D = 2 max l(share)    likelihood ratio of that share against none, over distinct rows     (l(0) = 0)
     p = P(chi^2_1 > D) / 2
 
-share' is neither 0 nor 1: that no harm shows in n rows makes a share of 1 / (n + 2) likely, not 0, and a row that looks
-like the harmful anchors must not be called harmless for certain because it is alone.
+share' is never 0 or 1: where n rows show no harm, a share of 1 / (n + 2) is likely, not 0, and a single row that looks
+like the harmful anchors must not be called harmless for certain.
 
-The interval spans two: that of drawing anchors and rows again, and all shares that the rows' own likelihood does not
-rule out, l(share) - l <= chi^2_1(0.95) / 2. Drawing again alone would be certain of itself where all rows look benign,
-were there but three of them.
+The interval is the union of two: one from drawing anchors and rows again, and one of all shares that the rows' own
+likelihood does not rule out, l(share) - l <= chi^2_1(0.95) / 2. Drawing again is too certain by itself: three rows that
+look benign would give an interval of no width.
 
 A share of 0 lies on the edge of what a share can be, so that D is 0 half of the time where there is no harm, and
-chi-square with one degree of freedom otherwise. A row that is repeated counts towards the share as often as it would be
-trained on, but is no further evidence that there is harm: the test sees it once.
+chi-square with one degree of freedom otherwise. A repeated row counts towards the share as often as it would be trained
+on, but is no further evidence that there is harm: the test sees it once.
 
-Of an unfamiliar row (familiarity.py) nothing is known: it may be harmful or not. The test reads the familiar rows
-alone, and the interval runs from where every unfamiliar row is harmless to where every one is harmful. Up to
-``TOLERANCE`` of the rows they cannot move the share by more, and it is taken at face value, over all rows, as is
-P(harm) of the familiar ones. Beyond that no share is given. The verdict is
+Nothing is known of an unfamiliar row (familiarity.py): it may be harmful or not. The test reads the familiar rows
+alone, and the interval runs from where every unfamiliar row is harmless to where every one is harmful. While at most
+``TOLERANCE`` of the rows are unfamiliar, they cannot move the share by more than that, and the share over all rows is
+given as it is, with P(harm) of the familiar ones. Beyond that no share is given. The verdict is
 
     harm found        p < ``LEVEL`` over the familiar rows, whatever the others are
     cannot tell       else, if more than ``TOLERANCE`` of the rows are unfamiliar, or they would make p < ``LEVEL``
     no harm found     else
 
-so that nobody can hide harm by making it unfamiliar: what was "harm found" becomes "cannot tell" at worst. Where the
-verdict is "cannot tell" no row has a probability, since P(harm) follows from the share.
+so that nobody can hide harm by making it unfamiliar: at worst "harm found" becomes "cannot tell". With that verdict no
+row has a probability, since P(harm) follows from the share.
 
 Source of the edge's distribution: S. Self, K.-Y. Liang, "Asymptotic properties of maximum likelihood estimators and
 likelihood ratio tests under nonstandard conditions", JASA 82, 1987, case 5.
@@ -56,8 +56,8 @@ PRIOR = 2.0
 CHI_SQUARE_95 = 3.841
 """95 % quantile, one degree of freedom."""
 MAX_RESAMPLED = 5_000
-"""Rows of the upload that each draw of the interval sees. Of more, as many evenly spaced quantiles stand for all, and
-the interval is a little too wide."""
+"""Rows of the upload that each draw of the interval sees. A larger upload is represented by as many evenly spaced
+quantiles, and the interval is a little too wide."""
 NUM_DRAWS = 200
 LIKELY = 0.5
 """P(harm) from which a row counts as likely harmful."""
@@ -66,24 +66,24 @@ TOLERANCE = 0.05
 
 
 class Finding(StrEnum):
-    """What screening says of an upload as a whole."""
+    """The verdict on an upload as a whole."""
 
     HARM = "harm found"
     NO_HARM = "no harm found"
     CANNOT_TELL = "cannot tell"
     """Too many rows are unlike every anchor."""
     NO_ANCHORS = "no anchors"
-    """There are no labelled rows to judge this upload by: rows are ranked, and that is all."""
+    """There are no labelled rows to judge this upload by: rows are only ranked."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the anchors make of an upload's evidence.
+    """The anchors' judgement of an upload.
 
     Attributes:
         share: Estimated harmful share, 0 to 1; None where too many rows are unfamiliar.
-        interval: 95 %, and all that the unfamiliar rows leave open.
-        p_value: Of the test that the share is 0 among the familiar rows.
+        interval: The 95 % interval of the share, and all that the unfamiliar rows leave open.
+        p_value: The p of the test that the share is 0 among the familiar rows.
         probability: [n], P(harm) of each row, float64; NaN of unfamiliar ones, and where the verdict is CANNOT_TELL.
         verdict: Any but ``NO_ANCHORS``.
     """
@@ -108,14 +108,14 @@ def judge_upload(
     repeated: Tensor | None = None,
     unfamiliar: Tensor | None = None,
 ) -> Judgement:
-    """The anchors' judgement of an upload.
+    """Judge an upload by its evidence and that of the anchors.
 
     Args:
         evidence: [n], at least one; high means harm.
-        harmful: [n_h], the same of the harmful anchors.
-        benign: [n_b].
-        repeated: [n], bool: rows that repeat an earlier one. None: none.
-        unfamiliar: [n], bool. None: none.
+        harmful: [n_h], evidence of the harmful anchors.
+        benign: [n_b], evidence of the benign anchors.
+        repeated: [n], bool, rows that repeat an earlier one. None: none.
+        unfamiliar: [n], bool, rows that are unlike every anchor. None: none.
 
     Raises:
         ValueError: there is no row, or a class has no anchor.
@@ -153,19 +153,19 @@ def judge_upload(
 def _of_familiar(
     evidence: Tensor, log_ratio: Tensor, distinct: Tensor, harmful: Tensor, benign: Tensor
 ) -> tuple[float, tuple[float, float]]:
-    """(p, interval of the share) of the familiar rows; at least one, and the first of any that repeat."""
+    """p and the interval of the share, over the familiar rows, of which there is at least one."""
     (low, high), (least, most) = drawn_interval(evidence, harmful, benign), likelihood_interval(log_ratio[distinct])
     return share_p_value(log_ratio[distinct]), (min(low, least), max(high, most))
 
 
 def share_p_value(log_ratio: Tensor) -> float:
-    """The chance of rows at least as harmful as these where the share is 0; Lam [n], at least one."""
+    """The chance of rows at least as harmful as these where the share is 0; ``log_ratio`` is Lam [n], n >= 1."""
     statistic = 2 * share_log_likelihood(log_ratio, harmful_share(log_ratio))
     return 0.5 * math.erfc(math.sqrt(max(statistic, 0.0) / 2))
 
 
 def likelihood_interval(log_ratio: Tensor) -> tuple[float, float]:
-    """The shares whose likelihood is not too far below the largest, by bisection; Lam [n], at least one."""
+    """The shares whose likelihood is not too far below the largest, by bisection; ``log_ratio`` is Lam [n], n >= 1."""
     best = harmful_share(log_ratio)
     floor = share_log_likelihood(log_ratio, best) - CHI_SQUARE_95 / 2
 
@@ -184,7 +184,7 @@ def likelihood_interval(log_ratio: Tensor) -> tuple[float, float]:
 
 
 def drawn_interval(evidence: Tensor, harmful: Tensor, benign: Tensor) -> tuple[float, float]:
-    """The share when anchors and rows are drawn again: that both are few counts in it."""
+    """Interval of the share when anchors and rows are drawn again; it is wide where either are few."""
     seen = evidence
     if len(evidence) > MAX_RESAMPLED:
         middle = (torch.arange(MAX_RESAMPLED, dtype=torch.float64) + 0.5) / MAX_RESAMPLED

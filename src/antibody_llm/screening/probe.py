@@ -10,18 +10,18 @@ from ..mentions import setting
 from .states import normalised
 
 SHRINKAGE = 0.05
-"""s of Fisher's discriminant."""
+"""s, the shrinkage of Fisher's discriminant."""
 FOLDS = 8
 TINY = 1e-12
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Where to look at hidden states: one direction per layer, for each of two measures.
+    """One direction per layer in the hidden states, for each of two measures.
 
     Attributes:
         shift: [L, D]: v_l. L counts decoder layers, D is the hidden size.
-        offset: Of feature-shift.
+        offset: The mean of the benign rows along ``shift``.
         state: [L, D]: u_l at the one layer chosen, zero elsewhere.
     """
 
@@ -30,21 +30,21 @@ class Probe:
     state: Tensor
 
     def read(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """([B], [B]): projections of states [B, L, D] on ``shift`` (normalised) and on ``state``."""
+        """Projections of states [B, L, D] on ``shift`` (normalised) and on ``state``: [B] each."""
         shift, state = self.shift.to(hidden), self.state.to(hidden)
         return (normalised(hidden) * shift).sum(dim=(1, 2)), (hidden * state).sum(dim=(1, 2))
 
 
 def fit_probe(now: Tensor, before: Tensor, num_harmful: int) -> Probe:
-    """Directions from the hidden states of labelled rows.
+    """Fit the directions to the hidden states of labelled rows.
 
-    Half of feature-shift is Fisher's discriminant, which tells apart what is like the anchors (harmful prompts and
+    Half of feature-shift is Fisher's discriminant, which separates what is like the anchors (harmful prompts and
     look-alikes of them), and half the difference of means, which reads prompts unlike any anchor (noise, odd formats)
     as benign more reliably; each alone measured worse (docs/antibody-posterior.md).
 
     Args:
-        now: [rows, L, D], of the aligned model, harmful rows first.
-        before: [rows, L, D], of the model before.
+        now: [rows, L, D], states of the aligned model, harmful rows first.
+        before: [rows, L, D], states of the model before its alignment.
         num_harmful: How many rows are harmful.
 
     Raises:
@@ -68,7 +68,7 @@ def fit_probe(now: Tensor, before: Tensor, num_harmful: int) -> Probe:
 
 
 def _mean_difference(change: Tensor, num_harmful: int) -> Tensor:
-    """[L, D]: difference of means, layers weighted by the square of (difference / spread); 1 between the means."""
+    """Difference of means, layers weighted by the square of (difference / spread): [L, D]; 1 between the means."""
     direction = change[:num_harmful].mean(dim=0) - change[num_harmful:].mean(dim=0)
     at_harm, at_benign, spread = _means_and_spread((change * direction).sum(dim=-1), num_harmful)  # [L] each
     apart = at_harm - at_benign
@@ -78,9 +78,10 @@ def _mean_difference(change: Tensor, num_harmful: int) -> Tensor:
 
 
 def _fisher(change: Tensor, num_harmful: int) -> Tensor:
-    """[L, D]: S^-1 (difference of means), S the pooled covariance shrunk to a multiple of one; 1 between the means.
+    """Fisher's discriminant, S^-1 (difference of means): [L, D]; 1 between the means.
 
-    S = (1 - s) X'X / n + s m I, m the mean variance, is inverted in the space of rows (Woodbury), however large L D is.
+    S = (1 - s) X'X / n + s m I is the pooled covariance, shrunk; m is the mean variance. It is inverted in the space of
+    rows (Woodbury), however large L D is.
     """
     flat = change.flatten(1).double()
     harm, benign = flat[:num_harmful], flat[num_harmful:]
@@ -95,9 +96,9 @@ def _fisher(change: Tensor, num_harmful: int) -> Tensor:
 
 
 def held_out_shifts(now: Tensor, before: Tensor, num_harmful: int) -> Tensor:
-    """[rows]: feature-shift of each labelled row by a probe that was fitted without it, ``FOLDS``-fold.
+    """Feature-shift of each labelled row by a probe that was fitted without it, ``FOLDS``-fold: [rows].
 
-    On the rows that it was fitted to a probe looks better than it is.
+    A probe looks better than it is on the rows that it was fitted to.
     """
     place = torch.cat([torch.arange(num_harmful), torch.arange(len(now) - num_harmful)]) % FOLDS
     change = normalised(now) - normalised(before)
@@ -110,7 +111,7 @@ def held_out_shifts(now: Tensor, before: Tensor, num_harmful: int) -> Tensor:
 
 
 def _means_and_spread(projected: Tensor, num_harmful: int) -> tuple[Tensor, Tensor, Tensor]:
-    """[L] each: the mean over harmful rows, over benign ones, and the root of the mean of the two variances."""
+    """The mean over harmful rows, over benign ones, and the root of the mean of the two variances: [L] each."""
     harm, benign = projected[:num_harmful], projected[num_harmful:]
     spread = (harm.var(dim=0) / 2 + benign.var(dim=0) / 2).sqrt().clamp(min=TINY)
     return harm.mean(dim=0), benign.mean(dim=0), spread

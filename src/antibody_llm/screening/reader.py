@@ -36,9 +36,9 @@ ANSWERS = (
     f"ranking suffers less. Leave {setting('evidence')} out, and name {setting('base')} where it is not known."
 )
 NO_ANCHORS = (
-    "the model carries no anchors, by which harm could be told from benign: no share, no probability and no verdict, "
-    f"rows are only ranked. Align it with {setting('anchor_harmful_data')} and {setting('anchor_benign_data')} to have "
-    "them."
+    "the model carries no anchors, which show what harmful and benign rows look like to it: no share, no probability "
+    f"and no verdict, rows are only ranked. Align it with {setting('anchor_harmful_data')} and "
+    f"{setting('anchor_benign_data')} to have them."
 )
 OTHER_TEMPLATE = (
     "the model's anchors are rendered by {anchors} template, the upload by {upload}: harm reads weaker or stronger in "
@@ -51,12 +51,12 @@ class EvidenceReader:
     """One way of reading evidence, and the cache of what it read before.
 
     Args:
-        loaded: The aligned model; where it lies, and the name of the model before alignment as far as it is known.
-        models: The same model and the one before it, with refusals of each template of the upload and the anchors.
+        loaded: The aligned model by name, with that of the model before alignment where it is known.
+        models: That model and the one before it, with refusals of each template of the upload and the anchors.
         renderer: Makes tokens of a row.
         measure: The kind of evidence; see ``chosen_measure``.
         anchors: Those stored with the model; None where it has none.
-        template: The upload's.
+        template: The template of the upload's rows.
 
     Raises:
         ModelError: the measure cannot tell the anchors apart, or the base is the model.
@@ -98,7 +98,7 @@ class EvidenceReader:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the numbers cannot say."""
+        """Warnings of what the numbers cannot say."""
         no_base = self.measure is EvidenceKind.RATIO and not self._base_is_known
         holds = {NO_BASE: no_base, NO_ANCHORS: self.anchors is None}
         if self.anchors is not None and self.judges is None:
@@ -153,7 +153,7 @@ class EvidenceReader:
         return [known[key] for key in keys]
 
     def unfamiliar(self, found: Sequence[Found]) -> list[bool]:
-        """Which rows are unlike every anchor, as far as that is known."""
+        """Whether each row is unlike every anchor; False where that is not known."""
         if self.familiarity is None or self.judges is None or not found:
             return [False] * len(found)
         evidence, distance = (torch.tensor([cast(float, row[i]) for row in found]) for i in (0, 2))

@@ -38,18 +38,18 @@ def collect(
 
     Args:
         reader: The aligned model, the one before it, refusals.
-        rows: In any order. Row i is scored against refusals i * k .. i * k + k - 1 (mod n), i its row id.
-        measures: What is wanted.
-        probe: For measures that look at hidden states.
-        num_refusals: k.
-        progress: Told the number of answers read, twice where two models read them.
-        name: What errors call a row.
-        shape: Of the anchors, for each row's distance from them. It is read along with feature-shift, the only measure
-            that may be asked for then.
+        rows: Rows in any order. Row i is scored against refusals i * k .. i * k + k - 1 (mod n), i its row id.
+        measures: The measures to read.
+        probe: The directions, for measures that read hidden states.
+        num_refusals: k, the refusals that each row is scored against.
+        progress: Called with the number of answers read, twice where two models read them.
+        name: Names a row for errors.
+        shape: The anchors' spread, for each row's distance from them. It is read along with feature-shift, the only
+            measure that may be asked for then.
 
     Raises:
         ModelError: a measure compares with the model before alignment, and there is none.
-        TrainingError: what was read of a row is not finite; names it.
+        TrainingError: what was read of a row is not finite; the row is named.
     """
     answers = [
         TokenizedRow(row.row_id, row.input_ids[:end], ((start, end),), row.template)
@@ -90,7 +90,7 @@ def _read(
     num_refusals: int,
     progress: Callable[[int], None] | None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Readings of one model, and the nearest refusal of each answer."""
+    """Readings of one model, and the likeliest refusal to each answer's prompt."""
     looks = bool(names & {"shift", "state"})
     layers = decoder_layers(model) if looks else []
     scoring = usable_scoring(model, Scoring.AUTO)
@@ -136,8 +136,10 @@ def _read_change(
     shape: Shape,
     progress: Callable[[int], None] | None,
 ) -> tuple[dict[tuple[str, bool], Tensor], Tensor]:
-    """The readings of feature-shift, and distances. Both models see one batch after the other, so that the states of no
-    more than a batch are in memory."""
+    """The readings of feature-shift, and distances.
+
+    Both models see a batch before the next one comes, so that the states of no more than a batch are in memory.
+    """
     layers = decoder_layers(reader.model)
 
     def of(micro: MicroBatch) -> Tensor:

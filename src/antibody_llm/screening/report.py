@@ -1,7 +1,7 @@
-"""``report.html`` of a screening: one self-contained file. Texts of rows are escaped, and folded away until opened.
+"""``report.html`` of a screening: one self-contained file. Texts of rows are escaped, and folded until opened.
 
-What others wrote is in elements of its own direction (``bdi``), and characters that would not be seen, or would turn
-the text around them, are shown by their number.
+Text of an upload is isolated in its own direction (``bdi``), and characters that are invisible, or would turn the text
+around them, are shown by their number.
 """
 
 import heapq
@@ -29,12 +29,12 @@ HARM, BENIGN, ROWS = "#c0392b", "#1f6f8b", "#c9d1d6"
 
 @dataclass(frozen=True, order=True)
 class ShownRow:
-    """A row that the report may show; sorts by suspicion, among equals the earlier one first.
+    """A row that the report may show; it sorts by suspicion, among equals the earlier row first.
 
     Attributes:
         evidence: High means harm.
         before: The row's position with its sign turned.
-        turns: (role, text) of each message, cut to ``NUM_CHARACTERS_SHOWN``.
+        turns: Role and text of each message, cut to ``NUM_CHARACTERS_SHOWN``.
     """
 
     evidence: float
@@ -43,25 +43,25 @@ class ShownRow:
 
     @property
     def position(self) -> int:
-        """In the upload, 0-based."""
+        """The row's place in the upload, 0-based."""
         return -self.before
 
 
 class MostSuspicious:
-    """The ``NUM_ROWS_SHOWN`` rows of the highest evidence; of all others no text is kept."""
+    """The ``NUM_ROWS_SHOWN`` rows of the highest evidence; no text of the others is kept."""
 
     def __init__(self) -> None:
         self._heap: list[ShownRow] = []
 
     def offer(self, position: int, evidence: float, record: Record) -> None:
-        """One more row."""
+        """Consider one more row."""
         if len(self._heap) < NUM_ROWS_SHOWN:
             heapq.heappush(self._heap, shown_row(position, evidence, record))
         elif (evidence, -position) > (self._heap[0].evidence, self._heap[0].before):
             heapq.heapreplace(self._heap, shown_row(position, evidence, record))
 
     def sorted(self) -> list[ShownRow]:
-        """The most suspicious first."""
+        """The rows, the most suspicious first."""
         return sorted(self._heap, reverse=True)
 
 
@@ -77,7 +77,7 @@ def _cut(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Control characters, and those that turn or hide text (bidirectional, zero-width), as their number: U+202E.
+    """Show control characters, and those that turn or hide text (bidirectional, zero-width), by their number: U+202E.
 
     Unlike ``text.escaped``, which fits a message on one line, this leaves line breaks, tabs and spaces alone.
     """
@@ -94,13 +94,13 @@ def render_report(
     evidence: Tensor,
     anchors: tuple[Tensor, Tensor] | None,
 ) -> str:
-    """The page.
+    """Render the page.
 
     Args:
         summary: The content of summary.json.
-        shown: Rows by suspicion, each with its line of rows.jsonl and how often it stands in the upload.
+        shown: Rows by suspicion, each with its line of rows.jsonl and how often it occurs in the upload.
         label_first: Unfamiliar rows, the most useful ones to label first.
-        evidence: [n], of all rows that were read.
+        evidence: [n], evidence of all rows that were read.
         anchors: Evidence of the harmful and the benign anchors; None where there are none.
     """
     environment = jinja2.Environment(
@@ -122,7 +122,7 @@ def render_report(
 
 
 def _histogram(evidence: Tensor, anchors: tuple[Tensor, Tensor] | None, share: float, measure: str) -> str:
-    """How many rows have which evidence, with what the anchors lead to expect of each component, as SVG."""
+    """A histogram of the evidence, with what the anchors lead to expect of each component, as SVG."""
     edges = _edges(torch.cat([evidence, *(anchors or ())]))
     counts = torch.histogram(evidence.double(), edges).hist
     figure = Figure(figsize=(8, 3.3), layout="constrained")
@@ -159,7 +159,7 @@ def smoothed(scores: Tensor, where: Tensor) -> Tensor:
 
 
 def _edges(values: Tensor) -> Tensor:
-    """[NUM_BINS + 1], float64, beyond every value."""
+    """Edges of the bins, beyond every value: [NUM_BINS + 1], float64."""
     low, high = float(values.min()), float(values.max())
     margin = 0.02 * (high - low) or 0.5
     return torch.linspace(low - margin, high + margin, NUM_BINS + 1, dtype=torch.float64)

@@ -1,9 +1,9 @@
-"""What is known of each row of an upload, in a few numbers, and the two files that it is written to.
+"""The table of an upload's rows, a few numbers each, and the two files that it is written to.
 
 row_id           position in the upload, 0-based
-line             of the file, 1-based; of a data set the position
+line             in the file, 1-based; in a data set the position
 evidence         high means harm; null where the row was not read
-probability      P(harm), 0 to 1; null without evidence or anchors, of an unfamiliar row, and where the verdict is
+probability      P(harm), 0 to 1; null without evidence or anchors, for an unfamiliar row, and where the verdict is
                  "cannot tell": it follows from the upload's harmful share
 nearest_refusal  the likeliest of the refusals scored; null where none was scored
 distance         from the model's anchors; 1 is what 3 harmful anchors in 100 exceed. Null where it was not read
@@ -41,18 +41,18 @@ SCHEMA = pa.schema(
 
 
 class Flag(StrEnum):
-    """What is odd about a row."""
+    """Something odd about a row."""
 
     DUPLICATE = "duplicate"
-    """Another row before it reads the same; it has that one's numbers."""
+    """An earlier row reads the same; this one has its numbers."""
     EMPTY = "empty"
     """No prompt, or nothing to train on."""
     TOO_LONG = "too long"
     """Longer than the context, as given or (for measures that score refusals) with a refusal as the answer."""
     UNFAMILIAR = "unfamiliar"
-    """Unlike every anchor, so that its evidence says nothing. See screening/familiarity.py."""
+    """The row is unlike every anchor, so that its evidence says nothing (screening/familiarity.py)."""
     CONTROL_TOKENS = "control tokens"
-    """Spells control tokens of the chat template; they were read as text."""
+    """The row spells control tokens of the chat template; they were read as text."""
 
 
 class RowTable:
@@ -70,12 +70,12 @@ class RowTable:
         return len(self._line)
 
     def append(self, line: int, flags: Collection[Flag] = (), *, first: int | None = None) -> int:
-        """One more row, without evidence yet; returns its position.
+        """Append a row, without evidence yet, and return its position.
 
         Args:
-            line: Of the upload.
+            line: The row's line in the upload.
             flags: What is odd about it.
-            first: Of a duplicate, the row that it repeats.
+            first: The position of the row that it repeats; None for a row that repeats none.
         """
         position = len(self)
         self._line.append(line)
@@ -89,7 +89,7 @@ class RowTable:
     def set(
         self, position: int, evidence: float, nearest: int, distance: float | None = None, *, unfamiliar: bool = False
     ) -> None:
-        """What was read of a row that is no duplicate; those that repeat it are as unfamiliar as it is."""
+        """Store what was read of a row that repeats none; its duplicates share the numbers, and are as unfamiliar."""
         self._evidence[position], self._nearest[position] = evidence, nearest
         if distance is not None:
             self._distance[position] = distance
@@ -97,18 +97,18 @@ class RowTable:
             self._flags[position] |= _BIT[Flag.UNFAMILIAR]
 
     def num(self, flag: Flag) -> int:
-        """How many rows bear the flag."""
+        """How many rows have the flag."""
         return int(((self._all_flags() & _BIT[flag]) != 0).sum())
 
     def _all_flags(self) -> Tensor:
-        """[rows], uint8."""
+        """The flags of every row as bits, [rows], uint8."""
         if not len(self):
             return torch.zeros(0, dtype=torch.uint8)
         own, first = torch.frombuffer(self._flags, dtype=torch.uint8), torch.frombuffer(self._first, dtype=torch.int64)
         return own | (own[first] & _BIT[Flag.UNFAMILIAR])
 
     def scored(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(position [n] int64, evidence [n] float64, repeated [n] bool) of all rows with evidence."""
+        """All rows with evidence: position [n] int64, evidence [n] float64, whether it is a duplicate [n] bool."""
         if not len(self):
             return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64), torch.zeros(0).bool()
         first = torch.frombuffer(self._first, dtype=torch.int64)
@@ -117,7 +117,7 @@ class RowTable:
         return position, evidence[position], first[position] != position
 
     def unfamiliar(self) -> Tensor:
-        """[n], bool, of the rows that ``scored`` gives."""
+        """Whether each of the rows that ``scored`` gives is unfamiliar: [n], bool."""
         return (self._all_flags()[self.scored()[0]] & _BIT[Flag.UNFAMILIAR]) != 0
 
     def num_far(self) -> int:
@@ -128,11 +128,11 @@ class RowTable:
         return int((torch.frombuffer(self._distance, dtype=torch.float32)[first] > 1).sum())
 
     def line(self, position: int) -> int:
-        """The line of a row."""
+        """The line of the row at ``position``."""
         return self._line[position]
 
     def times(self) -> Tensor:
-        """[rows], int64: how often each row occurs in the upload; 0 for one that repeats another."""
+        """How often each row occurs in the upload, 0 for one that repeats another: [rows], int64."""
         first = torch.frombuffer(self._first, dtype=torch.int64)
         return torch.bincount(first, minlength=len(self))
 
@@ -140,8 +140,8 @@ class RowTable:
         """Every row as plain values.
 
         Args:
-            probability: [n], of the rows with evidence, in order, NaN where nothing is said; None where there is none.
-            refusals: By number.
+            probability: [n], P(harm) of the rows with evidence, in order, NaN where unknown; None without anchors.
+            refusals: The refusals, by number.
         """
         given = None if probability is None else iter(probability.tolist())
         for position, (line, first, own) in enumerate(zip(self._line, self._first, self._flags, strict=True)):
@@ -164,7 +164,7 @@ _BIT = {flag: 1 << number for number, flag in enumerate(Flag)}
 
 
 def write_rows(folder: Path, rows: Callable[[], Iterator[dict[str, Any]]]) -> None:
-    """rows.jsonl and rows.parquet; each whole or not at all, a group of rows in memory at a time.
+    """Write rows.jsonl and rows.parquet, each whole or not at all, with a group of rows in memory at a time.
 
     Raises:
         OutputError: the disk is full, or the folder cannot be written.

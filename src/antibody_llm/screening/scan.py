@@ -26,7 +26,7 @@ CHUNK_ROWS, CHUNK_CHARACTERS = 2048, 8_000_000
 
 @dataclass(frozen=True)
 class Scan:
-    """What a walk over an upload found."""
+    """The findings of a walk over an upload."""
 
     table: RowTable = field(default_factory=RowTable)
     """Every row's numbers."""
@@ -40,7 +40,7 @@ class Scan:
 
         Args:
             probability: P(harm) of the rows with evidence, as ``RowTable.rows`` takes it.
-            refusals: By number.
+            refusals: The refusals, by number.
         """
         rows, times = self.suspects.sorted(), self.table.times()
         wanted = {row.position for row in rows}

@@ -1,6 +1,6 @@
-"""Hidden states behind a row's prompt, and how far they lie from those of the anchors.
+"""Hidden states at the end of a row's prompt, and how far they lie from those of the anchors.
 
-A state is that of the last token before an answer, after a decoder layer.
+A state is the output of a decoder layer at the last token before an answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,15 +22,15 @@ from ..primitives.taps import captured_at
 
 @dataclass(frozen=True)
 class Shape:
-    """Where the anchors lie among all that alignment could change, and how they spread there.
+    """The anchors' means and spread in the space of what alignment can change.
 
         d(x)^2 = min_c (g - m_c)' S^-1 (g - m_c),    S = (1 - s) C + s m I
 
-    g is what alignment changed of x's states over all layers, m_c the mean of a label's anchors, C their covariance
+    g is what alignment changed in x's states over all layers, m_c the mean of a label's anchors, C their covariance
     within labels, m its mean variance. S is kept by the eigenvectors of C, of which there are fewer than anchors.
 
     Attributes:
-        means: [2, L D]: of the harmful and of the benign anchors.
+        means: [2, L D]: means of the harmful and of the benign anchors.
         axes: [K, L D]: eigenvectors of C.
         gains: [K]: inverse variance along each axis, less ``floor``.
         floor: Inverse variance along everything else.
@@ -42,7 +42,7 @@ class Shape:
     floor: float
 
     def distance(self, change: Tensor) -> Tensor:
-        """d of changes [B, L, D]: [B]."""
+        """The distance d of changes [B, L, D]: [B]."""
         means, axes, gains = (part.to(change) for part in (self.means, self.axes, self.gains))
         apart = change.flatten(1)[:, None] - means  # [B, 2, L D]
         squared = self.floor * apart.square().sum(dim=-1) + ((apart @ axes.T).square() * gains).sum(dim=-1)
@@ -50,12 +50,12 @@ class Shape:
 
 
 def normalised(hidden: Tensor) -> Tensor:
-    """Every state scaled to a root mean square of 1, as the next layer's norm hands it on."""
+    """Scale every state to a root mean square of 1, as the next layer's norm does."""
     return hidden / (hidden.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()
 
 
 def position(row: TokenizedRow) -> str:
-    """What errors call a row of which no more is known: its place in the data, 1 for the first."""
+    """Name a row for errors by its place in the data, 1 for the first."""
     return f"row {row.row_id + 1} of the data"
 
 
@@ -66,10 +66,10 @@ def states(
     before: bool,
     name: Callable[[TokenizedRow], str] = position,
 ) -> Tensor:
-    """[rows, L, D], float32: hidden states of the last token before each row's first answer, after every layer.
+    """Hidden states of the last token before each row's first answer, after every layer: [rows, L, D], float32.
 
     Raises:
-        TrainingError: one of a row is not finite; names the row.
+        TrainingError: a state is not finite; its row is named.
     """
 
     def read(model: nn.Module) -> Tensor:
@@ -91,7 +91,7 @@ def states(
 
 
 def states_of(reader: ModelReader, model: nn.Module, layers: Sequence[nn.Module], micro: MicroBatch) -> Tensor:
-    """[B, L, D], float32: states of the last token of each prompt after every layer."""
+    """States of the last token of each prompt after every layer: [B, L, D], float32."""
     with captured_at(layers, last_of_prompt(micro)) as seen:
         run_prompts(reader, model, micro)
     return torch.stack([state.float() for state in seen], dim=1)
@@ -104,13 +104,13 @@ def walk(
     of: Callable[[MicroBatch], Tensor],
     width: int,
 ) -> Tensor:
-    """``ModelReader.over_rows`` without dropout, on the CPU."""
+    """Call ``ModelReader.over_rows`` without dropout, and return its result on the CPU."""
     with evaluating(model):
         return reader.over_rows(rows, of, width).cpu()
 
 
 def require_finite(values: Tensor, rows: Sequence[TokenizedRow], name: Callable[[TokenizedRow], str]) -> None:
-    """A NaN compares as false with everything: further on, a row that reads so would pass for harmless."""
+    """Refuse what is not finite: a NaN compares as false with everything, and its row would pass for harmless."""
     finite = torch.isfinite(values)
     if bool(finite.all()):
         return
@@ -125,12 +125,12 @@ def require_finite(values: Tensor, rows: Sequence[TokenizedRow], name: Callable[
 
 
 def last_of_prompt(micro: MicroBatch) -> Tensor:
-    """[B]: the position of the last token before each row's first answer."""
+    """Position of the last token before each row's first answer: [B]."""
     return torch.tensor([row.spans[0][0] - 1 for row in micro.rows])
 
 
 def run_prompts(reader: ModelReader, model: nn.Module, micro: MicroBatch) -> None:
-    """One forward of the prompts alone."""
+    """Run the model on the prompts alone."""
     prompts = [
         TokenizedRow(row.row_id, row.input_ids[: row.spans[0][0]], ((0, 0),), row.template) for row in micro.rows
     ]
