@@ -36,11 +36,11 @@ from antibody_llm.defences.finetuning.bds import BDS
 from antibody_llm.lab.presets import BDS_SCALAR
 from antibody_llm.lab.rows import LabRows, build_rows, record
 from antibody_llm.models.loading import load_model
+from antibody_llm.primitives.statistics import auroc
 from antibody_llm.profiles.lab import LabProfile
 from antibody_llm.runs.align import align
 from antibody_llm.runs.encoding import make_renderer
 from antibody_llm.runs.finetune import finetune
-from antibody_llm.screening.anchors import auroc
 from antibody_llm.store.folder import write_text
 
 TASKS = ("sst2", "sst2-novel")

@@ -43,10 +43,11 @@ from antibody_llm.lab.rows import LabRows, build_rows, record
 from antibody_llm.likelihood.reader import ModelReader
 from antibody_llm.models.loading import load_model
 from antibody_llm.primitives.mixture import harm_posterior, harmful_share, log_density_ratio
+from antibody_llm.primitives.statistics import auroc
 from antibody_llm.profiles.lab import LabProfile
 from antibody_llm.runs.align import align
 from antibody_llm.runs.encoding import encode, make_renderer, render_refusals
-from antibody_llm.screening.anchors import MIN_AUROC, Anchors, auroc, read_anchors
+from antibody_llm.screening.anchors import MIN_AUROC, Anchors, read_anchors
 from antibody_llm.screening.evidence import BEFORE, NOW, Evidence, EvidenceKind
 from antibody_llm.screening.reading import collect
 from antibody_llm.store.folder import write_text

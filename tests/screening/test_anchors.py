@@ -9,9 +9,9 @@ from torch.testing import assert_close
 
 from antibody_llm.errors import DataError, ModelError, TrainingError
 from antibody_llm.likelihood.reader import ModelReader
+from antibody_llm.primitives.statistics import auroc
 from antibody_llm.screening.anchors import (
     ANCHORS,
-    auroc,
     check_anchors,
     make_anchors,
     read_anchors,
@@ -187,10 +187,3 @@ def test_the_same_models_pass_the_check_and_another_base_does_not(anchors, measu
     if measure.needs_base:
         with pytest.raises(TrainingError, match=r"is -?\d+\.\d+ now and -?\d+\.\d+ as stored"):
             check_anchors(context(1, 3), anchors, measure)
-
-
-def test_auroc_by_hand():
-    assert auroc(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 3.0])) == 1.0
-    assert auroc(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 2.0])) == (1 + 0 + 1 + 0.5) / 4
-    with pytest.raises(ValueError, match="nothing"):
-        auroc(torch.ones(0), torch.ones(2))

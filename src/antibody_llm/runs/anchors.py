@@ -18,10 +18,10 @@ from ..mentions import setting
 from ..models.loading import LoadedModel, load_model
 from ..models.names import PACKAGED, resolve
 from ..paths import checked_output
+from ..primitives.statistics import auroc
 from ..profiles import profile_of
 from ..screening.anchors import (
     Anchors,
-    auroc,
     check_anchors,
     make_anchors,
     read_anchors,
@@ -58,7 +58,7 @@ class AnchorsResult:
     """Settings spelled as in Python."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, with paths as text."""
+        """The result as plain values, with paths as text."""
         return asdict(self) | {"output": str(self.output), "warnings": list(self.warnings)}
 
 

@@ -195,8 +195,8 @@ def _write(
         folder.finish(run)
         emit(Measured(values=run.metrics))
     except BaseException:
-        # ``result.json`` exists: the run is complete, and only the final rename failed. Deleting files now would let
-        # the next --overwrite install an empty run.
+        # Where ``result.json`` exists the run is complete, and only the final rename failed. Deleting files then would
+        # let the next --overwrite install an empty run.
         if not (folder.path / RESULT).is_file():
             for name in (ROWS_JSONL, ROWS_PARQUET, REPORT, SUMMARY):
                 (folder.path / name).unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from ..files import whole
 from ..likelihood.reader import ModelReader
 from ..mentions import setting
 from ..primitives.mixture import LogRatio, log_density_ratio
+from ..primitives.statistics import auroc
 from ..text import counted
 from .evidence import BEFORE, NOW, Evidence, EvidenceKind
 from .probe import Probe, fit_probe, held_out_shifts
@@ -36,6 +37,9 @@ MIN_ROWS = 8
 """The fewest rows of each label. 64 or more make a share that can be trusted."""
 MIN_AUROC = 0.8
 """AUROC over the anchors below which a measure cannot distinguish harmful from benign rows for this model."""
+TOLERANCE = 0.05
+"""Largest difference between an anchor's evidence now and as stored, as a share of the anchors' range; half precision
+on other hardware stays well below."""
 TEMPLATES = tuple(Template)
 
 
@@ -183,18 +187,6 @@ def _called(num_harmful: int) -> Callable[[TokenizedRow], str]:
     return name
 
 
-def auroc(low: Tensor, high: Tensor) -> float:
-    """The chance that one drawn from ``high`` is above one drawn from ``low``; ties count half."""
-    if not len(low) or not len(high):
-        raise ValueError("AUROC over nothing")
-    ranks = torch.cat([low, high]).double()
-    order = ranks.unique(return_inverse=True, return_counts=True)
-    ends = order[2].cumsum(0)
-    middle = ends.double() - (order[2].double() - 1) / 2  # mean rank of equal values
-    of_high = middle[order[1][len(low) :]].sum()
-    return float((of_high - len(high) * (len(high) + 1) / 2) / (len(low) * len(high)))
-
-
 def check_anchors(reader: ModelReader, anchors: Anchors, measure: EvidenceKind, *, num: int = 8) -> None:
     """Score some anchors again and compare: a wrong base, adapter or precision must not pass for evidence.
 
@@ -220,11 +212,6 @@ def check_anchors(reader: ModelReader, anchors: Anchors, measure: EvidenceKind, 
             "as stored with the model. The model, its base, or the refusals are not those that it was aligned with; "
             f"check {setting('base')}, {setting('adapter')} and {setting('refusals')}, or align again."
         )
-
-
-TOLERANCE = 0.05
-"""Largest difference between an anchor's evidence now and as stored, as a share of the anchors' range; half precision
-on other hardware stays well below."""
 
 
 def write_anchors(folder: Path, anchors: Anchors) -> None:
