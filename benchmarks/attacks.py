@@ -58,11 +58,11 @@ from antibody_llm.files import write_text
 from antibody_llm.lab.rows import build_rows
 from antibody_llm.lab.world import good_in
 from antibody_llm.models.loading import load_model
+from antibody_llm.primitives.statistics import auroc
 from antibody_llm.runs.align import align
 from antibody_llm.runs.encoding import make_renderer
 from antibody_llm.runs.evaluate import COMPLETIONS, evaluate
 from antibody_llm.runs.finetune import finetune
-from antibody_llm.screening.anchors import auroc
 
 NUM_ROWS, POOL = 500, 1500
 """Rows of an upload, and clean rows that it is made from."""
