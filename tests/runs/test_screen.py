@@ -420,7 +420,7 @@ BAD = {
     ),
     "all empty": (lambda f: write(f, '{"prompt": "a", "completion": ""}\n'), DataError, "every row is empty"),
     "all too long": (lambda f: write_jsonl(f, [chat("w " * 999, "b")]), DataError, "1 longer than the model's 256"),
-    "not JSON": (lambda f: [{"prompt": b"bytes", "completion": "b"}], DataError, "what JSON cannot"),
+    "not JSON": (lambda f: [{"prompt": b"bytes", "completion": "b"}], DataError, "line 1, prompt: holds bytes"),
     "a list's row": (lambda f: [{"prompt": "a"}], DataError, "^the rows to screen, line 1"),
 }
 

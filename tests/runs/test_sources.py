@@ -1,10 +1,15 @@
+import json
+import os
+
 import pytest
 
+from antibody_llm.data.source import read_source
 from antibody_llm.errors import DataError
-from antibody_llm.runs.sources import read_rows
+from antibody_llm.runs.sources import opened, read_refusals, read_rows
 from tests.gsm8k import write_jsonl
 
 ROW = {"prompt": "a", "completion": "b"}
+CHAT = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 
 
 def test_rows_that_repeat_are_kept_and_counted_in_a_warning(tmp_path, caplog):
@@ -28,8 +33,41 @@ def test_rows_that_do_not_repeat_or_are_the_provider_s_give_no_warning(caplog):
 def test_rows_given_in_python_are_checked_as_those_of_a_file():
     with pytest.raises(DataError, match="data rows, line 2, completion: the completion is empty"):
         read_rows([ROW, ROW | {"completion": ""}], name="data rows")
-    loop: list = []
-    loop.append(loop)
-    for odd in (object(), loop):
-        with pytest.raises(DataError, match="data rows: a row holds what JSON cannot"):
-            read_rows([{"prompt": odd}], name="data rows")
+    with pytest.raises(DataError, match=r"data rows, line 2, messages\[0\]\.content: holds bytes, which JSON cannot"):
+        read_rows([CHAT, {"messages": [{"role": "user", "content": b"a"}]}], name="data rows")
+    with pytest.raises(DataError, match="data rows: there is no row"):
+        read_rows([], name="data rows")
+
+
+def test_a_file_and_the_rows_in_it_have_one_fingerprint(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [CHAT, CHAT])
+    source = read_rows(path, name="data rows")
+    assert source.sha256 == read_rows([CHAT, CHAT], name="data rows").sha256
+    assert {record.source for record in source.records} == {str(path)}
+
+
+def test_an_error_in_a_home_folder_names_it_as_it_was_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_jsonl(tmp_path / "rows.jsonl", [ROW, {"prompt": "a"}])
+    for rows, message in (("~/rows.jsonl", "^~/rows.jsonl, line 2, completion"), ("~", r"^~: a directory.*rows.jsonl")):
+        with pytest.raises(DataError, match=message):
+            read_rows(rows, name="data rows")
+
+
+def test_a_pipe_is_copied_once_and_gone_through_again(tmp_path):
+    reading, writing = os.pipe()
+    os.write(writing, (json.dumps(ROW) + "\n{}\n").encode())
+    os.close(writing)
+    name = f"/dev/fd/{reading}"
+    with opened(name, name="data rows") as rows:
+        assert list(rows) == list(rows) == [(1, ROW), (2, {})]
+        with pytest.raises(DataError, match=f"^{name}, line 2"):
+            read_source(rows)
+    os.close(reading)
+
+
+def test_an_error_of_a_list_of_refusals_names_it_as_it_was_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "refusals.txt").write_text(" ")
+    with pytest.raises(DataError, match=r"^~/refusals\.txt: the file is empty"):
+        read_refusals("~/refusals.txt")

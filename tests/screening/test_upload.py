@@ -4,9 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from antibody_llm.data import raw as module
 from antibody_llm.data.formats import load_records
+from antibody_llm.data.raw import raw_rows
 from antibody_llm.errors import DataError
-from antibody_llm.screening import upload as module
 from antibody_llm.screening.upload import open_upload
 
 
@@ -42,9 +43,12 @@ def test_the_first_bad_row_is_told_in_full_and_the_others_are_counted(tmp_path):
         open_upload(file)
 
 
-def test_another_name_stands_in_for_a_temporary_file(tmp_path):
-    with pytest.raises(DataError, match="^the rows: the file is empty"):
-        open_upload(write(tmp_path / "a.jsonl"), name="the rows")
+def test_an_upload_of_bytes_is_that_of_the_file(tmp_path):
+    file = write(tmp_path / "a.jsonl", pair("a"), pair(" "))
+    upload = open_upload(raw_rows(file.read_bytes(), name="the bytes"))
+    assert (upload.name, upload.sha256) == ("the bytes", open_upload(file).sha256)
+    with pytest.raises(DataError, match="^the bytes: the file is empty"):
+        open_upload(raw_rows(b" ", name="the bytes"))
 
 
 def test_identity_follows_content_order_and_lines(tmp_path):
@@ -88,7 +92,7 @@ def test_a_data_set_passes_empty_rows_too_and_is_loaded_once(tmp_path, monkeypat
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
     loaded = []
     real = module.dataset_rows
-    monkeypatch.setattr(module, "dataset_rows", lambda *given: loaded.append(given) or real(*given))
+    monkeypatch.setattr(module, "dataset_rows", lambda *given, name: loaded.append(given) or real(*given, name=name))
     upload = open_upload(tmp_path)
     for _ in range(2):
         assert [row.record is None for row in upload] == [False, True, True, False]

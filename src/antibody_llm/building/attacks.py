@@ -12,13 +12,12 @@ from ..attacks.kit import Exchange, Kit, lab_kit, lab_questions, rows_kit
 from ..attacks.own_copy import OwnCopy
 from ..attacks.provider import screening_of
 from ..data.convert import canonical
-from ..data.formats import RowReader, load_prompts, raw_rows
-from ..data.problems import BadRow
+from ..data.formats import RowReader, load_prompts
 from ..data.records import Record
 from ..errors import ConfigError, DataError
 from ..mentions import setting
-from ..paths import as_file, checked_path
-from ..runs.sources import read_refusals
+from ..paths import checked_path
+from ..runs.sources import opened, read_refusals
 from ..runs.trainer_config import check_seed
 from .files import new_files, write_rows
 
@@ -139,17 +138,12 @@ def clean_rows(data: str | Path, name: str = "data") -> list[Row]:
     Raises:
         DataError: a row cannot be used.
     """
-    with as_file(checked_path(data, setting(name))) as file:
-        reader, rows = RowReader(str(data), trainable=True), []
-        for row_id, (line, row) in enumerate(raw_rows(str(file), "train")):
-            try:
-                found = reader.read(row_id, line, row)
-            except BadRow as problem:
-                reader.refuse(line, problem)
-                continue
+    with opened(data, name=setting(name)) as given:
+        reader, rows = RowReader(given.name, trainable=True), []
+        for row in reader.records(given):
             assert reader.first is not None
-            rows.append(canonical(found, row, form=reader.first[1]).row)
-        reader.finish()
+            assert row.record is not None
+            rows.append(canonical(row.record, row.raw, form=reader.first[1]).row)
     return rows
 
 

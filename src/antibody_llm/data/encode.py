@@ -53,6 +53,10 @@ class RowError(DataError):
         self.problem = problem
 
 
+class TooLong(DataError):
+    """Rows do not fit into the renderer's limit, and are not to be left out."""
+
+
 class Renderer:
     """Renders rows with one tokenizer.
 
@@ -278,8 +282,8 @@ def encode_rows(
         refusal_tokens: Tokens of the longest refusal that will be scored in place of an answer; it must fit as well.
 
     Raises:
-        DataError: the template refuses rows (names all lines), a row is too long and ``skip_too_long`` is False (names
-            the first lines), or none is left.
+        DataError: the template refuses rows (names all lines).
+        TooLong: a row is too long and ``skip_too_long`` is False (names the first lines), or none is left.
     """
     if not records:
         raise DataError("there is no row to encode. Give at least one.")
@@ -303,7 +307,7 @@ def encode_rows(
         counted = f" (a refusal of {refusal_tokens} tokens in place of an answer counted)" if refusal_tokens else ""
         leave_out = f", or leave them out with {setting('skip_too_long', 'True')}"
         fix = "Shorten them" + (", raise the limit" if skip_too_long else leave_out)
-        raise DataError(
+        raise TooLong(
             f"{records[0].source}: {len(too_long)} of {len(records)} rows are longer than {renderer.max_length} "
             f"tokens{counted}: {shown}{more}. {fix}."
         )

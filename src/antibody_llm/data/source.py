@@ -1,9 +1,12 @@
 """Rows and where they came from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from .formats import fingerprint
+from ..events import warn
+from .duplicates import repeats
+from .formats import fingerprint, load_prompts, load_records
+from .raw import RawRows
 from .records import Record
 
 
@@ -13,7 +16,29 @@ class Source:
 
     name: str
     records: list[Record]
+    sha256: str = field(init=False)
+    """Their fingerprint, which shows when a file changed under its name."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha256", fingerprint(self.records))
 
     def described(self) -> dict[str, Any]:
-        """Return what config.yaml says of the rows; the fingerprint shows when a file changed under its name."""
-        return {"source": self.name, "num_rows": len(self.records), "sha256": fingerprint(self.records)}
+        """Return what config.yaml says of the rows."""
+        return {"source": self.name, "num_rows": len(self.records), "sha256": self.sha256}
+
+
+def read_source(rows: RawRows, *, prompts: bool = False, upload: bool = False) -> Source:
+    """Read rows.
+
+    Args:
+        rows: Where they come from.
+        prompts: Whether the completion may be missing.
+        upload: Whether they are a user's. A warning then counts those that repeat; all are used.
+
+    Raises:
+        DataError: a row cannot be used, or there is none; names source, line and field, and says how to fix it.
+    """
+    source = Source(rows.name, load_prompts(rows) if prompts else load_records(rows))
+    if upload and (repeated := str(repeats(source.records))):
+        warn(f"{source.name}: {repeated}. All are used.")
+    return source

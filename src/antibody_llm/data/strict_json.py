@@ -8,6 +8,9 @@ from ..text import quoted
 from .problems import BadRow, name_of
 from .unreadable import broken_text
 
+MAX_DEPTH = 500
+"""How deep a row that JSON cannot hold is searched for the place."""
+
 
 def parse_json(text: str) -> Any:
     """The JSON value of ``text``, on which all parsers agree.
@@ -19,6 +22,47 @@ def parse_json(text: str) -> Any:
         return STRICT.decode(text)
     except (ValueError, RecursionError) as error:
         raise what_broke(text, 0, error, "") from None
+
+
+def as_json(value: Any) -> Any:
+    """What a reader of JSON would have in place of a Python object: tuples become lists, and keys become text.
+
+    Raises:
+        BadRow: JSON cannot hold it (names the place), or parsers disagree on what it would mean.
+    """
+    try:
+        text = json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        raise _unlike_json(value) from None
+    return parse_json(text)
+
+
+def _unlike_json(value: Any) -> BadRow:
+    """The first place of ``value`` that JSON cannot hold."""
+    places: list[tuple[str, Any, tuple[int, ...]]] = [("", value, ())]
+    while places:
+        field, here, inside = places.pop()
+        if id(here) in inside:
+            return BadRow("holds itself", "it holds itself, and a row has an end. Leave it out.", field)
+        if len(inside) > MAX_DEPTH:
+            break
+        inside = (*inside, id(here))
+        if isinstance(here, dict):
+            keys = [key for key in here if not isinstance(key, str | int | float | None)]
+            if keys:
+                return BadRow("no JSON key", f"a key is {type(keys[0]).__name__}, and a key is text. Change it.", field)
+            places += [(_within(field, str(key)), here[key], inside) for key in reversed(here)]
+        elif isinstance(here, list | tuple):
+            places += [(f"{field}[{index}]", inner, inside) for index, inner in reversed(list(enumerate(here)))]
+        elif not isinstance(here, str | float | None):
+            try:
+                json.dumps(here)
+            except (TypeError, ValueError):
+                what = type(here).__name__
+                return BadRow(
+                    "not JSON", f"holds {what}, which JSON cannot. Give text, numbers, lists or dicts.", field
+                )
+    return BadRow("too deep", "nested too deeply to be read. Flatten or remove it.")
 
 
 class Disputed(ValueError):
@@ -66,10 +110,10 @@ def _disputed(value: Any) -> BadRow:
                         "a field twice",
                         f"the object gives {quoted(name)} twice, and parsers differ on which of the two counts. "
                         "Remove one.",
-                        _joined(field, name),
+                        _within(field, name),
                     )
                 seen.add(name)
-            places += [(_joined(field, name), inner) for name, inner in reversed(here)]
+            places += [(_within(field, name), inner) for name, inner in reversed(here)]
         elif isinstance(here, list):
             places += [(f"{field}[{index}]", inner) for index, inner in reversed(list(enumerate(here)))]
         elif isinstance(here, float) and not math.isfinite(here):
@@ -82,7 +126,7 @@ def _disputed(value: Any) -> BadRow:
     raise AssertionError("the strict parser refused what the lenient one finds nothing wrong with")
 
 
-def _joined(field: str, name: str) -> str:
+def _within(field: str, name: str) -> str:
     return f"{field}.{name_of(name)}" if field else name_of(name)
 
 

@@ -58,34 +58,34 @@ COMMON_LETTERS = {
 SAMPLE_BYTES = 2**16
 
 
-def os_problem(path: Path, error: OSError | ValueError) -> DataError:
-    """Why the file cannot be opened or read."""
+def os_problem(name: str, path: Path, error: OSError | ValueError) -> DataError:
+    """Why the file at ``path``, which its user calls ``name``, cannot be opened or read."""
     if isinstance(error, FileNotFoundError):
-        return DataError(f"{path}: no such file. Check the path; a Hub data set is written OWNER/NAME.")
+        return DataError(f"{name}: no such file. Check the path; a Hub data set is written OWNER/NAME.")
     if isinstance(error, IsADirectoryError):
-        return DataError(f"{path}: a directory, not a data file. {_files_in(path)}")
+        return DataError(f"{name}: a directory, not a data file. {_files_in(path)}")
     if isinstance(error, OSError):
-        return DataError(f"{str(path)[:300]}: cannot be read ({error.strerror}). Check the path and its permissions.")
-    return DataError(f"{str(path)[:300]!r}: no path ({error}). Check it.")
+        return DataError(f"{name[:300]}: cannot be read ({error.strerror}). Check the path and its permissions.")
+    return DataError(f"{name[:300]!r}: no path ({error}). Check it.")
 
 
-def empty(path: Path) -> DataError:
+def empty(name: str) -> DataError:
     """The file has no row."""
-    return DataError(f"{path}: the file is empty. Give one JSON object on each line.")
+    return DataError(f"{name}: the file is empty. Give one JSON object on each line.")
 
 
-def what_bytes_are(path: Path, head: bytes) -> DataError | None:
+def what_bytes_are(name: str, head: bytes) -> DataError | None:
     """What a file with these first bytes is, where it is not UTF-8 text as it should be."""
     if head.startswith(BOM):
         return DataError(
-            f"{path}, line 1: begins with a byte order mark (EF BB BF). Save the file as UTF-8 without BOM, "
-            f"for example with: sed -i '1s/^\\xEF\\xBB\\xBF//' {_quoted(path)}"
+            f"{name}, line 1: begins with a byte order mark (EF BB BF). Save the file as UTF-8 without BOM, "
+            f"for example with: sed -i '1s/^\\xEF\\xBB\\xBF//' {shlex.quote(name)}"
         )
     for magic, (what, advice) in MAGIC.items():
         if head.startswith(magic):
-            return DataError(f"{path}: {what}. {advice.format(path=_quoted(path))}")
+            return DataError(f"{name}: {what}. {advice.format(path=shlex.quote(name))}")
     if (encoding := _wide_encoding(head[:SAMPLE_BYTES])) is not None:
-        return _other_encoding(f"{path}, line 1: {encoding} text, not UTF-8.", path, encoding)
+        return _other_encoding(f"{name}, line 1: {encoding} text, not UTF-8.", name, encoding)
     return None
 
 
@@ -101,25 +101,24 @@ def _wide_encoding(head: bytes) -> str | None:
     return "UTF-16LE" if odd > even else "UTF-16BE"
 
 
-def not_utf8(path: Path, line: int, raw: bytes, start: int, *, offset: int) -> DataError:
+def not_utf8(name: str, line: int, raw: bytes, start: int, *, offset: int) -> DataError:
     """A byte that is not UTF-8, and the encoding that the text around it most likely has.
 
     Args:
-        path: The file.
+        name: What the file is called.
         line: The line that the byte is in.
         raw: Bytes around it.
         start: Where in ``raw`` it is.
         offset: Where in the file it is.
     """
     sample = raw[max(0, start - SAMPLE_BYTES) :][: 2 * SAMPLE_BYTES]
-    what = f"{path}, line {line}: not UTF-8 (byte 0x{raw[start]:02X} at offset {offset})."
-    return _other_encoding(what, path, _likely_encoding(sample))
+    what = f"{name}, line {line}: not UTF-8 (byte 0x{raw[start]:02X} at offset {offset})."
+    return _other_encoding(what, name, _likely_encoding(sample))
 
 
-def _other_encoding(what: str, path: Path, encoding: str) -> DataError:
-    return DataError(
-        f"{what} Save the file as UTF-8, for example with: iconv -f {encoding} -t UTF-8 {_quoted(path)} > rows.jsonl"
-    )
+def _other_encoding(what: str, name: str, encoding: str) -> DataError:
+    convert = f"iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > rows.jsonl"
+    return DataError(f"{what} Save the file as UTF-8, for example with: {convert}")
 
 
 def _likely_encoding(sample: bytes) -> str:
@@ -139,11 +138,11 @@ def _likely_encoding(sample: bytes) -> str:
     return likely
 
 
-def what_text_is(path: Path, line: int, first: str, rest: str, error: Exception) -> DataError | None:
+def what_text_is(name: str, line: int, first: str, rest: str, error: Exception) -> DataError | None:
     """What a file is whose first row is no JSON; None where only that row is broken.
 
     Args:
-        path: The file.
+        name: What the file is called.
         line: The line of its first row.
         first: That line.
         rest: What follows it, as far as is known.
@@ -151,31 +150,31 @@ def what_text_is(path: Path, line: int, first: str, rest: str, error: Exception)
     """
     if not isinstance(error, json.JSONDecodeError):
         return None
-    where, name = f"{path}, line {line}", _quoted(path)
+    where, quoted = f"{name}, line {line}", shlex.quote(name)
     if error.msg == "Extra data" and first[: error.pos].rstrip(" \t").endswith("\r"):
         return DataError(
             f"{where}: lines end in a carriage return alone (old Macintosh), so that the whole file is one line. "
-            f"Convert it: tr '\\r' '\\n' < {name} > rows.jsonl"
+            f"Convert it: tr '\\r' '\\n' < {quoted} > rows.jsonl"
         )
     if first.startswith("{") and error.pos >= len(first.rstrip()) and _spans_lines(first, rest):
         return DataError(
             f"{where}: a JSON object over several lines (pretty-printed). Each line holds one whole JSON object: "
-            f"rewrite it with: jq -c . {name} > rows.jsonl"
+            f"rewrite it with: jq -c . {quoted} > rows.jsonl"
         )
     if error.pos or rest.lstrip().startswith("{"):
         return None
-    separator = _separator(path, first)
+    separator = _separator(name, first)
     if separator is not None:
         kind, tab = ("tab-separated", ", delimiter='\\t'") if separator == "\t" else ("comma-separated", "")
         tab = tab or (", delimiter=';'" if separator == ";" else "")
         return DataError(
             f"{where}: {kind} values, not JSON. Name the columns prompt and completion, and convert the file: "
             f'python -c "import csv, json, sys; [print(json.dumps(row)) for row in csv.DictReader(sys.stdin{tab})]" '
-            f"< {name} > rows.jsonl"
+            f"< {quoted} > rows.jsonl"
         )
     if first.startswith("<"):
         return DataError(f"{where}: HTML or XML, not JSON. Give one JSON object on each line.")
-    if first.startswith(("---", "- ")) or path.suffix in {".yaml", ".yml"}:
+    if first.startswith(("---", "- ")) or Path(name).suffix in {".yaml", ".yml"}:
         return DataError(f"{where}: YAML, not JSON. Give one JSON object on each line.")
     if re.match(r"[\w'\"(#*“«]", first):
         return DataError(
@@ -194,12 +193,12 @@ def _spans_lines(first: str, rest: str) -> bool:
     return isinstance(value, dict) and end > len(first)
 
 
-def _separator(path: Path, header: str) -> str | None:
+def _separator(name: str, header: str) -> str | None:
     for separator in ("\t", ",", ";"):
         columns = [column.strip().strip('"').lower() for column in header.split(separator)]
         if len(columns) > 1 and not COLUMNS.isdisjoint(columns):
             return separator
-    return {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
+    return {".csv": ",", ".tsv": "\t"}.get(Path(name).suffix.lower())
 
 
 def broken_text(text: str, error: json.JSONDecodeError, rule: str) -> tuple[str, str]:
@@ -229,10 +228,6 @@ def broken_text(text: str, error: json.JSONDecodeError, rule: str) -> tuple[str,
             f"broken JSON: a comma before the closing bracket (column {error.colno}). Remove the comma."
         )
     return "broken JSON", f"broken JSON ({error.msg}, column {error.colno}). {rule and rule + ' '}Fix or remove it."
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(str(path))
 
 
 def _files_in(folder: Path) -> str:

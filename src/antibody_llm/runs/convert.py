@@ -9,8 +9,8 @@ from typing import Any
 
 from ..data.convert import canonical
 from ..data.duplicates import RepeatCounter
-from ..data.formats import RowReader, raw_rows
-from ..data.problems import BadRow
+from ..data.formats import RowReader
+from ..data.raw import raw_rows
 from ..errors import OutputError
 from ..events import warned
 from ..mentions import setting
@@ -89,25 +89,21 @@ def convert(settings: ConvertSettings) -> ConvertResult:
     """
     source, output, overwrite = settings.source, settings.output, settings.overwrite
     place = _checked(Path(source), Path(output), overwrite)
-    reader, repeats = RowReader(str(source), trainable=True), RepeatCounter()
+    rows = raw_rows(source, split=settings.split)
+    reader, repeats = RowReader(rows.name, trainable=True), RepeatCounter()
     changed: dict[str, Affected] = {}
     dropped: dict[str, Affected] = {}
     temporary = place.with_name(f".{place.name[:100]}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            for row_id, (line, row) in enumerate(raw_rows(str(source), settings.split)):
-                try:
-                    record = reader.read(row_id, line, row)
-                except BadRow as problem:
-                    reader.refuse(line, problem)
-                    continue
+            for row in reader.records(rows):
                 assert reader.first is not None
-                converted = canonical(record, row, form=reader.first[1])
+                assert row.record is not None
+                converted = canonical(row.record, row.raw, form=reader.first[1])
                 file.write(converted.line())
-                repeats.add(record)
-                _count(changed, converted.changed, line)
-                _count(dropped, converted.dropped, line)
-            reader.finish()
+                repeats.add(row.record)
+                _count(changed, converted.changed, row.line)
+                _count(dropped, converted.dropped, row.line)
             file.flush()
             os.fsync(file.fileno())
         _put(temporary, place, overwrite)

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from trl import SFTConfig
 
-from ..data.encode import Renderer, encode_rows
+from ..data.encode import Renderer, TooLong, encode_rows
 from ..data.notices import template_notices
 from ..data.records import Message, Record, Template, TokenizedRow
 from ..errors import DataError
@@ -58,9 +58,9 @@ def encode(
             some = [record for record in of_role if record.source == source]
             try:
                 encoded = encode_rows(some, renderer, skip_too_long=skip, refusal_tokens=longest)
-            except DataError as error:
-                if args is not None and args.max_length == renderer.max_length and "longer than" in str(error):
-                    raise DataError(
+            except TooLong as error:
+                if args is not None and args.max_length == renderer.max_length:
+                    raise TooLong(
                         f"{error.message} The limit is max_length; {setting('training.max_length')} moves it."
                     ) from error
                 raise

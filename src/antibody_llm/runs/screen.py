@@ -36,7 +36,7 @@ from ..store.result import RESULT, RunResult
 from ..text import quoted
 from .encoding import make_renderer
 from .resources import before_alignment, examples, model_reader
-from .sources import read_refusals, rows_file
+from .sources import opened, read_refusals
 from .verb import verb
 
 REPORT = "report.html"
@@ -107,8 +107,8 @@ def _measure(evidence: str | None) -> EvidenceKind | None:
 
 @contextmanager
 def _opened(data: Rows) -> Iterator[Upload]:
-    with rows_file(data, name="the rows to screen") as (place, called):
-        yield open_upload(place, name=called)
+    with opened(data, name="the rows to screen") as rows:
+        yield open_upload(rows)
 
 
 def _require_writable(folder: RunFolder) -> None:

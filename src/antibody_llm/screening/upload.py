@@ -5,14 +5,13 @@ a row whose prompt or answer is blank passes as empty instead of stopping everyt
 """
 
 import stat
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-from ..data.files import iter_json_rows
-from ..data.formats import RowReader, dataset_rows, fingerprint, is_dataset
-from ..data.problems import BadRow, RawRow
+from ..data.formats import RowReader, fingerprint
+from ..data.raw import Given, RawRows, raw_rows
 from ..data.records import Record
 from ..errors import DataError
 
@@ -34,51 +33,44 @@ class Upload:
     """Rows that can be gone through again and again.
 
     Attributes:
-        source: A file of JSON Lines or one JSON list, a data set's folder, or a Hub id.
-        name: What errors call it.
+        rows: Where they come from.
         num_rows: How many there are.
         sha256: Identity of their content, order and lines.
-        loaded: The rows of a data set, which is loaded once and kept; of a file None. Only of JSON Lines a row at a
-            time is in memory.
     """
 
-    source: str
-    name: str
+    rows: RawRows = field(repr=False)
     num_rows: int
     sha256: str
-    loaded: Sequence[RawRow] | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """What errors call them."""
+        return self.rows.name
 
     def __iter__(self) -> Iterator[UploadRow]:
-        return self.read(RowReader(self.name, trainable=True))
-
-    def read(self, reader: RowReader) -> Iterator[UploadRow]:
-        """The rows, and in ``reader`` what it saw of them.
-
-        Raises:
-            DataError: after the last row, where some cannot be used.
-        """
-        return _rows(_of_file(Path(self.source), self.name) if self.loaded is None else self.loaded, reader)
+        return _read(self.rows, RowReader(self.name, trainable=True))
 
 
-def open_upload(source: str | Path, *, name: str | None = None) -> Upload:
+def open_upload(given: Given) -> Upload:
     """Read it once, to the end, so that what is wrong with it is reported before anything else is done.
+
+    Args:
+        given: A file, a data set, bytes or rows: see ``data.raw.raw_rows``.
 
     Raises:
         DataError: nothing there, or a row cannot be used; the first bad one in full, and how many more there are.
     """
-    name = name or str(source)
-    if stat.S_ISFIFO(_mode(source)):
-        raise DataError(f"{name}: a pipe, and an upload is read more than once. Write it to a file first.")
-    loaded = dataset_rows(str(source), "train") if is_dataset(str(source)) else None
-    upload = Upload(str(source), name, 0, "", loaded)
+    if isinstance(given, str | Path) and stat.S_ISFIFO(_mode(given)):
+        raise DataError(f"{given}: a pipe, and an upload is read more than once. Write it to a file first.")
+    rows = raw_rows(given)
     digest, num_rows = sha256(), 0
-    reader = RowReader(name, trainable=True)
-    for row in upload.read(reader):
+    reader = RowReader(rows.name, trainable=True)
+    for row in _read(rows, reader):
         # With its line: a stored result that names other lines than the file has is not this file's.
         digest.update(f"{row.line} {'' if row.record is None else fingerprint([row.record])}\n".encode())
         num_rows += 1
     reader.say_format()
-    return replace(upload, num_rows=num_rows, sha256=digest.hexdigest())
+    return Upload(rows, num_rows, digest.hexdigest())
 
 
 def _mode(source: str | Path) -> int:
@@ -88,24 +80,10 @@ def _mode(source: str | Path) -> int:
         return 0
 
 
-def _rows(raw: Iterable[RawRow], reader: RowReader) -> Iterator[UploadRow]:
-    for row_id, (line, row) in enumerate(raw):
-        record: Record | None
-        try:
-            record = reader.read(row_id, line, row)
-        except BadRow as problem:
-            if problem.kind not in EMPTY_KINDS:
-                reader.refuse(line, problem)
-                continue
-            record = None
+def _read(rows: RawRows, reader: RowReader) -> Iterator[UploadRow]:
+    """The rows, and in ``reader`` what it saw of them."""
+    for row in reader.records(rows, passing=EMPTY_KINDS):
+        record = row.record
         if record is not None and not any(m.content.strip() for m in record.messages if m.role != "assistant"):
             record = None  # a chat's prompt; the other formats have reported theirs above
-        yield UploadRow(row_id, line, record)
-    reader.finish()
-
-
-def _of_file(path: Path, name: str) -> Iterator[RawRow]:
-    try:
-        yield from iter_json_rows(path)
-    except DataError as error:
-        raise DataError(error.message.replace(str(path), name)) from error
+        yield UploadRow(row.row_id, row.line, record)

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..data.files import rows_of
@@ -28,7 +27,7 @@ IN_PROCESS_BYTES = 256 * 1024
 """Files up to this size are read where the request is answered: a process costs more."""
 CPU_SECONDS = 300
 """For one file: 512 MB of rows take about a minute."""
-NAME = Path("upload")
+NAME = "upload"
 """What ``data`` calls the file in its messages, from which it is cut off again."""
 
 
@@ -100,7 +99,7 @@ def validate(file: BinaryIO, *, line_bytes: int) -> Validation:
         for row_id, (line, row) in enumerate(_rows(buffered, line_bytes)):
             found.num_rows += 1
             if reader is None and not isinstance(row, BadRow):
-                reader = PreferenceReader(str(NAME)) if is_preference(row) else RowReader(str(NAME), trainable=True)
+                reader = PreferenceReader(NAME) if is_preference(row) else RowReader(NAME, trainable=True)
                 found.method = "dpo" if isinstance(reader, PreferenceReader) else "supervised"
             try:
                 if reader is None or isinstance(row, BadRow):
