@@ -31,6 +31,9 @@ MAIN_ROLE: Mapping[Stage, Role] = {Stage.ALIGNMENT: Role.ALIGNMENT, Stage.FINETU
 """The role whose rows an epoch counts, by stage."""
 
 
+ANCHOR_ROLES = (Role.ANCHOR_HARMFUL, Role.ANCHOR_BENIGN)
+
+
 def setting_of(role: str) -> str:
     """The name of the setting that brings the rows of a role: ``data`` for the upload, else ``harmful_data``."""
     return "data" if role == Role.USER else f"{role.replace('-', '_')}_data"

@@ -10,10 +10,12 @@ from typing import Any, cast
 from torch import nn
 
 from ..data.records import Record, TokenizedRow
-from ..data.roles import Role
+from ..data.roles import ANCHOR_ROLES, Role
+from ..data.source import Source
 from ..errors import ConfigError, DataError, ModelError, OutputError
 from ..events import Measured, emit, warned
 from ..files import TEMPORARY, disk_errors, held, is_held
+from ..likelihood.ranks import alone
 from ..mentions import setting
 from ..models.loading import LoadedModel, load_model
 from ..models.names import PACKAGED, resolve
@@ -283,3 +285,21 @@ def _with_turns(records: Sequence[Record]) -> list[tuple[str, int]]:
         (record.where, sum(message.role == "assistant" and message.trained for message in record.messages))
         for record in records
     ]
+
+
+def store_anchors(weights: Path, loaded: LoadedModel, given: Mapping[Role, Source], refusals: Sequence[str]) -> None:
+    """Score anchors with the weights just saved, and store them there; one rank does it alone.
+
+    Args:
+        weights: The folder of the adapter or model.
+        loaded: What was aligned; it knows the model before.
+        given: Rows of both labels.
+        refusals: One-line refusals.
+    """
+    aligned = load_model(str(weights))
+    before = None if aligned.adapter_off_is_base else load_model(loaded.base or loaded.name)
+    harmful, benign = (given[role].records for role in ANCHOR_ROLES)
+    with alone():
+        scored = score_anchors(aligned, before, anchor_harmful=harmful, anchor_benign=benign, refusals=refusals)
+    with disk_errors(weights):
+        write_anchors(weights, scored)

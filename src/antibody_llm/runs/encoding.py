@@ -6,11 +6,11 @@ from enum import StrEnum
 
 from trl import SFTConfig
 
-from ..data.encode import Renderer, TooLong, encode_rows
-from ..data.notices import template_notices
+from ..data.encode import Renderer, TooLong
 from ..data.records import Message, Record, Template, TokenizedRow
+from ..data.tokens import encode_roles
 from ..errors import DataError
-from ..events import RowsSkipped, emit, inform, warn
+from ..events import RowsSkipped, emit, warn
 from ..likelihood.refusals import Refusals
 from ..mentions import setting
 from ..models.layout import context_length
@@ -36,41 +36,32 @@ def encode(
     skip: bool,
     refusals: Refusals | None = None,
 ) -> tuple[dict[str, list[TokenizedRow]], list[Skipped]]:
-    """Rows of each role as tokens, file by file, so that an error names the right one.
-
-    What the template does with them that their writer may not expect is reported once.
+    """Rows of each role as tokens; those that are left out are reported.
 
     Args:
-        records: By role.
-        renderer: With the limit of their length.
-        args: The trainer's, where its ``max_length`` is the limit.
-        skip: Leave rows out that do not fit.
-        refusals: Those that are scored in place of an answer, and must fit as well.
+        records: The rows of each role.
+        renderer: Encodes the rows; has the limit of their length.
+        args: The trainer's configuration, whose ``max_length`` may be that limit.
+        skip: Whether to leave out rows that do not fit.
+        refusals: Refusals that are scored in place of an answer, and must fit as well.
+
+    Raises:
+        DataError: a row cannot be rendered, or does not fit and is not to be left out.
     """
     longest = 0 if refusals is None else max(len(ids) for of_template in refusals.ids.values() for ids in of_template)
-    for notice in template_notices([record for of_role in records.values() for record in of_role], renderer):
-        inform(notice)
-    rows: dict[str, list[TokenizedRow]] = {}
-    skipped: list[Skipped] = []
-    for role, of_role in records.items():
-        rows[role] = []
-        for source in dict.fromkeys(record.source for record in of_role):
-            some = [record for record in of_role if record.source == source]
-            try:
-                encoded = encode_rows(some, renderer, skip_too_long=skip, refusal_tokens=longest)
-            except TooLong as error:
-                if args is not None and args.max_length == renderer.max_length:
-                    raise TooLong(
-                        f"{error.message} The limit is max_length; {setting('training.max_length')} moves it."
-                    ) from error
-                raise
-            rows[role] += encoded.rows
-            skipped += [Skipped(source=source, line=line, num_tokens=num) for line, num in encoded.too_long]
+    try:
+        encoded = encode_roles(records, renderer, skip_too_long=skip, refusal_tokens=longest)
+    except TooLong as error:
+        if args is not None and args.max_length == renderer.max_length:
+            moved = f"The limit is max_length; {setting('training.max_length')} moves it."
+            raise TooLong(f"{error.message} {moved}") from error
+        raise
+    skipped = [Skipped(source=source, line=line, num_tokens=num) for source, line, num in encoded.too_long]
     if skipped:
         shown = ", ".join(f"{row.source}, line {row.line}" for row in skipped[:5])
         warn(f"{len(skipped)} rows are longer than {renderer.max_length} tokens and left out: {shown}.")
         _report_skipped(skipped)
-    return rows, skipped
+    return encoded.rows, skipped
 
 
 class ControlTokens(StrEnum):

@@ -12,6 +12,7 @@ import yaml
 from ..data.duplicates import overlap
 from ..data.encode import Renderer
 from ..data.formats import fingerprint, load_records
+from ..data.source import Source
 from ..errors import ConfigError, DataError, ModelError
 from ..evaluation.completions import EvaluationSet
 from ..evaluation.decoding import DecodingSettings
@@ -35,7 +36,7 @@ from ..store.folder import RunFolder, State, open_run
 from ..store.naming import described_model, model_name
 from ..store.result import RunResult, stored_result
 from .encoding import report_forgeries
-from .sources import Source, read_rows
+from .sources import read_rows
 from .trainer_config import check_seed
 from .verb import verb
 

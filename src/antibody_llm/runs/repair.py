@@ -6,6 +6,7 @@ from typing import Any, cast
 from torch import nn
 
 from ..data.roles import Role, Stage, setting_of
+from ..data.source import Source
 from ..defences.catalogue import make_repair
 from ..errors import DataError
 from ..events import inform, warned
@@ -20,8 +21,8 @@ from ..store.naming import described_model, model_name
 from ..store.result import RunResult, stored_result
 from ..training.defence import Repair
 from .encoding import encode, make_renderer
-from .sources import Source, read_rows
-from .train import save_weights
+from .saving import save_weights
+from .sources import read_rows
 from .trainer_config import check_seed
 from .verb import verb
 

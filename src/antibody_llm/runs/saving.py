@@ -1,0 +1,46 @@
+"""What a run leaves in its folder: metrics, samples, and the weights with what a reader must know of them."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import cast
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..data.records import Record
+from ..models.loading import LoadedModel
+from ..models.saving import save_adapter, save_model
+from ..store.folder import METRICS, RunFolder
+from ..store.naming import BASE_WEIGHTS
+from ..training.defence import Defence, Repair
+from ..training.trainer import DefendedTrainer
+from .metrics import SAMPLES, write_metrics, write_samples
+
+
+def save_run(
+    folder: RunFolder, trainer: DefendedTrainer, loaded: LoadedModel, defence: Defence, upload: Sequence[Record]
+) -> str:
+    """Write what training left; returns the name of the folder with the weights."""
+    write_metrics(folder.path / METRICS, trainer.state.log_history)
+    if len(trainer.row_log):
+        write_samples(folder.path / SAMPLES, trainer.row_log, upload)
+    return save_weights(folder, trainer.context.model, loaded, defence)
+
+
+def save_weights(folder: RunFolder, model: nn.Module, loaded: LoadedModel, defence: Defence | Repair) -> str:
+    """Write the adapter, or the whole model, with what a reader must know of it; returns the folder's name."""
+    provenance = {
+        "verb": folder.config["verb"],
+        "defence": folder.config["defence"],
+        "deployment": dataclasses.asdict(defence.deployment),
+    }
+    if isinstance(model, PeftModel):
+        given = folder.config["model"]
+        provenance[BASE_WEIGHTS] = (given["under"] or given)["weights"]
+        name = "adapter"
+        save_adapter(model, folder.path / name, base=loaded.name, tokenizer=loaded.tokenizer, provenance=provenance)
+    else:
+        name, base, whole = "model", loaded.base or loaded.name, cast(PreTrainedModel, model)
+        save_model(whole, folder.path / name, tokenizer=loaded.tokenizer, base=base, provenance=provenance)
+    return name
