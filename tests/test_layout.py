@@ -99,8 +99,6 @@ def test_only_the_command_line_spells_flags():
 
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS = {
-    "runs/repair.py: repair": "its parameters become settings",
-    "runs/train.py: train": "its inputs become a file of their own",
 }
 """What is still to be parted, and by what."""
 

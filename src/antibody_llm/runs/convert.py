@@ -56,11 +56,11 @@ class ConvertResult:
     """Settings spelled as in Python."""
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, with paths as text."""
+        """The result as plain values, with paths as text."""
         return asdict(self) | {"output": str(self.output), "warnings": list(self.warnings)}
 
     def lines(self) -> list[str]:
-        """For a reader."""
+        """The result in lines for a reader."""
         lines = [f"{self.output}", f"  rows        {self.num_rows} from {self.source}", f"  format      {self.format}"]
         if self.format in WITHOUT_MESSAGES:
             lines.append(f"  changed     {WITHOUT_MESSAGES[self.format]}")

@@ -22,7 +22,7 @@ SEAM = 200
 
 
 def make_renderer(loaded: LoadedModel, max_length: int | None = None) -> Renderer:
-    """Renders for this model, up to its context or ``max_length``."""
+    """A renderer for this model, whose limit is its context or ``max_length``."""
     context = context_length(loaded.model)
     limits = [limit for limit in (max_length, context) if limit]
     return Renderer(loaded.tokenizer, max_length=min(limits) if limits else 2**31)
@@ -65,16 +65,16 @@ def encode(
 
 
 class ControlTokens(StrEnum):
-    """What becomes of rows that spell control tokens, of this model or of another."""
+    """What is done with rows that spell control tokens, of this model or of another."""
 
     TEXT = "text"
-    """They are trained as the text that they are."""
+    """Train them as text."""
     REFUSE = "refuse"
-    """They are left out."""
+    """Leave them out."""
 
 
 def report_forgeries(records: Sequence[Record], renderer: Renderer, consequence: str) -> list[Record]:
-    """Rows that spell control tokens or marks of a chat template; they are reported, with what becomes of them."""
+    """Find rows that spell control tokens or marks of a chat template, and report them with the consequence."""
     spelling = [(record, token) for record in records if (token := renderer.spelled(record)) is not None]
     if spelling:
         record, token = spelling[0]
@@ -89,7 +89,7 @@ def report_forgeries(records: Sequence[Record], renderer: Renderer, consequence:
 def without_forgeries(
     records: Sequence[Record], renderer: Renderer, what: ControlTokens
 ) -> tuple[list[Record], list[Skipped]]:
-    """The upload's rows, and those that spell control tokens; these are reported, and left out if that is asked for.
+    """The upload's rows to train on, and those left out. Rows that spell control tokens are reported in any case.
 
     Raises:
         DataError: none is left.
@@ -136,7 +136,7 @@ def render_refusals(texts: Sequence[str], renderer: Renderer, records: Mapping[s
 
 
 def _short(record: Record) -> Record:
-    """What of a row decides how an answer to it begins: a row is as long as its writer likes.
+    """The part of a row that decides how an answer to it begins: the row itself may be of any length.
 
     The seam of a text row is the end of its prompt; that of a chat is the template's, whatever is asked.
     """

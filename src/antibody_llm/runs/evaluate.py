@@ -10,7 +10,6 @@ from typing import Any, cast
 import yaml
 
 from ..data.duplicates import overlap
-from ..data.encode import Renderer
 from ..data.formats import fingerprint, load_records
 from ..data.source import Source
 from ..errors import ConfigError, DataError, ModelError
@@ -24,7 +23,6 @@ from ..files import whole, write_text
 from ..mentions import setting
 from ..models.deployment import Deployment
 from ..models.files import quoted
-from ..models.layout import context_length
 from ..models.loading import LoadedModel, load_model
 from ..models.names import read_provenance, resolve
 from ..paths import checked_path
@@ -35,7 +33,7 @@ from ..store.environment import environment
 from ..store.folder import RunFolder, State, open_run
 from ..store.naming import described_model, model_name
 from ..store.result import RunResult, stored_result
-from .encoding import report_forgeries
+from .encoding import make_renderer, report_forgeries
 from .sources import read_rows
 from .trainer_config import check_seed
 from .verb import verb
@@ -106,7 +104,7 @@ def _measured(settings: EvaluateSettings, started: float) -> RunResult:
         return _stored(folder)
     loaded = load_model(name, adapter=adapter)
     _report_trained_prompts(Path(str(settings.model)), sources)
-    renderer = Renderer(loaded.tokenizer, max_length=context_length(loaded.model) or 2**31)
+    renderer = make_renderer(loaded)
     for source in sources.values():
         report_forgeries(source.records, renderer, "The model is given them as text.")
 
@@ -216,7 +214,7 @@ def _report_trained_prompts(run: Path, sources: Mapping[EvaluationSet, Source]) 
 
 
 def deployment_of(loaded: LoadedModel) -> Deployment:
-    """As the model's folder says; nothing special where it says nothing."""
+    """How the model's folder says that it is to be served; nothing special where it says nothing."""
     place = resolve(loaded.adapter or loaded.name)
     entries = read_provenance(place).get("deployment", {})
     known = [field.name for field in dataclasses.fields(Deployment)]

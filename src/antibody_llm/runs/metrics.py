@@ -20,13 +20,13 @@ _NOT_RESULTS = ("epoch", "step", "learning_rate", "grad_norm")
 
 
 class MetricsFile(TrainerCallback):
-    """metrics.jsonl, a line for every logged step, as training goes on."""
+    """Writes metrics.jsonl during training, a line for every logged step."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / METRICS
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A resumed run forgets what was logged after its checkpoint."""
+        """Drop what a resumed run logged after its checkpoint."""
         write_metrics(self.file, state.log_history)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -37,7 +37,7 @@ class MetricsFile(TrainerCallback):
 
 
 def write_metrics(file: Path, log_history: Sequence[Mapping[str, Any]]) -> None:
-    """metrics.jsonl as a whole."""
+    """Write metrics.jsonl as a whole."""
     write_text(file, "".join(json.dumps(entry) + "\n" for entry in _steps(log_history)))
 
 
@@ -51,7 +51,7 @@ def last_values(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def write_samples(file: Path, row_log: RowLog, records: Sequence[Record]) -> None:
-    """samples.parquet: row_id, line, epoch, step (0-based), weight (1 = as in SFT), score (null without one).
+    """Write samples.parquet: row_id, line, epoch, step (0-based), weight (1 = as in SFT), score (null without one).
 
     A row that a defence mixed in has a negative row_id and no line.
 
@@ -75,8 +75,8 @@ def write_samples(file: Path, row_log: RowLog, records: Sequence[Record]) -> Non
 
 
 def _steps(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Without the Trainer's closing summary: timings, and a mean that a resumed run would take over fewer steps.
+    """The log without the Trainer's closing summary: timings, and a mean that a resumed run would take over fewer steps.
 
-    In the order in which a checkpoint has them, so that a resumed run writes the same file.
+    Fields are in a checkpoint's order, so that a resumed run writes the same file.
     """
     return [dict(sorted(entry.items())) for entry in log_history if "train_runtime" not in entry]

@@ -29,7 +29,7 @@ from .verb import verb
 
 @verb(RepairSettings)
 def repair(settings: RepairSettings) -> RunResult:
-    """Repair a fine-tuned model, or the adapter on it; what is given stays as it is.
+    """Repair a fine-tuned model, or the adapter on it; the given weights are not changed.
 
     Args:
         settings: What to repair, with what, and how.
@@ -42,22 +42,17 @@ def repair(settings: RepairSettings) -> RunResult:
     name = model_name(settings.model)
     adapter = None if settings.adapter is None else model_name(settings.adapter)
     profile = profile_of(name)
-    defence = settings.defence
-    if isinstance(defence, str):
-        preset, _ = profile.calibration(Stage.POST, defence, "full")
-        mender = make_repair(defence, preset | dict(settings.options or {}))
-    else:
-        mender = defence
+    method = _method(settings, profile)
     given = rows_of(settings)
     sources = {
-        role: _source(role, given.get(role), profile=profile, seed=settings.seed, who=mender) for role in mender.reads
+        role: _source(role, given.get(role), profile=profile, seed=settings.seed, who=method) for role in method.reads
     }
     config: dict[str, Any] = {
         "verb": "repair",
         "model": described_model(name),
         "adapter": None if adapter is None else described_model(adapter, on=name),
-        "defence": defence if isinstance(defence, str) else type(defence).__name__,
-        "options": plain(getattr(mender, "config", None)),
+        "defence": settings.defence if isinstance(settings.defence, str) else type(method).__name__,
+        "options": plain(getattr(method, "config", None)),
         "seed": settings.seed,
         "data": {str(role): source.described() for role, source in sources.items()},
         "skip_too_long": settings.skip_too_long,
@@ -71,14 +66,12 @@ def repair(settings: RepairSettings) -> RunResult:
     loaded = load_model(name, adapter=adapter, trainable_adapter=True)
     records = {str(role): source.records for role, source in sources.items()}
     rows, skipped = encode(records, make_renderer(loaded), skip=settings.skip_too_long)
-    mended = cast(nn.Module, loaded.model)
-    reader = ModelReader(
-        mended, rows=rows, pad_id=cast(int, loaded.tokenizer.pad_token_id), batch_size=settings.batch_size
-    )
+    model, pad_id = cast(nn.Module, loaded.model), cast(int, loaded.tokenizer.pad_token_id)
+    reader = ModelReader(model, rows=rows, pad_id=pad_id, batch_size=settings.batch_size)
     folder.begin(environment(settings.seed))
     try:
-        mender.repair(reader, seed=settings.seed)
-        kind = save_weights(folder, mended, loaded, mender)
+        method.repair(reader, seed=settings.seed)
+        kind = save_weights(folder, model, loaded, method)
         result = RunResult(
             output=folder.final,
             model=folder.final / kind,
@@ -93,6 +86,14 @@ def repair(settings: RepairSettings) -> RunResult:
         folder.abandon()
         raise
     return result
+
+
+def _method(settings: RepairSettings, profile: Profile) -> Repair:
+    """The repair that is named, with the profile's calibration beneath, or the object that is given."""
+    if not isinstance(settings.defence, str):
+        return settings.defence
+    preset, _ = profile.calibration(Stage.POST, settings.defence, "full")
+    return make_repair(settings.defence, preset | dict(settings.options or {}))
 
 
 def _source(role: Role, rows: Rows | None, *, profile: Profile, seed: int, who: Repair) -> Source:

@@ -58,7 +58,7 @@ def read_refusals(
 
     Args:
         refusals: A file, or the texts.
-        default: What None stands for; the list that comes with the package where that is None too.
+        default: The texts to use if ``refusals`` is None; if this is None too, the package's own list.
 
     Raises:
         DataError: the list is empty, or holds an empty one or half a surrogate pair.

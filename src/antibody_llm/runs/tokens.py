@@ -17,7 +17,7 @@ class RunTokens:
     """What the trainer reads."""
 
     rows: dict[str, list[TokenizedRow]]
-    """By role."""
+    """Rows of each role."""
     refusals: Refusals | None
     """Refusals that the defence scores in place of an answer."""
     skipped: list[Skipped]

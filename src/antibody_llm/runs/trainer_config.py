@@ -21,7 +21,7 @@ from ..settings import TrainingSettings
 from ..text import cut, quoted
 
 RESERVED = {"output_dir": "output", "seed": "seed", "resume_from_checkpoint": "resume"}
-"""Fields that a setting of its own stands for."""
+"""Fields of SFTConfig that are settings of their own here."""
 
 HONOURED = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length"),
@@ -33,7 +33,7 @@ HONOURED = (
     *("logging_strategy", "logging_steps", "logging_first_step", "report_to", "run_name"),
     *("save_strategy", "save_steps", "save_total_limit", "ddp_backend", "ddp_timeout"),
 )
-"""Fields that may be set. Each of them does what SFTConfig says, and stands in config.yaml."""
+"""Fields that may be set. Each of them does what SFTConfig says, and is in config.yaml."""
 
 REFUSED: dict[str, tuple[str, ...]] = {
     "the rows are already encoded when the trainer sees them, with the tokenizer in the model's folder; change it "
@@ -49,7 +49,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     f"a row is never cut: one that is too long is refused, or left out with {setting('skip_too_long')}": (
         "truncation_mode",
     ),
-    "it merges rows, and a row's weight could no longer be told": (
+    "it merges rows, and the weight of a row would no longer be known": (
         *("packing", "packing_strategy", "padding_free", "eval_packing"),
     ),
     "a defence defines its own loss": ("loss_type", "label_smoothing_factor", "router_aux_loss_coef"),
@@ -107,11 +107,11 @@ OWN_SETTINGS = {
     "per_device_train_batch_size": "batch_size",
     "learning_rate": "learning_rate",
 }
-"""Fields that may also be given as a setting of its own."""
+"""Fields that also have a setting of their own."""
 
 
 def default_training(*, exact: bool = False) -> dict[str, Any]:
-    """Where we depart from TRL's defaults; with ``exact``, without bf16 on a GPU either."""
+    """Our defaults where they differ from TRL's; ``exact`` turns bf16 off on a GPU too."""
     cuda = torch.cuda.is_available()
     ours: dict[str, Any] = {
         "logging_steps": 1,  # a resumed run logs what an undisturbed one does
@@ -150,11 +150,11 @@ def make_training_config(
     Args:
         checkpoints: Where checkpoints go.
         training: Fields of SFTConfig, as parsed from YAML or as text from the command line.
-        seed: Of everything random.
+        seed: The seed of everything random.
         exact: Whether the defence needs float32 (``Defence.twin_passes``); bf16 is then the user's own choice.
 
     Raises:
-        ConfigError: an unknown field (the nearest name is offered) or a value that cannot be meant; names the setting.
+        ConfigError: an unknown field (the nearest name is offered) or an impossible value; names the setting.
     """
     check_seed(seed)
     values = default_training(exact=exact) | parse_training(training)
@@ -175,13 +175,13 @@ def make_training_config(
 
 
 def check_seed(seed: int) -> None:
-    """Raises ConfigError unless every generator takes the seed."""
+    """Raise ConfigError unless every generator takes the seed."""
     if not 0 <= seed < 2**32:
         raise ConfigError(f"{setting('seed')} is {quoted(seed)}: a whole number from 0 to 4294967295 is needed.")
 
 
 def parse_training(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Each field with the type that SFTConfig gives it; of those that are refused none is left.
+    """Each field with the type that SFTConfig gives it; fields that are refused are not among them.
 
     Raises:
         ConfigError: a field that is unknown, refused, or of another type.
@@ -192,9 +192,9 @@ def parse_training(training: Mapping[str, Any]) -> dict[str, Any]:
         if name in RESERVED:
             raise ConfigError(f"training.{name}: set with {setting(RESERVED[name])}.")
         if name not in defaults:
-            told = cut(str(name), 200)
+            shown = cut(str(name), 200)
             raise ConfigError(
-                f"training.{told}: SFTConfig has no such field{nearest(told, HONOURED)}", field="training"
+                f"training.{shown}: SFTConfig has no such field{nearest(shown, HONOURED)}", field="training"
             )
         if name in HONOURED:
             parsed[name] = parse_value(types[name], value, _called(name), field=_field(name))

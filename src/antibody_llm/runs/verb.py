@@ -41,7 +41,7 @@ class Verb(Protocol[P, S_contra, Q, R_co]):
 
     @overload
     def with_settings(self, settings: S_contra, /, *args: Any, listen: Listener | None, **others: Any) -> R_co:
-        """The same, from a settings object."""
+        """Call it with a settings object instead."""
         ...
 
 
