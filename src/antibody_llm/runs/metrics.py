@@ -75,7 +75,7 @@ def write_samples(file: Path, row_log: RowLog, records: Sequence[Record]) -> Non
 
 
 def _steps(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The log without the Trainer's closing summary: timings, and a mean that a resumed run would take over fewer steps.
+    """The log without the Trainer's closing summary: timings, and a mean that a resumed run takes over fewer steps.
 
     Fields are in a checkpoint's order, so that a resumed run writes the same file.
     """
