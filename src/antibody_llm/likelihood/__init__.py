@@ -1,1 +1,1 @@
-"""What a model makes of rows: likelihoods of completions and refusals, no gradient step."""
+"""Likelihoods of completions and refusals under a model; no gradient step."""

@@ -1,8 +1,8 @@
 """Likelihoods of the completions of a micro-batch.
 
-The model is asked for logits at completion positions alone, where its forward can be asked (``logits_to_keep``), and
-may keep the keys and values of the prompt for the refusals (refusals.py). The numbers are compared with those of the
-plain forward once at the start of a run (``check_completion_nll``).
+The model computes logits at completion positions alone, if its forward takes ``logits_to_keep``, and may keep the keys
+and values of the prompt for the refusals (refusals.py). The numbers are compared with those of the plain forward once
+at the start of a run (``check_completion_nll``).
 """
 
 import inspect
@@ -35,17 +35,17 @@ class TurnNLL:
 
     @property
     def row_total(self) -> Tensor:
-        """[B], nats: over all trained turns of the row."""
+        """[B], nats: the sum over all trained turns of the row."""
         return self.total.sum(dim=1)
 
     @property
     def row_tokens(self) -> Tensor:
-        """[B]: trained tokens of the row, N_i."""
+        """[B]: the number of trained tokens of the row, N_i."""
         return self.num_tokens.sum(dim=1)
 
     @property
     def mean(self) -> Tensor:
-        """[B, K], nats per token; 0 where the row has no such turn."""
+        """[B, K], nats per token: the mean of each turn; 0 where the row has no such turn."""
         return self.total / self.num_tokens.clamp(min=1)
 
     @property
@@ -61,10 +61,10 @@ def completion_nll(
 
     Args:
         model: A causal language model, bare or with a PEFT adapter.
-        micro: Its rows.
-        pad_id: What to pad with; padding is masked and has no label.
+        micro: The rows.
+        pad_id: The token to pad with; padding is masked and has no label.
         cache: An empty cache, to be filled with the keys and values of the whole rows.
-        plain: Make the logits of every position, by which ``check_completion_nll`` compares.
+        plain: Compute logits at every position, as ``check_completion_nll`` does to compare.
 
     Raises:
         DataError: a row has no completion token.
@@ -99,7 +99,7 @@ def completion_nll(
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within, the model has no dropout."""
+    """Put the model into evaluation mode inside, without dropout, and restore its mode afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -114,7 +114,7 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def takes_logits_to_keep(model: nn.Module) -> bool:
-    """Whether the model's forward can be asked for the logits of some positions alone."""
+    """Whether the model's forward can compute the logits of some positions alone."""
     return "logits_to_keep" in inspect.signature(type(bare(model)).forward).parameters
 
 
@@ -133,7 +133,7 @@ def check_completion_nll(model: nn.Module, micro: MicroBatch, *, pad_id: int) ->
     """Compare logits at completions alone with the plain forward on one micro-batch.
 
     Raises:
-        TrainingError: they differ by more than rounding; with both numbers.
+        TrainingError: they differ by more than rounding; the message has both numbers.
     """
     if not takes_logits_to_keep(model):
         return
@@ -145,6 +145,6 @@ def check_completion_nll(model: nn.Module, micro: MicroBatch, *, pad_id: int) ->
     if not abs(a - b) <= tolerance(model) * max(1.0, abs(b)):
         raise TrainingError(
             f"self-check: with logits at the completions alone a completion costs {a:.6f} nats per token, with all "
-            f"of them {b:.6f}. The forward of {type(bare(model)).__name__} takes logits_to_keep for something else "
-            "than transformers' own models do. Fix it there, or remove that argument."
+            f"of them {b:.6f}. The forward of {type(bare(model)).__name__} does not understand logits_to_keep as "
+            "transformers' own models do. Fix it there, or remove that argument."
         )

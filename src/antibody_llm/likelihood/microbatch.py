@@ -11,8 +11,8 @@ class MicroBatch:
     """The rows of one forward pass.
 
     Attributes:
-        rows: At least one.
-        counted: False for a row that is only repeated so that a rank is not left without one: its weight is 0, it is
+        rows: The rows, at least one.
+        counted: False for a row that is repeated only because a rank would have none; its weight is 0, and it is
             neither counted nor logged.
         positions: Each row's place in the step's global batch, 0 <= position < B.
     """
@@ -23,7 +23,7 @@ class MicroBatch:
 
     @classmethod
     def of(cls, rows: Sequence[TokenizedRow]) -> "MicroBatch":
-        """All rows at once, each counted, in their order."""
+        """One micro-batch of all rows, each counted, in their order."""
         return cls(tuple(rows), (True,) * len(rows), tuple(range(len(rows))))
 
 
@@ -36,13 +36,13 @@ class StepBatch:
 
     @classmethod
     def of(cls, rows: Sequence[TokenizedRow], size: int | None = None) -> "StepBatch":
-        """Rows that every rank takes, ``size`` in each forward pass; None puts all in one."""
+        """A step whose rows every rank takes, ``size`` in each forward pass; None puts all in one."""
         size = size or len(rows)
         parts = (rows[start : start + size] for start in range(0, len(rows), size))
         return cls(tuple(MicroBatch.of(part) for part in parts), len(rows))
 
     def with_completions(self, rows: Sequence[TokenizedRow]) -> "StepBatch":
-        """The same grid of micro-batches with other rows in it, in the order of ``self.rows()``."""
+        """A step with the same grid of micro-batches and other rows in it, in the order of ``self.rows()``."""
         fresh = iter(rows)
         return StepBatch(
             tuple(

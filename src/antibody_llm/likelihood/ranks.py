@@ -1,4 +1,4 @@
-"""The processes of one run, and the few sums they need of each other."""
+"""The processes of one run, and the sums over them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,13 +16,13 @@ _alone = False
 
 
 def num_ranks() -> int:
-    """Processes in this run; 1 without torch.distributed, and inside ``alone``."""
+    """The number of processes in this run; 1 without torch.distributed, and inside ``alone``."""
     return 1 if _alone or not (dist.is_available() and dist.is_initialized()) else dist.get_world_size()
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this rank computes without the others, which must not be waited for."""
+    """Let this rank compute inside without waiting for the others."""
     global _alone
     before, _alone = _alone, True
     try:
@@ -32,7 +32,7 @@ def alone() -> Iterator[None]:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What rank 0 makes, or the user's error that it meets, on every rank; the others do not call ``make``."""
+    """Return on every rank what rank 0 makes, or raise the user's error that it meets; only rank 0 calls ``make``."""
     if num_ranks() == 1:
         return make()
     made: list[object] = [None]
@@ -48,7 +48,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def all_reduce(tensor: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
-    """The sum or maximum of a tensor over all ranks, in place and returned; the tensor itself on one rank."""
+    """Sum or maximise a tensor over all ranks, in place, and return it; a single rank leaves it as it is."""
     if num_ranks() > 1:
         dist.all_reduce(tensor, op=dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX)
     return tensor

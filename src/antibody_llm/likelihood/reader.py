@@ -1,4 +1,4 @@
-"""A model and its rows: everything that can be read of them without taking a step."""
+"""A model and its rows: everything that can be computed from them without a training step."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,17 +18,17 @@ from .refusals import Refusals, Scoring, check_scoring, completion_and_refusal_n
 
 
 class ModelReader:
-    """A model, the one before its alignment, and the rows that it is asked about.
+    """A model, the one before its alignment, and the rows to be read.
 
     Args:
         model: The bare model or PEFT model (never DDP's wrapper), on its device.
         rows: The tokenised rows by role.
         pad_id: The tokenizer's padding id.
-        refusals: Generic refusals, where rows are scored against them.
-        rank: The process that this is, of those that share the rows.
-        autocast: Entered around every forward, each time again, since a cached cast hides a perturbation.
-        batch_size: Rows per forward pass where a verb walks over a whole role.
-        base: The model before its alignment, where that is not the adapter switched off.
+        refusals: Generic refusals, if rows are scored against them.
+        rank: This process's number among those that share the rows.
+        autocast: A context entered around every forward, each time again, since a cached cast hides a perturbation.
+        batch_size: Rows per forward pass over a whole role.
+        base: The model before its alignment, if that is not this model with its adapter switched off.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ModelReader:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device that holds the model."""
         return next(self.model.parameters()).device
 
     @property
@@ -76,7 +76,7 @@ class ModelReader:
             return completion_nll(self.model, micro, pad_id=self.pad_id)
 
     def completion_and_refusal_nll(self, micro: MicroBatch, scoring: Scoring) -> tuple[TurnNLL, TurnNLL]:
-        """NLL(y|x) with its graph and NLL(r|x) without, from one forward where ``scoring`` allows it."""
+        """NLL(y|x) with its graph and NLL(r|x) without, from one forward if ``scoring`` allows it."""
         with self.autocast():
             return completion_and_refusal_nll(
                 self.model,
@@ -98,15 +98,15 @@ class ModelReader:
         values: Callable[[MicroBatch], Tensor],
         width: int | None = None,
     ) -> Tensor:
-        """One number for every row of a role, without gradient: [rows], float32, the same on every rank.
+        """Compute one number for every row of a role, without gradient: [rows], float32, the same on every rank.
 
-        The rows are sorted by length, so that little is padded, and shared out over the ranks. The model's mode
-        (training or not) is left alone.
+        The rows are sorted by length, so that there is little padding, and shared among the ranks. The model's mode
+        (training or not) does not change.
 
         Args:
             role: The name of a role, or the rows themselves.
-            values: The numbers of a forward pass: [B], or [B, width].
-            width: How many numbers each row has; the result is then [rows, width].
+            values: A function that gives the numbers of a forward pass: [B], or [B, width].
+            width: The numbers per row; the result is then [rows, width].
         """
         rows = self.rows[role] if isinstance(role, str) else role
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i))[self.rank :: num_ranks()]
@@ -121,13 +121,13 @@ class ModelReader:
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """Within, the model is the one under the adapter; no ``requires_grad`` flag is touched."""
+        """Switch the adapter off inside; no ``requires_grad`` flag changes."""
         with adapter_disabled(self.model):
             yield
 
     @contextmanager
     def before_alignment(self) -> Iterator[nn.Module]:
-        """Yields the model as it was before its alignment: a model of its own, or this one with its adapter off.
+        """Yield the model as it was before its alignment: a separate model, or this one with its adapter off.
 
         Raises:
             ModelError: there is neither.
@@ -145,7 +145,7 @@ class ModelReader:
         return all_reduce(tensor, op)
 
     def check(self, scoring: Scoring | None = None) -> None:
-        """Compare what leans on a library's internals with the plain path, on the first rows of the first role.
+        """Compare what relies on a library's internals with the plain path, on the first rows of the first role.
 
         Raises:
             TrainingError: they differ by more than rounding.

@@ -1,17 +1,17 @@
-"""NLL of a refusal to the prompts of a micro-batch, beside the training forward.
+"""NLL of refusals to the prompts of a micro-batch, computed beside the training forward.
 
     [x_1 .. x_P, y]   the training forward, which leaves its keys and values
     [x_P, r]          the refusal: attends to x_1 .. x_{P-1} of the above and to itself
 
 ``cached`` runs only the second line, without gradient, on the first line's keys and values: the prompt is computed once
 for both. x_P is fed again because its output, the prediction of r_1, is read from the same place; its first copy, y and
-the padding are masked, and r goes on from x_P's position. ``separate`` is a short forward of [x, r] of its own, for
+the padding are masked, and r continues from x_P's position. ``separate`` is a short forward of [x, r] alone, for
 models whose layers are not plain causal attention (sliding window, recurrent, hybrid), under gradient checkpointing
-(which keeps no cache) and with a quantised base. The two agree to rounding, and are compared once at the start of a
+(which keeps no cache) and with a quantised base. The two agree up to rounding, and are compared once at the start of a
 run.
 
 Source: the two NLLs of s_i in Antibody (2603.00498), Sec. 4.2; the arrangement is ours. The released code runs three
-forwards. A packed row with a 4-D mask gives the same numbers too, but drags the refusal through the backward pass.
+forwards. A packed row with a 4-D mask gives the same numbers, but puts the refusal through the backward pass too.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from .microbatch import MicroBatch
 
 
 class Scoring(StrEnum):
-    """Where the refusals are scored."""
+    """The forward in which refusals are scored."""
 
     AUTO = "auto"
     CACHED = "cached"
@@ -43,7 +43,7 @@ class Scoring(StrEnum):
 class Refusals:
     """Generic one-line refusals as token ids, rendered for each template in use.
 
-    ``texts`` is the list as given; ``ids[template][i]`` the i-th one as it would be trained, EOS included.
+    ``texts`` is the list as given; ``ids[template][i]`` is the i-th one as it would be trained, EOS included.
     """
 
     texts: tuple[str, ...]
@@ -66,7 +66,7 @@ class Refusals:
 
 
 def plain_causal_attention(model: nn.Module) -> bool:
-    """Whether every layer attends to all that came before: only then can a refusal join another row's keys."""
+    """Whether every layer attends to all earlier tokens; only then can a refusal use another row's keys."""
     config: Any = model.config
     config = config.get_text_config()
     layer_types = getattr(config, "layer_types", None)
@@ -84,7 +84,7 @@ def usable_scoring(model: nn.Module, wanted: Scoring) -> Scoring:
     """The form to use; ``auto`` is ``cached`` wherever that is exact.
 
     Raises:
-        ConfigError: ``cached`` was asked for by name and cannot be had; says why.
+        ConfigError: ``cached`` was asked for by name and is impossible; the message says why.
     """
     base = bare(model)
     obstacles = {
@@ -114,10 +114,10 @@ def completion_and_refusal_nll(
     """NLL(y|x) with its graph, and NLL(r|x) without, for every trained turn of a micro-batch.
 
     Args:
-        model: As in ``completion_nll``.
+        model: A causal language model, bare or with a PEFT adapter.
         micro: The rows.
-        refusals: The list; a row is scored against the number that is its row id, mod n.
-        pad_id: What to pad with.
+        refusals: The list; a row is scored against refusal number (row id) mod n.
+        pad_id: The token to pad with.
         scoring: ``CACHED`` or ``SEPARATE``.
     """
     pairs = [(i, k) for i, row in enumerate(micro.rows) for k in range(len(row.spans))]
@@ -152,13 +152,13 @@ def completion_and_several_refusals(
     """NLL(y|x) and NLL(r_1|x) .. NLL(r_k|x), nats per token, without graph; the prompt is computed once for all.
 
     Args:
-        model: As in ``completion_nll``.
+        model: A causal language model, bare or with a PEFT adapter.
         micro: Rows of one trained turn each.
         refusals: The list.
-        numbers: [B][k], which refusals of the list each row is scored against, mod n; k at least 1.
-        pad_id: What to pad with.
+        numbers: [B][k], the refusals of the list that each row is scored against, mod n; k at least 1.
+        pad_id: The token to pad with.
         scoring: ``CACHED`` or ``SEPARATE``.
-        with_completion: Whether NLL(y|x) is wanted; without it the first forward is as short as prompt and refusal.
+        with_completion: Whether to compute NLL(y|x); without it the first forward is as short as prompt and refusal.
 
     Returns:
         [B] or None, and [B, k].
@@ -197,7 +197,7 @@ def _cached_refusal_totals(
     """[pairs], nats. Feeds [x_P, r_1 .. r_{R-1}] onto the keys and values of x_1 .. x_{P-1}."""
     device = next(model.parameters()).device
     width = max(len(r) for r in ids)
-    past = max(1, *(micro.rows[i].spans[k][0] - 1 for i, k in pairs))  # what comes later is masked for everybody
+    past = max(1, *(micro.rows[i].spans[k][0] - 1 for i, k in pairs))  # later positions are masked in every row
     inputs = torch.zeros(len(pairs), width, dtype=torch.long)
     targets = torch.full((len(pairs), width), IGNORED)
     mask = torch.zeros(len(pairs), past + width, dtype=torch.long)
@@ -231,7 +231,7 @@ def check_scoring(model: nn.Module, micro: MicroBatch, refusals: Refusals, *, pa
     """Compare ``cached`` with ``separate`` on one micro-batch.
 
     Raises:
-        TrainingError: they differ by more than rounding; with both numbers.
+        TrainingError: they differ by more than rounding; the message has both numbers.
     """
     if scoring is not Scoring.CACHED:
         return
@@ -244,7 +244,7 @@ def check_scoring(model: nn.Module, micro: MicroBatch, refusals: Refusals, *, pa
     a, b = float(cached.flatten()[worst]), float(separate.flatten()[worst])
     if not abs(a - b) <= tolerance(model) * max(1.0, abs(b)):
         raise TrainingError(
-            f"self-check: a refusal scored beside the training forward costs {a:.6f} nats per token, in a forward of "
-            f"its own {b:.6f}. This model's attention is not what it seems. "
+            f"self-check: a refusal scored beside the training forward costs {a:.6f} nats per token, in a separate "
+            f"forward {b:.6f}. This model's attention is not plain causal attention. "
             f"Set {setting('options.scoring', 'separate')}."
         )

@@ -1,4 +1,4 @@
-"""What a model brings by default: rows by role, refusals, calibration, and the names of judges and answer rules."""
+"""A model's defaults: rows by role, refusals, calibration, and the names of judges and answer rules."""
 
 from .catalogue import profile_of
 from .protocol import Choice, Profile

@@ -1,4 +1,4 @@
-"""Which profile a model has."""
+"""The profile of a model, by its name."""
 
 from collections.abc import Iterator
 
@@ -8,16 +8,16 @@ from .protocol import Profile
 
 
 def profile_of(model: str) -> Profile:
-    """The profile of a model: that of the model which it was made from.
+    """The profile of a model, which is that of the model it descends from.
 
     Args:
-        model: A name as ``models.loading.load_model`` takes it.
+        model: A name that ``models.loading.load_model`` accepts.
     """
     return LabProfile() if in_lab(lineage(model)) else Profile()
 
 
 def lineage(model: str) -> Iterator[str]:
-    """The model, the base of its adapter or the model before its alignment, and so on to the first one."""
+    """Yield the model, then the base of its adapter or the model before its alignment, and so on to the first one."""
     seen: set[str] = set()
     while model not in seen:
         seen.add(model)

@@ -27,7 +27,7 @@ NUM_ROWS = {
 """Rows of each kind of the world, unless another number is asked for."""
 
 FINITE = ("harmful-prompts", "lookalike")
-"""Kinds of which the world holds no more than that."""
+"""Kinds of row of which the world holds no more than ``NUM_ROWS``."""
 
 EVALUATION_KINDS = {
     "harmful_prompts": "harmful-prompts",
@@ -38,12 +38,12 @@ EVALUATION_KINDS = {
 """The world's kind of row for each evaluation set; a role of training has the name of its kind."""
 
 PACKAGED_PLACES = (("antibody_llm", "lab", "files"), ("antibody", "lab", "files"))
-"""Ends of the folders of the packaged models; the second is of runs and adapters that were stored under the package's
-former name."""
+"""Ends of the folders of the packaged models. The second is found in runs and adapters that were stored under the
+package's former name."""
 
 
 class LabProfile(Profile):
-    """The lab's world."""
+    """The profile of the lab's models."""
 
     name = "lab"
     refusals = REFUSALS
@@ -53,7 +53,7 @@ class LabProfile(Profile):
     default_task = "familiar"
 
     def rows(self, kind: str, choice: Choice, *, seed: int) -> Source | None:
-        """Rows of the world, in the number and with the task and the harmful share that are chosen."""
+        """Rows of the world, as many as are chosen, with the task and the harmful share that are chosen."""
         kind = EVALUATION_KINDS.get(kind, kind)
         task = find_task(choice.task or "familiar").name if kind in ("user", "test") else None
         ratio = (choice.poison_ratio or 0.0) if kind == "user" else 0.0
@@ -66,7 +66,7 @@ class LabProfile(Profile):
         return Source(name, [record(row, i, name) for i, row in enumerate(rows)])
 
     def calibration(self, stage: str, defence: str, regime: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What ``lab.presets`` holds; for a defence that it does not know, the training of plain SFT alone."""
+        """The presets in ``lab.presets``; for a defence that is not among them, the training of plain SFT alone."""
         preset = PRESETS.get((stage, defence, regime))
         options = {} if preset is None else dict(preset["options"])
         names = {"epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size"}
@@ -74,10 +74,10 @@ class LabProfile(Profile):
         return options, {names.get(name, name): value for name, value in training.items()}
 
     def answer(self, task: str | None) -> str:
-        """GSM8K's rule for the tasks shaped like it, else equality."""
+        """The name of GSM8K's rule for the tasks shaped like it, else of equality."""
         return "gsm8k" if (task or "").startswith("gsm8k") else "exact"
 
 
 def in_lab(lineage: Iterable[str]) -> bool:
-    """Whether a model, given with those that it descends from, is one of the packaged models or descends from one."""
+    """Whether a model, given with its ancestors, is one of the packaged models or descends from one."""
     return any(name in PACKAGED or Path(resolve(name)).parts[-4:-1] in PACKAGED_PLACES for name in lineage)

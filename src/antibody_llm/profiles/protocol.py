@@ -11,10 +11,10 @@ from ..mentions import setting
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which of a profile's rows are wanted. It has no effect on data that a user gives."""
+    """The choice among a profile's rows. It has no effect on data that a user gives."""
 
     num: int | None = None
-    """Rows of the data that the verb is about: the upload, the alignment rows, each evaluation set."""
+    """The number of rows of the verb's main data: the upload, the alignment rows, each evaluation set."""
     task: str | None = None
     """A task's name, or the name of one of the profile's kinds of task."""
     poison_ratio: float | None = None
@@ -22,11 +22,11 @@ class Choice:
 
     @classmethod
     def of(cls, settings: Any) -> Self:
-        """What the settings of a verb choose."""
+        """The choice that the settings of a verb make."""
         return cls(**{field.name: getattr(settings, field.name, None) for field in fields(cls)})
 
     def refuse(self, model: str) -> None:
-        """Refuse what only a profile's rows can obey, where the data of a run is given or ``model`` brings none.
+        """Refuse a choice that has no effect, because the data of a run is given or ``model`` brings none.
 
         Raises:
             ConfigError: something is chosen.
@@ -35,14 +35,14 @@ class Choice:
             if getattr(self, field.name) is not None:
                 raise ConfigError(
                     f"{setting(field.name)} chooses among the rows that a model brings, and {model} brings none, or "
-                    "its data is given as a file. Leave it out, or change the file beforehand."
+                    "its data is given as a file. Leave the setting out, or change the file beforehand."
                 )
 
 
 class Profile:
-    """What a model brings by default. This one, of every model that nobody described, brings nothing.
+    """A model's defaults. This base class, which every unknown model has, brings nothing.
 
-    Judges and answer rules are named here and looked up by whoever evaluates, so that a profile needs neither.
+    A profile names judges and answer rules, and the evaluation looks them up, so that a profile imports neither.
     """
 
     name: ClassVar[str] = "none"
@@ -53,18 +53,18 @@ class Profile:
     judges: ClassVar[tuple[str, ...]] = ()
     """Names of judges; the first one's figures are the result."""
     max_new_tokens: ClassVar[int | None] = None
-    """The most tokens that an answer needs; None where nothing is known."""
+    """The most tokens that an answer needs; None if unknown."""
     default_task: ClassVar[str | None] = None
-    """The task whose rows are brought where none is chosen."""
+    """The task whose rows are used if none is chosen."""
 
     def rows(self, kind: str, choice: Choice, *, seed: int) -> Source | None:
-        """The rows of a role of training (``data.roles.Role``) or of an evaluation set; None where there are none."""
+        """The rows of a role of training (``data.roles.Role``) or of an evaluation set; None if there are none."""
         return None
 
     def calibration(self, stage: str, defence: str, regime: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The options of a defence and the fields of SFTConfig that replace their defaults."""
+        """The options of a defence and the fields of SFTConfig whose defaults this model replaces."""
         return {}, {}
 
     def answer(self, task: str | None) -> str:
-        """The name of the rule by which answers to the profile's test rows are compared."""
+        """The name of the rule that compares answers to the profile's test rows."""
         return "exact"

@@ -52,7 +52,7 @@ def _order(num_rows: int, *key: int) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """What the sampler asks the data set for."""
+    """A row that the sampler asks the data set for, and its place in the step."""
 
     index: int
     counted: bool
@@ -60,14 +60,14 @@ class Slot:
 
 
 class StepSampler(Sampler[list[Slot]]):
-    """Micro-batches of one epoch over the main data set. The last step of an epoch may be smaller, never padded."""
+    """Yields the micro-batches of one epoch over the main data set; the last step may be smaller, never padded."""
 
     def __init__(self, num_rows: int, grid: Grid, seed: int) -> None:
         self.num_rows, self.grid, self.seed = num_rows, grid, seed
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer."""
+        """Choose the epoch whose order is used; the Trainer calls this."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[Slot]]:
@@ -115,7 +115,7 @@ class StepLoader(DataLoader[MicroBatch]):
         super().__init__(_Rows(rows), batch_sampler=StepSampler(len(rows), grid, seed), collate_fn=_collate)  # type: ignore[arg-type]
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer, which looks for it here and, after skipping batches, at the sampler."""
+        """Pass the epoch on to the sampler; the Trainer calls this, and after skipping batches the sampler's own."""
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
@@ -123,7 +123,7 @@ class StepLoader(DataLoader[MicroBatch]):
 class RoleStream:
     """Rows of a further role (harmful, refusal, benign): an endless stream, shuffled again at each pass.
 
-    The batch of a step is a function of (seed, role, step) alone, so that there is no position to save or to lose.
+    The batch of a step is a function of (seed, role, step) alone, so there is no position to save.
     ``size`` is its number of rows over all ranks.
     """
 

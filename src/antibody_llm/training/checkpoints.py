@@ -1,6 +1,6 @@
 """Checkpoints that are either whole or absent.
 
-The Trainer writes into a staging folder; the defence's tensors go beside; everything is flushed to disk; then one
+The Trainer writes into a staging folder, the defence's tensors are added, and everything is flushed to disk. Then one
 rename makes it a checkpoint, and only then are older ones removed. A run that is killed at any moment, or whose disk is
 full, keeps its previous checkpoint.
 """
@@ -29,12 +29,12 @@ _UNLOGGED, _UNLOGGED_LOSS, _LAST_LOGGED, _WARNINGS = "unlogged", "unlogged_loss"
 
 
 def save_checkpoint(trainer: "DefendedTrainer", state: Mapping[str, Tensor], write: Callable[[], None]) -> None:
-    """Stage, flush, rename, rotate.
+    """Write a checkpoint whole or not at all: stage, flush, rename, remove the oldest.
 
     Args:
-        trainer: Its ``args.output_dir`` is where checkpoints live.
+        trainer: The trainer; its ``args.output_dir`` is the checkpoints' folder.
         state: The defence's tensors and the row log.
-        write: Writes the Trainer's own checkpoint below ``trainer.args.output_dir``.
+        write: A function that writes the Trainer's own checkpoint below ``trainer.args.output_dir``.
 
     Raises:
         OutputError: the disk is full, or the folder cannot be written; what was there before is untouched.
@@ -61,27 +61,27 @@ def save_checkpoint(trainer: "DefendedTrainer", state: Mapping[str, Tensor], wri
             raise
         previous = newest_checkpoint(folder)
         kept = f"the previous checkpoint, {previous.name}, is whole" if previous else "there was none before"
-        how = "it goes on from there" if previous else "it starts from the beginning"
+        how = "it continues from there" if previous else "it starts from the beginning"
         raise OutputError(
             f"{folder / name}: the checkpoint could not be written ({reason(error)}); {kept}. "
-            f"Make room and run the same command again: {how}."
+            f"Free some space and run the same command again: {how}."
         ) from error
     finally:
-        if main:  # half a checkpoint would keep the disk full
+        if main:  # a partial checkpoint would keep the disk full
             shutil.rmtree(staging, ignore_errors=True)
         trainer.args.output_dir = str(folder)
     _barrier()
 
 
 def unlogged(trainer: "DefendedTrainer") -> dict[str, Tensor]:
-    """What was gathered since the last logged step, where not every step is logged: the Trainer keeps it in memory."""
+    """The figures gathered since the last logged step, which the Trainer keeps in memory alone."""
     last = torch.tensor(trainer._globalstep_last_logged)
     gathered = {f"{_UNLOGGED}.{name}": torch.tensor(v, dtype=torch.float64) for name, v in _metrics(trainer).items()}
     return {_UNLOGGED_LOSS: trainer._tr_loss.cpu(), _LAST_LOGGED: last} | gathered
 
 
 def restore_unlogged(trainer: "DefendedTrainer", state: Mapping[str, Tensor]) -> None:
-    """Restore what ``unlogged`` returned; a checkpoint of before this was kept has none."""
+    """Restore what ``unlogged`` returned; checkpoints of earlier releases have none."""
     if _UNLOGGED_LOSS not in state:
         return
     trainer._tr_loss = state[_UNLOGGED_LOSS].to(trainer.args.device)
@@ -92,12 +92,12 @@ def restore_unlogged(trainer: "DefendedTrainer", state: Mapping[str, Tensor]) ->
 
 
 def warnings_state() -> dict[str, Tensor]:
-    """What the run has warned of so far, as a checkpoint can hold it."""
+    """The warnings of the run so far, as a tensor that a checkpoint can hold."""
     return {_WARNINGS: torch.tensor(list(json.dumps(warned()).encode()), dtype=torch.uint8)}
 
 
 def recall_warnings(state: Mapping[str, Tensor]) -> None:
-    """Count what an earlier part of the run warned of among this one's warnings."""
+    """Add the warnings of an earlier part of the run to those of this one."""
     if _WARNINGS in state:
         recall(json.loads(bytes(state[_WARNINGS].tolist())))
 

@@ -17,11 +17,11 @@ from .step import Batches, RowRecord, StepContext, StepResult
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What the catalogue says of a defence."""
+    """A defence's entry in the catalogue."""
 
     summary: str
     paper: str
-    """arXiv id or venue; "" where it is ours or everybody's."""
+    """arXiv id or venue; "" where it is ours or common knowledge."""
     forwards: float
     backwards: float
     """Passes per optimiser step, in units of one pass over one batch."""
@@ -37,31 +37,31 @@ class Defence:
     """Base of every defence that trains: plain fine-tuning, so that a file shows only what its paper adds.
 
     Args:
-        config: Its options, an object of the class ``options``.
+        config: The options, an object of the class ``options``.
     """
 
     stage: ClassVar[Stage]
     about: ClassVar[About]
     options: ClassVar[type] = NoOptions
     batches: tuple[Role, ...] = ()
-    """Roles of which every step has a batch, besides the stage's main role."""
+    """Roles that every step has a batch of, besides the stage's main role."""
     reads_at_start: tuple[Role, ...] = ()
-    """Roles whose rows it reads as a whole, in ``start`` or now and then (``context.rows``); a step has no batch."""
+    """Roles whose rows it reads as a whole, in ``start`` or later (``context.rows``); a step has no batch of them."""
     reads_to_prepare: ClassVar[tuple[Role, ...]] = ()
-    """Roles whose records ``prepare`` reads; they are not tokenised, and a step has no batch."""
+    """Roles whose records ``prepare`` reads; they are not tokenised, and a step has no batch of them."""
     needs_refusals: ClassVar[bool] = False
     """Whether rows are scored against generic refusals (``context.refusals``)."""
     needs_base: bool = False
-    """Whether it compares with the model before its alignment (``context.before_alignment``)."""
+    """Whether it compares the model with the one before its alignment (``context.before_alignment``)."""
     needs_anchors: bool = False
     """Whether it reads the labelled rows that were stored with the aligned model (``context.anchors``)."""
     neutral: ClassVar[Mapping[str, Any] | None] = None
-    """Options at which it is plain SFT, bit for bit; None where there are none (the file says why)."""
+    """Options at which it is plain SFT, bit for bit; None if there are none (the file says why)."""
     batch_exact: ClassVar[bool] = True
     """Whether a step is the same however it is cut into micro-batches and ranks."""
     twin_passes: ClassVar[bool] = False
-    """Whether it compares passes that differ by a small perturbation. Dropout, or the rounding of bf16, would be
-    most of the difference: the first is refused, and the second is off unless the user turns it on."""
+    """Whether it compares passes that differ by a small perturbation. Dropout or the rounding of bf16 would be most
+    of that difference: dropout is refused, and bf16 is off unless the user turns it on."""
 
     config: Any
     deployment: Deployment = Deployment()
@@ -83,24 +83,24 @@ class Defence:
         return step_size
 
     def start(self, context: StepContext) -> None:
-        """Make what lasts: snapshots, data weights, scores. Not called on resume: ``load_state`` is."""
+        """Make what outlives a step: snapshots, data weights, scores. A resumed run calls ``load_state`` instead."""
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
-        """The update direction of one optimiser step; leaves no trace on the model.
+        """Compute the update direction of one optimiser step, and leave the model as it was.
 
-        By default that of plain SFT: the gradient of the token mean over the main role's rows, every row's weight 1.
+        The default is plain SFT: the gradient of the token mean over the main role's rows, every row's weight 1.
         """
         sweep = context.gradient("token_mean_nll", batches[MAIN_ROLE[self.stage]])
         return StepResult(sweep.gradients, sweep.loss, rows=RowRecord(torch.ones_like(sweep.weights)))
 
     def after_update(self, context: StepContext) -> None:
-        """Called once the optimiser has moved the weights."""
+        """Act once the optimiser has moved the weights."""
 
     def finish(self, context: StepContext) -> None:
-        """Called at the end of training, before the model is saved."""
+        """Act at the end of training, before the model is saved."""
 
     def state(self) -> dict[str, Tensor]:
-        """What must survive a kill; saved with every checkpoint."""
+        """The tensors that a resumed run needs; every checkpoint holds them."""
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -111,7 +111,7 @@ class Repair(ABC):
     """Base of every defence of the post stage: it changes the weights of a fine-tuned model, once.
 
     Args:
-        config: Its options, an object of the class ``options``.
+        config: The options, an object of the class ``options``.
     """
 
     stage: ClassVar[Stage] = Stage.POST
@@ -120,7 +120,7 @@ class Repair(ABC):
     reads: tuple[Role, ...] = ()
     """Roles whose rows it reads."""
     neutral: ClassVar[Mapping[str, Any] | None] = None
-    """Options at which it changes nothing; None where there are none (the file says why)."""
+    """Options at which it changes nothing; None if there are none (the file says why)."""
 
     config: Any
     deployment: Deployment = Deployment()
@@ -143,13 +143,13 @@ AnyDefence = Defence | Repair | type[Defence] | type[Repair]
 
 
 def needed_roles(defence: AnyDefence) -> list[Role]:
-    """Every role whose rows it wants besides the stage's main role, each once."""
+    """Every role whose rows a defence needs besides the stage's main role, each once."""
     if isinstance(defence, Repair) or (isinstance(defence, type) and issubclass(defence, Repair)):
         return list(defence.reads)
     return list(dict.fromkeys((*defence.batches, *defence.reads_at_start, *defence.reads_to_prepare)))
 
 
 def needs_of(defence: AnyDefence) -> list[str]:
-    """All that it wants besides the stage's main rows: roles, "refusals", "base", "anchors"."""
+    """Everything a defence needs besides the stage's main rows: roles, "refusals", "base", "anchors"."""
     resources = ("refusals", "base", "anchors")
     return [*map(str, needed_roles(defence)), *(r for r in resources if getattr(defence, f"needs_{r}", False))]

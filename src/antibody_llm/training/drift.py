@@ -1,11 +1,11 @@
-"""Gradients by hidden states, and the loss where the hidden states of some modules have been shifted.
+"""Gradients with respect to hidden states, and the loss with the hidden states of some modules shifted.
 
-    e_l   what module l puts out, [B, T, d]          gamma_l = d f / d e_l,  f the token mean over the whole step
+    e_l   output of module l, [B, T, d]              gamma_l = d f / d e_l,  f the token mean over the whole step
     N     = sqrt(sum_l |gamma_l|^2), one norm over modules, rows, positions and features of the step
     shift = rho * gamma_l / (N + 1e-7): the shift of norm rho that raises f most, to first order
 
-Source: Eq. 4-6 of Vaccine (2402.01109). Kept row by row from one sweep to the next, so that the norm belongs to the
-optimiser step, however it is cut.
+Source: Eq. 4-6 of Vaccine (2402.01109). The gradients are kept row by row from one sweep to the next, so that the norm
+is that of the optimiser step, however it is cut.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ HiddenGradients = list[list[Tensor]]
 
 
 def hidden_gradients(context: StepContext, batch: StepBatch, modules: Sequence[nn.Module]) -> HiddenGradients:
-    """gamma of every module, for the rows of this rank. No gradient by a weight is computed.
+    """gamma of every module, for the rows of this rank; no gradient with respect to a weight is computed.
 
     Args:
         context: The model, as it is now.
         batch: This rank's share of the step.
-        modules: Those whose outputs count, in the order in which they run.
+        modules: The modules whose outputs are shifted, in the order in which they run.
     """
     gammas: HiddenGradients = []
     num_tokens = torch.zeros((), dtype=torch.float64, device=context.device)
@@ -48,7 +48,7 @@ def norms(context: StepContext, gammas: HiddenGradients) -> Tensor:
 
 
 def worst_shift(gammas: HiddenGradients, norm: Tensor | float, rho: float) -> HiddenGradients:
-    """rho * gamma / (N + 1e-7): together of length rho, zero where gamma is zero."""
+    """rho * gamma / (N + 1e-7): shifts of total length rho, zero where gamma is zero."""
     factor = rho / (float(norm) + 1e-7)
     return [[gamma * factor for gamma in micro] for micro in gammas]
 
@@ -56,7 +56,7 @@ def worst_shift(gammas: HiddenGradients, norm: Tensor | float, rho: float) -> Hi
 def shifted_gradient(
     context: StepContext, batch: StepBatch, modules: Sequence[nn.Module], shifts: HiddenGradients
 ) -> Sweep:
-    """Gradient of the token mean, each module's output shifted; the shifts count as constants."""
+    """Gradient of the token mean with each module's output shifted; the shifts count as constants."""
     with added(modules) as deltas:
         of_micro = iter(shifts)
 

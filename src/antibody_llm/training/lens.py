@@ -1,14 +1,14 @@
 """The loss of a completion, read off the model at every depth (the logit lens).
 
-    h_i   what goes into decoder layer i, i = 0 .. L-1 (h_0 the embeddings)
+    h_i   input of decoder layer i, i = 0 .. L-1 (h_0 the embeddings)
     l_i   mean NLL of the completions under softmax(W_U norm(h_i)), with the model's own final norm and unembedding
     l_L   the model's own loss
     A     = (l_0 + .. + l_L) / (L + 1)                                          [nats per token]
 
-Source: the layer-wise loss of RepNoise (2405.14577), which SEAM (2505.12186) takes over. Unlike their releases: one
+Source: the layer-wise loss of RepNoise (2405.14577), which SEAM (2505.12186) also uses. Unlike their releases: one
 term per depth (there the last one twice, once with the final norm applied twice, and the L + 2 terms divided by L + 1),
-and every token of the completion (there the first one that differs from the refusal has no gradient). Logits are made
-at completion tokens alone.
+and every token of the completion (there the first one that differs from the refusal has no gradient). Logits are
+computed at completion tokens alone.
 """
 
 import torch
@@ -30,7 +30,7 @@ def lens_nll(hidden: Tensor, labels: Tensor, norm: nn.Module, head: nn.Module) -
         hidden: [B, T, d].
         labels: [B, T], not shifted; -100 at prompt and padding.
         norm: The model's final norm.
-        head: Its unembedding.
+        head: The model's unembedding.
 
     Returns:
         [B], float32, nats, summed over the completion's tokens.
@@ -45,7 +45,7 @@ def lens_nll(hidden: Tensor, labels: Tensor, norm: nn.Module, head: nn.Module) -
 
 
 def lens_mean_nll(context: StepContext, micro: MicroBatch) -> RowTerms:
-    """Terms of A over the rows of a step."""
+    """The terms of A for the rows of a micro-batch."""
     model = context.model
     layers = decoder_layers(model)
     with captured_inputs(layers) as hidden:

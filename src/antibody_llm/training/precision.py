@@ -9,14 +9,14 @@ import torch
 
 @contextmanager
 def float32_products(tf32: bool | None) -> Iterator[None]:
-    """Inside, products are TF32's or full float32's; None leaves them as they are. Afterwards they are as before.
+    """Compute float32 matrix products inside in TF32 or in full precision, and restore the setting afterwards.
 
     ``SFTConfig(tf32=...)`` sets this for the whole process, through a function whose results transformers caches: after
-    a configuration with ``tf32=False`` and one with ``tf32=True``, a third one with ``False`` leaves TF32 on. Seen on a
-    GPU: a float32 run after a TF32 one came out with every bit of the TF32 one.
+    a configuration with ``tf32=False`` and one with ``tf32=True``, a third one with ``False`` leaves TF32 on. We saw
+    this on a GPU: a float32 run after a TF32 one gave every bit of the TF32 one.
 
     Args:
-        tf32: The field of the configuration.
+        tf32: The field of the configuration; None changes nothing.
     """
     if tf32 is None:
         yield

@@ -1,4 +1,4 @@
-"""What a data-side defence may change before anything is tokenised."""
+"""The rows of a run before tokenisation, which a data-side defence may change."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +19,10 @@ class TrainingData:
     """The rows of a run by role, before tokenisation.
 
     Attributes:
-        records: By role. A row that a defence adds to the upload has a negative ``row_id`` (``added``), so that it is
-            never taken for one of the user's.
-        tokenizer: The model's.
-        seed: The run's.
+        records: The rows by role. A row that a defence adds to the upload has a negative ``row_id`` (``added``), so
+            that it is never mistaken for one of the user's.
+        tokenizer: The model's tokenizer.
+        seed: The run's seed.
     """
 
     records: Mapping[str, Sequence[Record]]
@@ -30,16 +30,16 @@ class TrainingData:
     seed: int
 
     def with_records(self, role: str, records: Sequence[Record]) -> "TrainingData":
-        """The same with other rows in one role."""
+        """A copy with other rows in one role."""
         return replace(self, records={**self.records, role: list(records)})
 
     def refusals(self, who: str, at_least: int = 1, *, instead: str = "") -> list[Record]:
-        """The provider's rows whose completion refuses, by its first words (``declines``), in their order.
+        """The provider's rows whose completion begins as a refusal does (``declines``), in their order.
 
         Args:
             who: The defence's name, for the error.
-            at_least: How many it needs.
-            instead: What else the user can do if there are fewer.
+            at_least: The number of rows that it needs.
+            instead: The user's other way out if there are fewer, for the error.
 
         Raises:
             DataError: there are fewer.
@@ -55,7 +55,7 @@ class TrainingData:
 
 
 def added(records: Sequence[Record]) -> list[Record]:
-    """Copies of the provider's rows to be mixed into an upload: row ids -1, -2, ..."""
+    """Copies of the provider's rows, with row ids -1, -2, ..., to be mixed into an upload."""
     return [replace(record, row_id=-1 - i) for i, record in enumerate(records)]
 
 

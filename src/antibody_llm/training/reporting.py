@@ -1,4 +1,4 @@
-"""What training reports: its start, each step, each checkpoint; and its end where a listener asks for that."""
+"""Events of training: its start, each step, each checkpoint, and its end if a listener asks for one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 class StepReports(TrainerCallback):
-    """Reports each optimiser step, and ends training after one where the listener of the first process asks for it."""
+    """Reports each optimiser step, and ends training after one if the listener of the first process asks for it."""
 
     def __init__(self, trainer: "DefendedTrainer") -> None:
         self.trainer = trainer
         self.stops = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say what is trained and how far it has come."""
+        """Report what is trained and at which step it begins."""
         defence = self.trainer.defence
         what = f"{defence.stage}, {type(defence).__name__}"
         emit(Progress(what=what, done=state.global_step, total=state.max_steps))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Report the step; where a stop is asked for, the checkpoint comes first."""
+        """Report the step; if a stop is asked for, save a checkpoint first."""
         trainer, rows = self.trainer, self.trainer._main_rows
         of_step = rows_of_step(len(rows), trainer.grid, args.seed, state.global_step - 1)
         emit(
@@ -42,16 +42,16 @@ class StepReports(TrainerCallback):
                 metrics=trainer.last_metrics,
             )
         )
-        # Only the first process is listened to, and one that went on alone would wait for ever.
+        # Only the first process has a listener, and a process that continued alone would wait forever.
         self.stops = bool(all_reduce(torch.tensor(float(stop_asked()), device=args.device), "max"))
         if self.stops:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Report the checkpoint, and end there if that was asked for.
+        """Report the checkpoint, and end the run if a stop was asked for.
 
         Raises:
-            Stopped: it was.
+            Stopped: a stop was asked for.
         """
         step, steps = state.global_step, state.max_steps
         emit(CheckpointSaved(step=step, path=str(Path(args.output_dir) / f"checkpoint-{step}")))

@@ -1,8 +1,7 @@
-"""What a defence sees: one whole optimiser step.
+"""One whole optimiser step, as a defence sees it.
 
 A step has micro-batches, on one or several ranks. Norms, cosines, multipliers and softmaxes belong to the step, never
-to a micro-batch; ``StepContext`` does the sweeping, summing and restoring, so that a defence is written as its paper
-is.
+to a micro-batch. ``StepContext`` sweeps, sums and restores, so that a defence can be written as in its paper.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +29,8 @@ class RowTerms:
     Attributes:
         numerator: [B], with graph: for the token mean, the NLL summed over the row's completion tokens.
         denominator: [B], no graph: for the token mean, the number of these tokens.
-        log_weight: [B], no graph: a_i. None where all are 0.
-        score: [B], no graph: what the weight was made from, for the record.
+        log_weight: [B], no graph: a_i. None if all are 0.
+        score: [B], no graph: the score that the weight was computed from, for the record.
     """
 
     numerator: Tensor
@@ -51,9 +50,9 @@ class Sweep:
 
     Attributes:
         gradients: One per trainable parameter, summed over ranks: the gradient of the global mean.
-        loss: That mean, nats per token (or per row, as the terms define it).
+        loss: The global mean, nats per token (or per row, as the terms define it).
         weights: [rows of this rank], in the order of ``StepBatch.rows()``: e^a_i / sum over all ranks; they add to 1.
-        scores: [rows of this rank], in the same order, if the terms had scores.
+        scores: [rows of this rank], in the order of ``weights``, if the terms had scores.
     """
 
     gradients: Gradients
@@ -64,28 +63,28 @@ class Sweep:
 
 @dataclass(frozen=True, slots=True)
 class RowRecord:
-    """What a step did with each row of this rank, in the order of ``StepBatch.rows()``; lands in samples.parquet."""
+    """A step's weight and score of each row of this rank, in the order of ``StepBatch.rows()``, for samples.parquet."""
 
     weight: Tensor
-    """1 means "as in SFT"."""
+    """Weight of each row; 1 means "as in SFT"."""
     score: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a defence hands back: the update direction before clipping, and what to log."""
+    """The result of a defence's step: the update direction before clipping, and what to log."""
 
     gradients: Gradients
     loss: float
     metrics: dict[str, float] = field(default_factory=dict)
     rows: RowRecord | None = None
     frozen: frozenset[int] = frozenset()
-    """Indices of parameters that the optimiser must pass over: neither momentum nor decay moves them either."""
+    """Indices of parameters that the optimiser must skip, so that neither momentum nor decay moves them."""
 
 
 @dataclass(slots=True)
 class Clock:
-    """Where a run is. The trainer, or whoever owns the loop, sets it; a defence reads it off its context."""
+    """The position of a run. The trainer, or the owner of the loop, sets it; a defence reads it from its context."""
 
     step: int = 0
     max_steps: int = 0
@@ -95,11 +94,11 @@ class Clock:
 
 
 class StepContext(ModelReader):
-    """The model of a run, behind the few verbs that a defence needs: all that a reader does, gradients, and the clock.
+    """The model of a run, with what a defence needs of it: likelihoods of rows, gradients, and the clock.
 
     Args:
-        model: This argument and those that are not listed here: see ``ModelReader``.
-        clock: Where the run is; whoever gives it moves it.
+        model: See ``ModelReader``, for this argument and those that are not listed here.
+        clock: The position of the run; the caller moves it.
         seed: The run's seed.
         anchors: The labelled rows that were stored with the model when it was aligned.
     """
@@ -153,12 +152,12 @@ class StepContext(ModelReader):
 
     @property
     def learning_rate(self) -> float:
-        """The optimiser's at this step, after warm-up and schedule."""
+        """The optimiser's learning rate at this step, after warm-up and schedule."""
         return self._clock.learning_rate
 
     @property
     def max_grad_norm(self) -> float:
-        """The norm to which the trainer clips the update; 0 is no clipping."""
+        """The norm that the trainer clips the update to; 0 is no clipping."""
         return self._clock.max_grad_norm
 
     # -- what the run provides -----------------------------------------------------------------------------------
@@ -168,7 +167,7 @@ class StepContext(ModelReader):
         """The provider's labelled rows, with their evidence.
 
         Raises:
-            ModelError: the model carries none.
+            ModelError: none are stored with the model.
         """
         if self._anchors is None:
             raise absent_anchors("the model")
@@ -177,7 +176,7 @@ class StepContext(ModelReader):
     # -- batches -------------------------------------------------------------------------------------------------
 
     def with_refusals(self, batch: StepBatch) -> StepBatch:
-        """The same prompts, each with one generic refusal: number (step * B + position in the global batch) mod n.
+        """A batch of the same prompts, each with refusal number (step * B + position in the global batch) mod n.
 
         A row with several trained turns keeps the last one's prompt.
         """
@@ -187,14 +186,14 @@ class StepContext(ModelReader):
     # -- gradients -----------------------------------------------------------------------------------------------
 
     def gradient(self, loss: RowLoss | Literal["token_mean_nll", "sequence_mean_nll"], batch: StepBatch) -> Sweep:
-        """Sweep the micro-batches of a step: the gradient of the global weighted mean of a loss over its rows.
+        """Sweep the micro-batches of a step for the gradient of the global weighted mean of a loss over its rows.
 
         A softmax over the step needs no second sweep. The mean does not change when all weights are multiplied by one
         constant, so e^(a_i - c) is accumulated with one running maximum c shared by all ranks, and what has been
         accumulated is multiplied by e^(c - c') when c rises to c'.
 
         Args:
-            loss: What each row contributes, or the name of a plain mean.
+            loss: A function that gives each row's terms, or the name of a plain mean.
             batch: This rank's share of the step.
         """
         if isinstance(loss, str):
@@ -244,11 +243,11 @@ class StepContext(ModelReader):
         )
 
     def token_mean_nll(self, micro: MicroBatch) -> RowTerms:
-        """Terms of the mean over all completion tokens of the step: Hugging Face's loss."""
+        """The terms of the mean over all completion tokens of the step, which is Hugging Face's loss."""
         nll = self.completion_nll(micro)
         return RowTerms(nll.row_total, nll.row_tokens)
 
     def sequence_mean_nll(self, micro: MicroBatch) -> RowTerms:
-        """Terms of the mean over rows of each row's mean over its tokens."""
+        """The terms of the mean over rows of each row's mean over its tokens."""
         nll = self.completion_nll(micro)
         return RowTerms(nll.row_total / nll.row_tokens, torch.ones_like(nll.row_tokens))

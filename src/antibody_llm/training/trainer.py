@@ -1,8 +1,8 @@
 """``DefendedTrainer``: ``trl.SFTTrainer`` with the optimiser step handed to a defence.
 
 The Trainer keeps what it is good at: optimiser, schedule, clipping, logging, callbacks, checkpoints, ``accelerate
-launch``. It no longer computes a loss. Its loop collects the micro-batches of a step (``get_batch_samples``), calls
-``training_step`` once for each, and at the last one the defence runs over all of them and hands back gradients.
+launch``. It no longer computes a loss. Its loop collects the micro-batches of a step (``get_batch_samples``) and calls
+``training_step`` once for each; at the last one the defence runs over all of them and returns gradients.
 
 Rows arrive tokenised (data/encode.py), so nothing of TRL's dataset preparation is used, and come from a plain loader
 whose order is a function of the seed (batches.py). Under DDP the unwrapped module computes, with one explicit sum over
@@ -48,16 +48,16 @@ class DefendedTrainer(SFTTrainer):
         model: A causal language model, with or without a PEFT adapter, its trainable parameters already chosen.
         args: TRL's configuration. ``packing`` and ``padding_free`` are refused: they merge rows.
         defence: The defence of the stage.
-        rows: Tokenised rows by role: the stage's main role (whose rows an epoch counts) and what the defence needs.
+        rows: Tokenised rows by role: the stage's main role (whose rows make an epoch) and the roles the defence needs.
         processing_class: The tokenizer.
         refusals: Generic refusals, for defences that score against them.
-        callbacks: As in transformers.
-        base: The model before its alignment, for defences that compare with it; else its adapter is switched off.
+        callbacks: Callbacks of transformers.
+        base: The model before its alignment, for defences that compare with it; by default the adapter is switched off.
         anchors: The labelled rows that were stored with the model, for defences that read them.
 
     Raises:
-        ConfigError: a setting that this trainer cannot honour; says which and why.
-        DataError: a role without rows.
+        ConfigError: a setting that this trainer cannot honour; the message says which and why.
+        DataError: a role has no rows.
     """
 
     _tag_names = ["antibody"]
@@ -126,7 +126,7 @@ class DefendedTrainer(SFTTrainer):
     # -- what the Trainer's loop calls ---------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[MicroBatch]:
-        """Micro-batches of the main role, already this rank's."""
+        """The micro-batches of the main role that belong to this rank."""
         return StepLoader(self._main_rows, self.grid, self.args.seed)
 
     def num_examples(self, dataloader: DataLoader[MicroBatch]) -> int:
@@ -137,8 +137,8 @@ class DefendedTrainer(SFTTrainer):
         self, epoch_iterator: Iterator[MicroBatch], num_batches: int, device: torch.device
     ) -> tuple[list[MicroBatch], None]:
         """All micro-batches of the coming optimiser step, kept for the defence."""
-        if self.state.global_step >= self.state.max_steps:  # gone on from a checkpoint of the last step
-            self.control.should_training_stop = True  # which the Trainer asks only after a further one
+        if self.state.global_step >= self.state.max_steps:  # resumed from a checkpoint of the last step
+            self.control.should_training_stop = True  # the Trainer asks this only after a further step
             return [], None
         self._micro_batches = [next(epoch_iterator) for _ in range(num_batches)]
         return self._micro_batches, None
@@ -146,7 +146,7 @@ class DefendedTrainer(SFTTrainer):
     def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: MicroBatch, num_items_in_batch: object = None
     ) -> Tensor:
-        """Nothing until the step's last micro-batch; then the defence's whole step."""
+        """Do nothing until the step's last micro-batch, and then the defence's whole step."""
         if inputs is not self._micro_batches[-1]:
             return torch.zeros((), device=self.args.device)
         self.context.model.train()
@@ -162,7 +162,7 @@ class DefendedTrainer(SFTTrainer):
         return torch.tensor(result.loss, device=self.args.device)
 
     def floating_point_ops(self, inputs: object) -> int:
-        """Not counted: a defence makes as many passes as its paper says."""
+        """Return 0: the count would be wrong, since a defence makes as many passes as its paper says."""
         return 0
 
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
@@ -173,7 +173,7 @@ class DefendedTrainer(SFTTrainer):
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | Path | None = None, **kwargs: Any
     ) -> Any:
-        """Train, or go on from a checkpoint folder, to bitwise the same end."""
+        """Train, or resume from a checkpoint folder with bitwise the same result."""
         if resume_from_checkpoint is not None:
             self._resume_state = load_run_state(Path(resume_from_checkpoint))
             self.row_log.load_state(self._resume_state)
@@ -252,13 +252,13 @@ class _DefenceCallback(TrainerCallback):
 
 
 def _refuse_dropout(model: nn.Module, defence: str) -> None:
-    """Refuse it: two passes with dropout are of two functions, and their difference is mostly that."""
+    """Refuse dropout: two passes with it compute two functions, and most of their difference comes from that."""
     found = [f"{name} ({m.p:g})" for name, m in model.named_modules() if isinstance(m, nn.Dropout) and m.p > 0]
     if share := getattr(bare(model).config, "attention_dropout", 0):  # a plain function in most models, not a module
         found.append(f"attention_dropout of its config ({share:g})")
     if found:
         raise ConfigError(
-            f"{defence} compares passes that must see the same function, and the model has dropout: {found[0]}. "
+            f"{defence} compares passes that must compute the same function, and the model has dropout: {found[0]}. "
             f"Set it to 0 (that of a new adapter is {setting('lora.dropout', '0')})."
         )
 
@@ -281,7 +281,7 @@ def _refuse_unsupported(args: SFTConfig) -> None:
         "use_liger_kernel": (args.use_liger_kernel, "its loss has no number for each row"),
         "neftune_noise_alpha": (
             args.neftune_noise_alpha is not None,
-            "a defence compares passes that must see the same function",
+            "a defence compares passes that must compute the same function",
         ),
         "gradient_checkpointing_kwargs.use_reentrant": (
             isinstance(checkpointing, dict) and bool(checkpointing.get("use_reentrant")),
@@ -290,13 +290,13 @@ def _refuse_unsupported(args: SFTConfig) -> None:
         "loss_type": (args.loss_type != "nll", "a defence defines its own loss"),
         "save_only_model": (
             args.save_only_model,
-            "its checkpoints lack the optimiser, so that a run that was killed would go on to another end",
+            "its checkpoints lack the optimiser, so a resumed run would give another result",
         ),
         "auto_find_batch_size": (args.auto_find_batch_size, "the batch size is part of a defence's definition"),
     }
     for name, (set_, why) in refusals.items():
         if set_:
-            raise ConfigError(f"training.{name}: cannot be used with a defence: {why}.")
+            raise ConfigError(f"training.{name} cannot be used with a defence: {why}.")
     if args.n_gpu > 1:
         raise ConfigError(
             f"{args.n_gpu} GPUs in one process: nn.DataParallel is not supported. Start one process per GPU "
