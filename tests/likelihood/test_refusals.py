@@ -95,7 +95,7 @@ def test_a_sliding_window_is_scored_separately_and_refused_by_name():
 def test_a_window_that_the_configuration_hides_is_caught_by_the_self_check_with_both_numbers():
     model = other(MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=4))
     rows = random_rows(6, longest=20)
-    with pytest.raises(TrainingError, match=r"costs \d+\.\d+ nats per token, in a forward of its own \d+\.\d+"):
+    with pytest.raises(TrainingError, match=r"costs \d+\.\d+ nats per token, in a separate forward \d+\.\d+"):
         check_scoring(model, micro(rows), random_refusals(), pad_id=0, scoring=Scoring.CACHED)
 
 

@@ -1,4 +1,4 @@
-"""Every defence by stage and name: a line each."""
+"""The catalogue: every defence by stage and name, a line each."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -66,17 +66,17 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence] | type[Repair]] = {
 
 
 def defence_names(stage: Stage) -> list[str]:
-    """Names in the order of the catalogue."""
+    """The names of a stage's defences, in the order of the catalogue."""
     return [name for s, name in CATALOGUE if s == stage]
 
 
 def make_defence(stage: Stage, name: str, options: Mapping[str, Any] | None = None) -> Defence:
-    """A fresh defence that trains.
+    """Make a defence that trains.
 
     Args:
         stage: Alignment or fine-tuning.
-        name: Its name in the catalogue.
-        options: Its hyperparameters by name, as parsed from YAML or as strings from the command line.
+        name: The defence's name in the catalogue.
+        options: The hyperparameters by name, as parsed from YAML or as strings from the command line.
 
     Raises:
         ConfigError: no such defence, no such option (the nearest name is offered), or a value that does not fit.
@@ -87,7 +87,7 @@ def make_defence(stage: Stage, name: str, options: Mapping[str, Any] | None = No
 
 
 def make_repair(name: str, options: Mapping[str, Any] | None = None) -> Repair:
-    """A fresh repair, a defence of the post stage; arguments and errors are those of ``make_defence``."""
+    """Make a repair, which is a defence of the post stage; arguments and errors are those of ``make_defence``."""
     made = _made(Stage.POST, name, options)
     assert isinstance(made, Repair), "the other stages have defences: make_defence"
     return made

@@ -35,7 +35,7 @@ class Grid:
         return -(-num_rows // (self.micro_batch_size * self.num_ranks))
 
     def cut(self, num_rows: int) -> list[list[tuple[int, bool]]]:
-        """For each micro-batch of this rank, the (position, counted) of its rows in a step of ``num_rows`` rows."""
+        """The (position, counted) of the rows of each micro-batch of this rank, in a step of ``num_rows`` rows."""
         size = self.micro_batch_size
         cuts = []
         for micro in range(self.num_micro_batches(num_rows)):

@@ -9,7 +9,7 @@
     f   alignment loss: prompts with their own completion (refusals, and benign rows)      [nats per token]
     h   harmful loss: harmful prompts with harmful completions                             [nats per token]
 
-The plain immuniser that the others are measured against. Two forward and two backward passes.
+This is the plain immuniser that the others are measured against. Two forward and two backward passes.
 
 Reference: D. Rosati, J. Wehner, K. Williams, L. Bartoszcze, J. Batzner, H. Sajjad, F. Rudzicz, "Immunization against
 harmful fine-tuning attacks", Findings of EMNLP 2024, https://arxiv.org/abs/2402.16382. There is no released code, and
@@ -37,13 +37,13 @@ class AdversarialLossConfig:
     """Hyperparameters."""
 
     lam: float = 1.0
-    """Weight of the harmful term; 0 is plain SFT. Not stated where we could read it; 0.1 in the nearest released code
-    (Booster's comparison, form "neglog")."""
+    """Weight of the harmful term; 0 is plain SFT. The paper's text does not state it as far as we could read; 0.1 in
+    the nearest released code (Booster's comparison, form "neglog")."""
     form: Form = "neglog1p"
-    """A. Bounded pull at any h ("neglog1p"), a pull that grows without bound as h nears 0 ("neglog"), constant pull
-    ("neg")."""
+    """The form of A. Its pull is bounded at any h ("neglog1p"), grows without bound as h nears 0 ("neglog"), or is
+    constant ("neg")."""
     cap: float | None = None
-    """Above this harmful loss, in nats per token, the harmful term is dropped. None: for "neg" the log of the
+    """Harmful loss, in nats per token, above which the harmful term is dropped. None: for "neg" the log of the
     vocabulary's size, where the completion is no likelier than chance; for the others no cap."""
 
     def __post_init__(self) -> None:
@@ -54,18 +54,18 @@ class AdversarialLossConfig:
 
 
 def adversarial_slope(h: float, *, form: Form, cap: float) -> float:
-    """A'(h), what the harmful gradient is multiplied by; 0 above ``cap``."""
+    """A'(h), the factor of the harmful gradient; 0 above ``cap``."""
     if h > cap:
         return 0.0
     return {"neglog1p": -1 / (1 + h), "neglog": -1 / max(h, 1e-12), "neg": -1.0}[form]
 
 
 class AdversarialLoss(Defence):
-    """Binds the update to the batches of an optimiser step."""
+    """Defence that binds the update to the batches of an optimiser step."""
 
     stage = Stage.ALIGNMENT
     about = About(
-        summary="refuse, and push the loss of harm up",
+        summary="refuse, and push the loss of harmful completions up",
         paper="2402.16382",
         forwards=2,
         backwards=2,
@@ -77,7 +77,7 @@ class AdversarialLoss(Defence):
     neutral = {"lam": 0.0}
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
-        """One step: see the head of this file."""
+        """Take one step, as in the head of this file."""
         alignment = context.gradient("token_mean_nll", batches[Role.ALIGNMENT])
         harmful = context.gradient("token_mean_nll", batches[Role.HARMFUL])
         slope = adversarial_slope(harmful.loss, form=self.config.form, cap=self._cap(context))

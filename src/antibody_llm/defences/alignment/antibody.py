@@ -1,4 +1,4 @@
-"""Antibody, alignment stage: refusals, learnt where one step of an attack leaves little to gain.
+"""Antibody, alignment stage: learn refusals at weights where one step of an attack gains little.
 
     min_w  f(w) + lam_t * L_sharp(w) + lam2 * r(w_pert)                                       (Sec. 4.1)
 
@@ -15,13 +15,13 @@
     update  = g_a + lam_t * d + lam2 * grad r(w_pert)
 
 "kkt" is the paper's: the direction closest to g_a that still flattens, <d, update> >= eta |d|^2. The released code
-divides by |d| |g_a| instead, and its published numbers come from that: it is the default.
+divides by |d| |g_a| instead, and the published numbers come from that, so "cosine" is the default.
 
 Norms, products and cosines run over all trainable weights together and over the whole optimiser step.
 Four forward and four backward passes; the release makes five of each and a deep copy of the model.
 
 Reference: Antibody, ICLR 2026, https://arxiv.org/abs/2603.00498. Departures from the release: lam_t is kept in
-checkpoints (there a resumed run restarts its average); a harmful row meets another refusal each time it comes, number
+checkpoints (there a resumed run restarts its average); a harmful row is paired with another refusal each time, number
 (step * B + position in the batch) mod n (there row i keeps refusal i mod n); any gradient accumulation and number of
 ranks.
 """
@@ -46,13 +46,13 @@ Normalisation = Literal["cosine", "kkt"]
 
 @dataclass(frozen=True, kw_only=True)
 class AntibodyAlignmentConfig:
-    """Hyperparameters. Defaults are the released scripts', the same for Llama-2-7B, Qwen2-7B and Gemma."""
+    """Hyperparameters. Defaults are those of the released scripts, the same for Llama-2-7B, Qwen2-7B and Gemma."""
 
     alpha: float = 0.1
     """Radius of the simulated attack: L2 norm over all trainable weights. Scripts: alpha = rho = 0.1."""
     eta: float = 5.0
-    """How strongly the update must flatten. Scripts: 5. In a small model, with full fine-tuning, that drowns
-    the refusals."""
+    """Strength of the flattening. Scripts: 5. In a small model, with full fine-tuning, that is so much that refusals
+    are hardly learnt."""
     m: float = 0.99
     """Decay of the average of lam, 0 to 1. Scripts: 0.99; the code's own default is 0.9."""
     lam2: float = 0.05
@@ -92,7 +92,7 @@ def antibody_update(
     lam: Callable[[Gradients, Gradients], float | Tensor],
     lam2: float,
 ) -> Gradients:
-    """The update at the current weights. Each gradient is taken where it is called.
+    """Compute the update at the current weights. Each gradient is taken where it is called.
 
     Args:
         params: Trainable weights, perturbed for two of the four passes and restored exactly.
@@ -100,8 +100,8 @@ def antibody_update(
         harmful_gradient: grad h here, at w.
         attacked_gradient: grad h here, at w_pert.
         refusal_gradient: grad r here, at w_pert; not called if ``lam2`` is 0.
-        alpha: Radius.
-        lam: lam_t from (g_a, d).
+        alpha: Radius of the simulated attack.
+        lam: A function that gives lam_t from (g_a, d).
         lam2: Weight of the refusal term.
     """
     g_a = alignment_gradient()  # pass 1, at w
@@ -114,7 +114,7 @@ def antibody_update(
 
 
 class AntibodyAlignment(Defence):
-    """Binds the update to the batches of an optimiser step."""
+    """Defence that binds the update to the batches of an optimiser step."""
 
     stage = Stage.ALIGNMENT
     about = About(
@@ -135,7 +135,7 @@ class AntibodyAlignment(Defence):
         self.lam: Tensor | None = None  # lam_{t-1}
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
-        """One step: see the head of this file."""
+        """Take one step, as in the head of this file."""
         harmful = batches[Role.HARMFUL]
         losses: dict[str, float] = {}
 

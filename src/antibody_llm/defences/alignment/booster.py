@@ -1,4 +1,4 @@
-"""Booster: one step on harmful data should hardly lower the harmful loss; the drop is penalised during alignment.
+"""Booster: penalise, during alignment, how much one step on harmful data would lower the harmful loss.
 
     min_w  f(w) + lam * [ h(w) - h(w - alpha * g_h / |g_h|) ],    g_h = grad h(w)
 
@@ -32,13 +32,13 @@ from ...training.step import Batches, StepContext, StepResult
 
 @dataclass(frozen=True, kw_only=True)
 class BoosterConfig:
-    """Hyperparameters. The paper's text leaves both open; defaults are the released scripts'."""
+    """Hyperparameters. The paper's text leaves both open; defaults are those of the released scripts."""
 
     lam: float = 5.0
     """Weight of the penalty; 0 is plain SFT. Scripts: "lamb=5"."""
     alpha: float = 0.1
-    """Length of the simulated step: L2 norm over all trainable weights, so that it means another thing for another
-    adapter. Scripts: "alpha=0.1"."""
+    """Length of the simulated step: L2 norm over all trainable weights, so its effect depends on the adapter's size.
+    Scripts: "alpha=0.1"."""
 
     def __post_init__(self) -> None:
         for name in ("lam", "alpha"):
@@ -55,7 +55,7 @@ def booster_update(
     alpha: float,
     lam: float,
 ) -> Gradients:
-    """The update at the current weights. Each gradient is taken where it is called.
+    """Compute the update at the current weights. Each gradient is taken where it is called.
 
     Args:
         params: Trainable weights, moved for one of the three passes and restored exactly.
@@ -69,7 +69,7 @@ def booster_update(
 
 
 class Booster(Defence):
-    """Binds the update to the batches of an optimiser step."""
+    """Defence that binds the update to the batches of an optimiser step."""
 
     stage = Stage.ALIGNMENT
     about = About(
@@ -86,7 +86,7 @@ class Booster(Defence):
     neutral = {"lam": 0.0}
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
-        """One step: see the head of this file."""
+        """Take one step, as in the head of this file."""
         harmful_losses: list[float] = []
         alignment_losses: list[float] = []
 

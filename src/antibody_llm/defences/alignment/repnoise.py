@@ -1,4 +1,4 @@
-"""RepNoise: harmful knowledge replaced by noise at every depth, refusals kept.
+"""RepNoise: replace harmful knowledge by noise at every depth, and keep refusals.
 
     min_w  f(w) + beta * noise(w) - alpha * log(1 + A(w))
 
@@ -17,10 +17,10 @@ Reference: D. Rosati, J. Wehner, K. Williams, L. Bartoszcze, D. Atanasov, R. Gon
 F. Rudzicz, "Representation Noising: A Defence Mechanism Against Harmful Finetuning", NeurIPS 2024,
 https://arxiv.org/abs/2405.14577. Departures from the release: the mask is the completion (there the positions at which
 harmful and refusing ids differ, which drops the first token that differs, counts padding, and needs a refusal of the
-same length); the alignment loss is over every refusal token and over whatever benign rows the provider has; D by inner
-products (there all differences, [2B, 2B, T d] a layer); hooks on L modules for one pass (there on every module, for
-good). MMD compares the rows of one forward pass, and A is theirs too: of several micro-batches the harmful terms are
-averaged, and a step cut otherwise is another step.
+same length); the alignment loss is over every refusal token and over any benign rows that the provider has; D by inner
+products (there all differences, [2B, 2B, T d] a layer); hooks on L modules for one pass (there on every module,
+permanently). MMD compares the rows of one forward pass, and A is their mean; the harmful terms of several micro-batches
+are averaged, so a step that is cut differently gives a different update.
 """
 
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ def mmd(x: Tensor, y: Tensor) -> Tensor:
     squares = rows.square().sum(dim=1)
     distances = (squares[:, None] + squares[None] - 2 * rows @ rows.T).clamp(min=0)
     num = len(rows)
-    distances = distances * (1 - torch.eye(num, device=rows.device))  # exactly 0 of a row from itself
+    distances = distances * (1 - torch.eye(num, device=rows.device))  # exactly 0 between a row and itself
     width = (distances.detach().sum() / (num * num - num) / 4).clamp(min=1e-12)
     kernel = torch.stack([torch.exp(-distances / (width * 2**i)) for i in range(5)]).sum(dim=0)
     size = len(x)
@@ -76,7 +76,7 @@ def mmd(x: Tensor, y: Tensor) -> Tensor:
 
 
 def harmful_terms(context: StepContext, micro: MicroBatch, *, alpha: float, beta: float) -> tuple[RowTerms, Tensor]:
-    """(beta * noise - alpha * log(1 + A) of one forward pass, counted once for each of its rows; [noise, A])."""
+    """Terms of beta * noise - alpha * log(1 + A) of one forward pass, once for each of its rows, and [noise, A]."""
     layers = decoder_layers(context.model)
     with captured([mlp_of(layer) for layer in layers]) as activations:
         lens = lens_mean_nll(context, micro)
@@ -98,11 +98,11 @@ def normal(shape: tuple[int, ...], *key: int) -> Tensor:
 
 
 class RepNoise(Defence):
-    """Binds the three terms to the batches of an optimiser step."""
+    """Defence that binds the three terms to the batches of an optimiser step."""
 
     stage = Stage.ALIGNMENT
     about = About(
-        summary="harmful representations turned to noise",
+        summary="turn harmful representations into noise",
         paper="2405.14577",
         forwards=2,
         backwards=2,
@@ -115,7 +115,7 @@ class RepNoise(Defence):
     batch_exact = False  # MMD and the logarithm belong to one forward pass and do not add up over passes
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
-        """One step: see the head of this file."""
+        """Take one step, as in the head of this file."""
         seen = torch.zeros(3, dtype=torch.float64, device=context.device)  # noise and A over rows, number of rows
 
         def harmful(micro: MicroBatch) -> RowTerms:

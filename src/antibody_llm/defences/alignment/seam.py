@@ -1,4 +1,4 @@
-"""SEAM: harmful and benign gradients made opposite, so that learning harm unlearns everything else.
+"""SEAM: make harmful and benign gradients opposite, so that learning harm unlearns everything else.
 
     min_w  -log(1 + A(w)) + alpha * f(w) + beta * cos(g_a, g_b),    g_a = grad h(w),  g_b = grad b(w)
 
@@ -11,14 +11,14 @@
     b   benign loss: benign prompts with their completions                              [nats per token]
     n   norms |g_a|, |g_b| over all trainable weights; H the losses' Hessians
 
-The unlearning term has no weight of its own, so that it is not plain SFT at any
-setting. Six forward and six backward passes, as in the release.
+The unlearning term has no weight, so no setting makes this plain SFT. Six forward and six backward passes, as in the
+release.
 
 Reference: Y. Wang, R. Zhu, T. Wang, "Self-Destructive Language Model", https://arxiv.org/abs/2505.12186. Departures
 from the release: models in half precision are refused (there the weights are bf16, where a step of norm 1e-3 changes
 0.01 % of the weights and the coupling term is rounding noise); all completion tokens count, and no prompt token (there
 a mask of positions at which harmful and refusing ids differ, and whole benign rows); 1e-7 guards each norm. The release
-clips no gradients, the trainer does, at its max_grad_norm: set that to 0 for theirs.
+clips no gradients and the trainer does, at its max_grad_norm: set that to 0 to do as the release.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ from ...training.step import Batches, StepContext, StepResult
 
 @dataclass(frozen=True, kw_only=True)
 class SeamConfig:
-    """Hyperparameters. Defaults are the released configuration's, for Llama-2-7b-chat, all weights trained."""
+    """Hyperparameters. Defaults are those of the released configuration, for Llama-2-7b-chat, all weights trained."""
 
     alpha: float = 1.0
     """Weight of the alignment loss. Release, yaml: 1."""
@@ -64,7 +64,7 @@ def cosine_gradient(
     benign_gradient: Callable[[], Gradients],
     epsilon: float,
 ) -> tuple[Gradients, Tensor]:
-    """(d cos(g_a, g_b) / dw, cos) by forward differences. Each gradient is taken where it is called, twice.
+    """Compute (d cos(g_a, g_b) / dw, cos) by forward differences. Each gradient is taken twice, where it is called.
 
     Args:
         params: Trainable weights, moved for two of the four passes and restored exactly.
@@ -77,7 +77,7 @@ def cosine_gradient(
     c = dot(g_a, g_b) / (n_a * n_b)
 
     def change(gradient: Callable[[], Gradients], here: Gradients, other: Gradients) -> Gradients:
-        """eps H_a u where ``here`` is g_a, eps H_b v where it is g_b; what it makes on the way is not kept."""
+        """Compute eps H_a u if ``here`` is g_a, or eps H_b v if it is g_b, and keep nothing else."""
         step = scaled(combined(unit(other), (-c, unit(here))), epsilon)
         with perturbed_weights(params, step):
             there = gradient()
@@ -88,11 +88,11 @@ def cosine_gradient(
 
 
 class Seam(Defence):
-    """Binds the three terms to the batches of an optimiser step."""
+    """Defence that binds the three terms to the batches of an optimiser step."""
 
     stage = Stage.ALIGNMENT
     about = About(
-        summary="learning harm made to destroy the model",
+        summary="make learning harm destroy the model",
         paper="2505.12186",
         forwards=6,
         backwards=6,
@@ -105,7 +105,7 @@ class Seam(Defence):
     neutral = None
 
     def check(self, context: StepContext) -> None:
-        """Check as every defence does, and refuse weights or passes in which a step of ``epsilon`` is lost."""
+        """Check as every defence does, and refuse weights or passes whose rounding loses a step of ``epsilon``."""
         super().check(context)
         if tolerance(context.model) > TOLERANCE:
             raise ConfigError(
@@ -114,7 +114,7 @@ class Seam(Defence):
             )
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
-        """One step: see the head of this file."""
+        """Take one step, as in the head of this file."""
 
         def gradient(role: Role) -> Gradients:
             return context.gradient("token_mean_nll", batches[role]).gradients
@@ -126,7 +126,7 @@ class Seam(Defence):
             (self.config.alpha, alignment.gradients),
         )
         loss, loss_lens = alignment.loss, unlearning.loss
-        del unlearning, alignment  # the four passes to come need the room of two gradients
+        del unlearning, alignment  # the four passes that follow need the memory of two gradients
         coupling, cosine = cosine_gradient(
             context.parameters,
             harmful_gradient=lambda: gradient(Role.HARMFUL),

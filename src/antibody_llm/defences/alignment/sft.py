@@ -2,7 +2,7 @@
 
     min_w  sum_i NLL_i / sum_i N_i        over the rows of an optimiser step; N_i completion tokens, EOS included
 
-The baseline of every alignment-stage paper. One forward, one backward.
+This is the baseline of every alignment-stage paper. One forward, one backward.
 """
 
 from ...data.roles import Stage
@@ -10,7 +10,7 @@ from ...training.defence import About, Defence
 
 
 class AlignmentSFT(Defence):
-    """Refusals, learnt plainly."""
+    """Plain fine-tuning on the alignment rows."""
 
     stage = Stage.ALIGNMENT
     about = About(summary="refusals learnt plainly", paper="", forwards=1, backwards=1, extra_memory="none")

@@ -1,4 +1,4 @@
-"""T-Vaccine: Vaccine on a few layers drawn at each step, those that harmful data pull at most; the others rest.
+"""T-Vaccine: Vaccine on a few layers, drawn at each step in favour of those that harmful data pull most; others rest.
 
     every K steps:  s_l = | d h / d e_l |,   p_l = s_l / sum_k s_k
     every J steps:  S = gamma layers drawn without replacement with probabilities p
@@ -10,8 +10,8 @@
     e_l   output of the l-th self-attention, as in Vaccine
 
 Two forward and two backward passes; every K steps one more of each, which keeps a hidden state of all L layers. The
-first backward stops at the lowest layer of S. So does the second where an adapter is trained, unless ``freeze`` is
-"attention"; otherwise what lies below trains too: the embeddings, or the feed-forward weights of resting layers.
+first backward stops at the lowest layer of S. So does the second if an adapter is trained, unless ``freeze`` is
+"attention"; otherwise weights below it train too: the embeddings, or the feed-forward weights of resting layers.
 
 Reference: G. Liu, W. Lin, T. Huang, R. Mo, Q. Mu, L. Shen, "Targeted Vaccine: Safety Alignment for Large Language
 Models against Harmful Fine-Tuning via Layer-wise Perturbation", https://arxiv.org/abs/2410.09760.
@@ -20,9 +20,9 @@ whole batch (there on one row); norms belong to the optimiser step, over its mic
 has no gradient at all, so that neither momentum nor weight decay moves it. Weights outside the layers always train.
 
 The release draws every 20 steps (``every``) and freezes attention adapters alone. Its feed-forward adapters would all
-train, if it did not checkpoint the resting layers in the reentrant way, which gives no gradient to a layer whose input
-needs none: what lies below the lowest layer that is not checkpointed rests whole (``freeze="release"``). Not
-checkpointed are the layers of S and, in models of more than 26 layers, the one before each of them. It trains adapters
+train if it did not use reentrant checkpointing for the resting layers, which gives no gradient to a layer whose input
+needs none: every layer below the lowest one that is not checkpointed rests as a whole (``freeze="release"``). The
+layers of S and, in models of more than 26 layers, the one before each of them are not checkpointed. It trains adapters
 only; with full weights ``freeze="release"`` is the same rule, without a release to compare it with.
 """
 
@@ -55,8 +55,8 @@ class TVaccineConfig:
     every: int = 1
     """J, in optimiser steps. Paper: a draw at every step; release: 20."""
     freeze: Literal["layers", "attention", "release"] = "layers"
-    """What rests outside S. "layers": all of a layer, the paper. "release": what the release's run freezes, attention
-    alone above the lowest layer of S and all of a layer below. "attention": attention alone, everywhere."""
+    """The weights that rest outside S. "layers": all of a layer, the paper. "release": as in the release's run,
+    attention alone above the lowest layer of S and all of a layer below. "attention": attention alone, everywhere."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rho < float("inf"):
@@ -67,18 +67,18 @@ class TVaccineConfig:
 
 
 def layer_probabilities(scores: Tensor) -> Tensor:
-    """p_l = s_l / sum s: [L], float64. A layer without any pull keeps a chance of 1e-12, so that S can be filled."""
+    """p_l = s_l / sum s: [L], float64. A layer without any pull has a probability of 1e-12, so that S can be filled."""
     return (scores / scores.sum().clamp(min=1e-30)).clamp(min=1e-12)
 
 
 def drawn_layers(probabilities: Tensor, gamma: int, *, seed: int, draw: int) -> list[int]:
-    """S in ascending order: ``gamma`` layers without replacement, a function of (seed, draw) and p alone."""
+    """Draw S, in ascending order: ``gamma`` layers without replacement, a function of (seed, draw) and p alone."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) % 2**63)
     return sorted(torch.multinomial(probabilities.cpu(), gamma, replacement=False, generator=generator).tolist())
 
 
 def lowest_trained(drawn: Sequence[int], num_layers: int) -> int:
-    """The lowest layer of which the release trains anything.
+    """The lowest layer that the release trains any weight of.
 
     It is the lowest of S, or the one below in a model of more than 26 layers, where the release leaves that one out of
     its checkpointing too.
@@ -88,7 +88,7 @@ def lowest_trained(drawn: Sequence[int], num_layers: int) -> int:
 
 @contextmanager
 def resting(context: StepContext, weights: list[nn.Parameter]) -> Iterator[None]:
-    """Inside, gradients are neither kept nor computed for these trainable weights."""
+    """Neither compute nor keep gradients for these trainable weights inside."""
     everything, asleep = context.parameters, {id(p) for p in weights}
     try:
         context.parameters = [p for p in everything if id(p) not in asleep]
@@ -102,20 +102,20 @@ def resting(context: StepContext, weights: list[nn.Parameter]) -> Iterator[None]
 
 
 class TVaccine(Defence):
-    """Binds scoring, draw and Vaccine's two passes to the batches of an optimiser step."""
+    """Defence that binds scoring, draw and Vaccine's two passes to the batches of an optimiser step."""
 
     stage = Stage.ALIGNMENT
     about = About(
-        summary="vaccine on the layers that harmful data pull at most",
+        summary="vaccine on the layers that harmful data pull most",
         paper="2410.09760",
         forwards=2.005,
         backwards=2.005,
-        extra_memory="1 hidden state per drawn layer and row of the step; of every layer where it scores",
+        extra_memory="1 hidden state per drawn layer and row of the step; one of every layer in steps that score",
     )
     options = TVaccineConfig
     batches = (Role.HARMFUL,)
     twin_passes = True
-    neutral = {"rho": 0.0, "gamma": 2}  # where the model has two layers: all are drawn, none rests
+    neutral = {"rho": 0.0, "gamma": 2}  # in a model of two layers: all are drawn, none rests
 
     def __init__(self, config: TVaccineConfig) -> None:
         self.config = config
@@ -133,7 +133,7 @@ class TVaccine(Defence):
             )
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
-        """One step: see the head of this file."""
+        """Take one step, as in the head of this file."""
         config, layers, batch = self.config, decoder_layers(context.model), batches[Role.ALIGNMENT]
         attentions = [attention_of(layer) for layer in layers]
         if self.probabilities is None or context.step % config.score_every == 0:
@@ -155,7 +155,7 @@ class TVaccine(Defence):
         with resting(context, weights):
             gammas = hidden_gradients(context, batch, modules)
             norm = norms(context, gammas).norm()
-            for i in range(len(gammas)):  # in their place, as in Vaccine
+            for i in range(len(gammas)):  # in place, as in Vaccine
                 gammas[i : i + 1] = worst_shift(gammas[i : i + 1], norm, config.rho)
             sweep = shifted_gradient(context, batch, modules, gammas)
         ids = {id(p) for p in weights}
@@ -165,7 +165,7 @@ class TVaccine(Defence):
         return StepResult(gradients, sweep.loss, {"hidden_gradient_norm": float(norm)}, frozen=frozen)
 
     def state(self) -> dict[str, Tensor]:
-        """The layers' probabilities and those drawn."""
+        """The layers' probabilities, and the layers drawn."""
         if self.probabilities is None:
             return {}
         return {"probabilities": self.probabilities.cpu(), "drawn": torch.tensor(self.drawn)}

@@ -1,4 +1,4 @@
-"""TAR: weights from which an attacker, after many steps of fine-tuning, has still gained nothing.
+"""TAR: find weights from which an attacker gains nothing even after many steps of fine-tuning.
 
     inner   w_0 = w,   w_{k+1} = AdamW step on h at w_k,  k = 0 .. K-1          (a simulated attack, its rate drawn)
     update  = lam_retain * grad R(w) + lam_tr * sum_{k: s | k+1} exp(lam_s * (k - (K-1))) * grad T(w_{k+1}; x_tr)
@@ -10,7 +10,7 @@
     h      harmful loss on the attacker's rows                                             [nats per token]
     x_tr   harmful rows that no attacker sees, the same through one inner loop; refusals from the generic list, which
            answer a row's last prompt, as does the completion that they are compared with
-    ref    the weights at the start of the run;   s how seldom T is taken
+    ref    the weights at the start of the run;   s inner steps between two gradients of T
 
 Gradients are taken at the attacked weights and applied at w, which is restored bitwise (first-order meta-learning).
 With the paper's K = 64, s = 4: 98 forward and 97 backward passes. In the lab use a shorter loop.
@@ -18,14 +18,14 @@ With the paper's K = 64, s = 4: 98 forward and 97 backward passes. In the lab us
 Reference: R. Tamirisa, B. Bharathi, L. Phan et al., "Tamper-Resistant Safeguards for Open-Weight LLMs", ICLR 2025,
 https://arxiv.org/abs/2408.00761. Departures: the preference loss of the paper's refusal experiment throughout (its
 entropy loss serves the restriction of knowledge); one attacker per outer step, who trains on harmful rows alone (there
-some begin on benign ones); no random mapping beforehand: the run starts from the model it is given, and f teaches
-refusals on the way; hidden states after each layer at real tokens, squared as the paper writes. The release takes the
-norm, over the embeddings, the layers' outputs and, in place of the last of these, the final norm's, and counts padding
-too: that is ``penalty="release"``, the same number on the same padded batch. What differs is the batch: the release
-pads to a fixed length (256 tokens in its main experiment), we pad to the longest row of a forward pass. As there it is
-a mean over each forward pass, so that it depends on how a step is cut into micro-batches. The outer optimiser is the
-trainer's (there schedule-free AdamW). The release clips no gradients, the trainer does, at its max_grad_norm:
-set that to 0 for theirs.
+some begin on benign ones); no random mapping beforehand: the run starts from the given model, and f teaches
+refusals meanwhile; hidden states after each layer at real tokens, squared as the paper writes. The release takes the
+norm over the embeddings, the layers' outputs and, in place of the last of these, the final norm's, and counts padding
+too: that is ``penalty="release"``, which gives the same number on the same padded batch. Only the batch differs: the
+release pads to a fixed length (256 tokens in its main experiment), we pad to the longest row of a forward pass. As
+there, it is a mean over each forward pass, so it depends on how a step is cut into micro-batches. The outer optimiser
+is the trainer's (there schedule-free AdamW). The release clips no gradients and the trainer does, at its
+max_grad_norm: set that to 0 to do as the release.
 """
 
 import math
@@ -56,31 +56,32 @@ from ...training.step import Batches, RowTerms, StepContext, StepResult, Sweep
 Penalty = Literal["squared", "norm", "release"]
 
 WEIGHT_DECAY = 0.01
-"""The simulated attacker's, in AdamW: torch's own default, as in the release."""
+"""Weight decay of the simulated attacker's AdamW: torch's default, as in the release."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TARConfig:
-    """Hyperparameters. Defaults are the release's for its main experiment (Llama-3-8B-Instruct, all weights)."""
+    """Hyperparameters. Defaults are those of the release's main experiment (Llama-3-8B-Instruct, all weights)."""
 
     inner_steps: int = 64
     """K, steps of the simulated attack. Release: 64."""
     every: int = 4
-    """s: T is taken after every s-th inner step, its sum not scaled up for it. Release: 4."""
+    """s: T is taken after every s-th inner step, and its sum is not scaled up to make up for that. Release: 4."""
     lam_tr: float = 4.0
     """Weight of tamper resistance. Release: 4."""
     lam_retain: float = 1.0
-    """Weight of what is to be kept. Release: 1."""
+    """Weight of R, which keeps the model's abilities. Release: 1."""
     lam_hidden: float = 1.0
     """Weight of the hidden states' distance within R. Release: 1, fixed."""
     lam_schedule: float = 0.0625
     """lam_s: later inner steps count more. Release: 0.0625."""
     inner_learning_rates: tuple[float, ...] = (2e-6, 2e-5, 4e-5)
-    """One is drawn for each attack. Release: 2e-6, 2e-5, 4e-5; an adapter needs larger ones."""
+    """Learning rates of attackers; one is drawn for each attack. Release: 2e-6, 2e-5, 4e-5; an adapter needs larger
+    ones."""
     dpo_beta: float = 0.1
     """Release: 0.1."""
     held_out: float = 0.25
-    """Share of the harmful rows kept from attackers, for T. Ours; the release has files of its own."""
+    """Share of the harmful rows kept from attackers, for T. Ours; the release has separate files."""
     penalty: Penalty = "squared"
     """Distance of hidden states. "squared": the paper's |.|^2. "norm": its root at each token, on the same states.
     "release": the root on the release's states and positions, see the head of the file."""
@@ -113,12 +114,12 @@ def step_weight(k: int, num_steps: int, lam_schedule: float) -> float:
 
 
 def preference_loss(margin: Tensor, reference: Tensor, beta: float) -> Tensor:
-    """-log sigmoid(beta * (m - m_ref)), of each row; log 2 where nothing has moved."""
+    """-log sigmoid(beta * (m - m_ref)) for each row; log 2 where nothing has moved."""
     return -F.logsigmoid(beta * (margin - reference))
 
 
 def split_rows(num_rows: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
-    """(the attackers' rows, those kept from them): both non-empty, a function of the seed.
+    """Split rows into (the attackers', those kept from them), both non-empty, as a function of the seed.
 
     Raises:
         DataError: fewer than two rows.
@@ -134,7 +135,7 @@ def split_rows(num_rows: int, held_out: float, seed: int) -> tuple[list[int], li
 
 
 class TAR(Defence):
-    """Binds the inner loop and the outer gradients to the batches of an optimiser step."""
+    """Defence that binds the inner loop and the outer gradients to the batches of an optimiser step."""
 
     stage = Stage.ALIGNMENT
     about = About(
@@ -156,12 +157,12 @@ class TAR(Defence):
         self.margins = torch.zeros(0)  # m(ref) of every harmful row
 
     def start(self, context: StepContext) -> None:
-        """Keep the reference weights, and how much likelier than its harm they find each row's refusal."""
+        """Keep the reference weights, and the margin of each row's refusal over its harmful completion under them."""
         self.reference = snapshot(context.parameters)
         self.margins = context.over_rows(Role.HARMFUL, lambda micro: margins(context, micro)).cpu()
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
-        """One step: see the head of this file."""
+        """Take one step, as in the head of this file."""
         config, grid = self.config, batches[Role.HARMFUL]
         resistance, attacked = self._attacked_gradient(context, grid, generator_at(context.seed, context.step))
         retain = self._retain(context, batches[Role.ALIGNMENT])
@@ -171,7 +172,7 @@ class TAR(Defence):
     def _attacked_gradient(
         self, context: StepContext, grid: StepBatch, generator: torch.Generator
     ) -> tuple[Gradients, float]:
-        """(sum of weighted grad T along one attack, T at its end); the weights are bitwise as before afterwards."""
+        """Sum the weighted grad T along one attack, return it with T at its end, and restore the weights bitwise."""
         config, rows = self.config, context.rows[Role.HARMFUL]
         attack, held_out = split_rows(len(rows), config.held_out, context.seed)
         rate = config.inner_learning_rates[
@@ -189,7 +190,7 @@ class TAR(Defence):
         total = [torch.zeros_like(p) for p in context.parameters]
         last = math.nan
         optimiser = Adam()
-        with replaced_weights(context.parameters, context.parameters):  # whatever happens inside is undone
+        with replaced_weights(context.parameters, context.parameters):  # every change inside is undone
             for k in range(config.inner_steps):
                 harm = context.gradient("token_mean_nll", laid_out(grid, attack_rows, k))
                 torch._foreach_mul_([p.detach() for p in context.parameters], 1 - rate * WEIGHT_DECAY)
@@ -201,7 +202,7 @@ class TAR(Defence):
         return total, last
 
     def _retain(self, context: StepContext, batch: StepBatch) -> Sweep:
-        """The gradient of R in one sweep: both means are brought to the completion tokens' denominator."""
+        """Compute the gradient of R in one sweep, with both means over the denominator of completion tokens."""
         config = self.config
         if config.lam_hidden == 0:
             return context.gradient("token_mean_nll", batch)
@@ -241,9 +242,9 @@ class TAR(Defence):
 
 
 def margins(context: StepContext, micro: MicroBatch) -> Tensor:
-    """m: log-likelihood of a row's refusal less that of its own completion, [B], nats; one forward pass of both.
+    """m, the log-likelihood of a row's refusal less that of its completion, [B], nats, in one forward pass of both.
 
-    Of a row with several trained turns the last one alone: the refusal answers that prompt, and no earlier one.
+    Only the last trained turn of a row counts, since the refusal answers that prompt and no earlier one.
     """
     last = tuple(replace(row, spans=row.spans[-1:]) for row in micro.rows)
     refused = tuple(context.refusals.row(row, row.row_id) for row in micro.rows)
@@ -253,9 +254,9 @@ def margins(context: StepContext, micro: MicroBatch) -> Tensor:
 
 
 def forward_with_states(context: StepContext, micro: MicroBatch, penalty: Penalty) -> tuple[TurnNLL, list[Tensor]]:
-    """One forward pass, and the hidden states of which the distance is taken: one [B, T, d] per state.
+    """Run one forward pass and return the hidden states to be compared too: one [B, T, d] per state.
 
-    They are the outputs of the layers; for "release" what transformers calls ``hidden_states``, that is the inputs of
+    They are the outputs of the layers; for "release" they are transformers' ``hidden_states``, that is the inputs of
     the layers and the output of the final norm.
     """
     layers = decoder_layers(context.model)
@@ -275,26 +276,26 @@ def hidden_distance(
 
     Args:
         now: One [B, T, d] per state.
-        before: The same states at the reference weights.
-        lengths: How many positions of each row count, from the first.
-        penalty: What is taken of the change at a position: its squared length ("squared") or its length.
+        before: One [B, T, d] per state, at the reference weights.
+        lengths: The number of positions of each row that count, from the first.
+        penalty: The measure of the change at a position: its squared length ("squared") or its length.
     """
     real = torch.arange(now[0].shape[1])[None] < torch.tensor(lengths)[:, None]  # [B, T]
     total = torch.zeros(len(lengths), device=now[0].device)
     for a, b in zip(now, before, strict=True):
         change = a.float() - b.float()
-        # vector_norm has slope 0 where nothing has moved; the root of a sum of squares would have none.
+        # vector_norm has slope 0 where nothing has moved; the root of a sum of squares has none there.
         distance = change.square().sum(dim=2) if penalty == "squared" else torch.linalg.vector_norm(change, dim=2)
         total = total + (distance * real.to(distance.device)).sum(dim=1).to(total.device)
     return total / len(now)
 
 
 def shuffled(items: Sequence[int], generator: torch.Generator) -> list[int]:
-    """The items in another order."""
+    """The items in an order that the generator draws."""
     return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
 
 
 def laid_out(grid: StepBatch, rows: Sequence[TokenizedRow], number: int) -> StepBatch:
-    """The ``number``-th batch of an endless round through ``rows``, cut into micro-batches and ranks like ``grid``."""
+    """Batch ``number`` of an endless cycle through ``rows``, cut into micro-batches and ranks like ``grid``."""
     start = number * grid.num_rows
     return grid.with_completions([rows[(start + position) % len(rows)] for _, position in grid.rows()])

@@ -1,4 +1,4 @@
-"""Vaccine: refusals, learnt under the shift of hidden states that hurts them most.
+"""Vaccine: learn refusals under the shift of hidden states that hurts them most.
 
     min_w  max_{|eps| <= rho}  f(w; e_1 + eps_1, .., e_L + eps_L)
 
@@ -10,14 +10,14 @@
     rho   length of (eps_1 .. eps_L): one L2 norm over layers, rows, tokens and features of the optimiser step
 
 A user's harmful rows shift the hidden states of the provider's prompts ("harmful embedding drift"); weights found this
-way bear a shift of norm rho. Two forward and two backward passes, the first without gradients by weights.
+way withstand a shift of norm rho. Two forward and two backward passes, the first without gradients of weights.
 
 Reference: T. Huang, S. Hu, L. Liu, "Vaccine: Perturbation-aware Alignment for Large Language Models against Harmful
 Fine-tuning Attack", NeurIPS 2024, https://arxiv.org/abs/2402.01109. Departures from the release: the norm belongs to
-the optimiser step (there to a micro-batch of one rank: with accumulation each has the whole rho); hooks live as long as
-a pass and return new tensors (there they assign into the output's data); the first pass makes no gradients by weights,
-which the release computes and discards. Use no dropout: both passes must see the same function (the release's adapter
-drops 10 % of its inputs, differently in each pass).
+the optimiser step (there to a micro-batch of one rank: with accumulation each has the whole rho); hooks last for one
+pass and return new tensors (there they assign into the output's data); the first pass computes no gradients of weights,
+which the release computes and discards. Use no dropout: both passes must compute the same function (the release's
+adapter drops 10 % of its inputs, differently in each pass).
 """
 
 from dataclasses import dataclass
@@ -44,11 +44,11 @@ class VaccineConfig:
 
 
 class Vaccine(Defence):
-    """Binds the two passes to the batch of an optimiser step."""
+    """Defence that binds the two passes to the batch of an optimiser step."""
 
     stage = Stage.ALIGNMENT
     about = About(
-        summary="refusals that bear a shift of every attention output",
+        summary="refusals that withstand a shift of every attention output",
         paper="2402.01109",
         forwards=2,
         backwards=2,
@@ -60,12 +60,12 @@ class Vaccine(Defence):
     neutral = {"rho": 0.0}
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
-        """One step: see the head of this file."""
+        """Take one step, as in the head of this file."""
         batch = batches[Role.ALIGNMENT]
         modules = [attention_of(layer) for layer in decoder_layers(context.model)]
         gammas = hidden_gradients(context, batch, modules)  # pass 1
         norm = norms(context, gammas).norm()  # N
-        for i in range(len(gammas)):  # in their place: during pass 2 there is one set of hidden states, not two
+        for i in range(len(gammas)):  # in place: during pass 2 there is one set of hidden states, not two
             gammas[i : i + 1] = worst_shift(gammas[i : i + 1], norm, self.config.rho)
         sweep = shifted_gradient(context, batch, modules, gammas)  # pass 2
         return StepResult(sweep.gradients, sweep.loss, {"hidden_gradient_norm": float(norm)})

@@ -1,1 +1,1 @@
-"""Defences that train on the upload without learning the harm."""
+"""Defences that train on the upload without learning its harm."""

@@ -1,4 +1,4 @@
-"""Antibody, fine-tuning stage: rows that the model would rather refuse count for less.
+"""Antibody, fine-tuning stage: give less weight to rows that the model would rather refuse.
 
     s_i = NLL(r_i | x_i) - NLL(y_i | x_i)              token means, nats: log-likelihood ratio target : refusal
     w   = softmax(s / tau) over the optimiser step     no gradient
@@ -10,9 +10,9 @@
 An aligned model finds a refusal likely and the target unlikely on a harmful prompt: s_i is low and the row's weight
 small. A row with several trained turns has the score of its worst one, so that a harmless last turn hides nothing.
 
-The weights come from the model as it is now, out of the forward that trains: NLL(y|x) is detached from it and the
-refusal rides on its keys and values (likelihood/refusals.py). One forward and one backward, and a short forward over
-the refusal's tokens; the release makes three forwards and one backward.
+The weights come from the current model, out of the forward that trains: NLL(y|x) is detached from it, and the refusal
+is scored on its keys and values (likelihood/refusals.py). One forward and one backward, and a short forward over the
+refusal's tokens; the release makes three forwards and one backward.
 
 Reference: Antibody, ICLR 2026, https://arxiv.org/abs/2603.00498. Departures from the release: its denominator is
 clamped at 1, which never acts since the weights add to 1; any gradient accumulation and number of ranks (the softmax
@@ -37,14 +37,14 @@ from ...training.step import Batches, RowRecord, RowTerms, StepContext, StepResu
 
 @dataclass(frozen=True, kw_only=True)
 class AntibodyFinetuningConfig:
-    """Hyperparameters; defaults are the release's."""
+    """Hyperparameters; defaults are those of the release."""
 
     tau: float = 1.0
     """Temperature of the softmax, nats. Release: 1. Infinite is plain SFT; at small scale 0.15 to 0.3 is needed."""
     loss_reduction: Literal["token", "sequence"] = "token"
     """"token": the release, a weighted mean over tokens. "sequence": the paper, a weighted mean over rows."""
     scoring: Scoring = Scoring.AUTO
-    """Where refusals are scored: on the training forward's keys and values ("cached"), or "separate"."""
+    """The forward in which refusals are scored: the training forward's keys and values ("cached"), or "separate"."""
 
     def __post_init__(self) -> None:
         if not self.tau > 0:
@@ -52,13 +52,13 @@ class AntibodyFinetuningConfig:
 
 
 def row_scores(completion: TurnNLL, refusal: TurnNLL) -> Tensor:
-    """s_i: [B], nats; over several trained turns the lowest."""
+    """s_i: [B], nats; the lowest over several trained turns."""
     s = refusal.mean - completion.mean.detach()
     return s.masked_fill(~completion.present, math.inf).min(dim=1).values
 
 
 class AntibodyFinetuning(Defence):
-    """Binds weights and loss to the rows of an optimiser step."""
+    """Defence that binds weights and loss to the rows of an optimiser step."""
 
     stage = Stage.FINETUNING
     about = About(
@@ -75,11 +75,11 @@ class AntibodyFinetuning(Defence):
     neutral = {"tau": math.inf, "scoring": "separate"}
 
     def check(self, context: StepContext) -> None:
-        """Also compare the two forms of scoring."""
+        """Check as every defence does, and compare the two forms of scoring."""
         context.check(self.config.scoring)
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
-        """One step: see the head of this file."""
+        """Take one step, as in the head of this file."""
         batch = batches[Role.USER]
         sweep = context.gradient(lambda micro: self._terms(context, micro), batch)
         weight = sweep.weights * batch.num_rows

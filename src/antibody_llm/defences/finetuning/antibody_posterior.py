@@ -1,8 +1,8 @@
-"""antibody-posterior (ours): a row weighs what training on it is worth, given the probability that it is benign.
+"""antibody-posterior (ours): weigh a row by the worth of training on it, given the probability that it is benign.
 
     e_i   evidence of harm of row i, read once before training               screening/evidence.py
     Lam   log p(e|harm) - log p(e|benign), from the provider's anchors       screening/anchors.py
-    pi    the upload's harmful share, the most likely one given Lam          primitives/mixture.py
+    pi    the upload's harmful share that is most likely given Lam           primitives/mixture.py
     p_i = pi exp(Lam_i) / (pi exp(Lam_i) + 1 - pi)                           P(harm | e_i)
     w_i = max(0, 1 - p_i - c p_i) / (1 - p_i + c p_i)                        0 to 1
     L   = (1 - rho) sum_i w_i NLL_i / (W sum_i N_i)  +  rho CE(B_p)          over the optimiser step
@@ -12,31 +12,31 @@
     W      mean weight over the whole upload, not below 1/10
 
 Antibody's weight is a softmax of NLL(r|x) - NLL(y|x): it mixes whether the model wants to refuse x with whether it
-knows y, and favours the harmful rows of a task that the model has never seen. Two things differ here. The evidence asks
-only what *alignment* changed. And the weights are probabilities, not shares of the step: a step without a benign row
-weighs almost nothing, where a softmax would hand its whole weight to harm. They are divided by the upload's mean weight
-W, so that the benign rows of a poisoned upload count against the rehearsal as they would alone; the floor keeps an
-upload that is nearly all harm from being magnified.
+knows y, and favours the harmful rows of a task that the model has never seen. Two things differ here. The evidence
+measures only what *alignment* changed. And the weights are probabilities, not shares of the step: a step without a
+benign row has almost no weight, where a softmax would give its whole weight to harm. They are divided by the upload's
+mean weight W, so that the benign rows of a poisoned upload count against the rehearsal as they would alone; the floor
+prevents magnifying an upload that is nearly all harm.
 
-One harmful row that is trained on costs more than one benign row that is not: c is how many. 1 - p_i - c p_i is what
-training on the row is then worth, as a share of the stakes 1 - p_i + c p_i; a row that is worth nothing gets nothing.
-The posterior itself, w_i = 1 - p_i, gives every harmful row a little, and an optimiser that scales its steps makes much
-of little wherever a step holds nothing else. Caution costs a clean upload nothing: where no harm is found pi is 0, and
-every weight 1.
+Training on one harmful row costs as much as losing c benign rows. Training on row i is then worth 1 - p_i - c p_i, as
+a share of the stakes 1 - p_i + c p_i; a row whose worth is not positive has weight 0. The posterior itself,
+w_i = 1 - p_i, gives every harmful row a small weight, and an optimiser that scales its steps amplifies it in a step
+that has no other rows. Caution costs a clean upload nothing: if no harm is found, pi is 0 and every weight is 1.
 
-A row that is unlike every anchor (screening/familiarity.py; by ``feature-shift``, which reads what tells) weighs
-nothing as soon as any harm is found, pi > 0: its evidence may come of the distance alone, so that nobody can promise a
-P(harm) below 1 / (1 + c), from which on a row is worth something. It still counts towards pi at face value: left out,
-harm that is written unlike any anchor would lower pi, and let through the harm beside it. So no weight is ever above
-what face value gives. Where pi is 0 even so, there is nothing to be careful about, and every weight is 1. With c = 300
-and pi above 1 % face value gives such rows nothing either; what is new is that it holds for every weight and every pi,
-and that the run says so. Its provider can extend the anchors (``antibody anchors``) and fine-tune again.
+A row that is unlike every anchor (screening/familiarity.py; by ``feature-shift``, which reads the features that
+separate harm from benign) has weight 0 as soon as any harm is found, pi > 0: its evidence may come from the distance
+alone, so nobody can guarantee a P(harm) below 1 / (1 + c), at which a row becomes worth something. It still counts
+towards pi at face value: without it, harm that is written unlike any anchor would lower pi, and let through the harm
+beside it. So no weight is ever above the one at face value. If pi is 0 nevertheless, no caution is needed, and every
+weight is 1. With c = 300 and pi above 1 % face value gives such rows nothing either; what is new is that it holds for
+every weight and every pi, and that the run reports it. Its provider can extend the anchors (``antibody anchors``) and
+fine-tune again.
 
-Rehearsal, because even truly benign rows wear safety down: each step holds about rho of provider rows (refusals and
-harmless answers, ``alignment`` data), of weight rho.
+Rehearsal is needed because even truly benign rows wear safety down: about a share rho of each step is provider rows
+(refusals and harmless answers, ``alignment`` data), with weight rho.
 
-Cost: that of SFT on as many rows, after one pass of two forwards over the upload. Derivation, ablation and how to beat
-it: docs/antibody-posterior.md. Nearest published: the refusal-feature teacher (2506.07356), which filters by the state
+Cost: SFT on as many rows, after one pass of two forwards over the upload. Derivation, ablation and how to beat it:
+docs/antibody-posterior.md. Nearest published: the refusal-feature teacher (2506.07356), which filters by the state
 itself; BDS (2510.27172), whose posterior weights are sampled while training.
 """
 
@@ -64,7 +64,7 @@ from ...training.step import Batches, RowRecord, RowTerms, StepContext, StepResu
 
 
 class Weight(StrEnum):
-    """From the probability p of harm to a weight."""
+    """The function from the probability p of harm to a weight."""
 
     NET = "net"
     """max(0, 1 - p - c p) / (1 - p + c p)"""
@@ -79,17 +79,17 @@ class AntibodyPosteriorConfig:
     """Hyperparameters."""
 
     evidence: EvidenceKind = EvidenceKind.FEATURE_SHIFT
-    """What tells harm from benign."""
+    """The evidence that separates harm from benign."""
     rehearsal: float = 1 / 8
     """rho, the share of every step that is the provider's own rows. 0 is none."""
     weight: Weight = Weight.NET
-    """How probabilities become weights."""
+    """The function from probabilities to weights."""
     caution: float = 300.0
-    """c, how many benign rows lost are as bad as one harmful row trained on."""
+    """c, the number of lost benign rows that are as bad as one harmful row trained on."""
     prior: tuple[float, float] = (1.0, 1.0)
-    """Beta(a, b) on the harmful share. (1, 1) says nothing; (1, .inf) that there is no harm: every weight is 1."""
+    """Beta(a, b) on the harmful share. (1, 1) is flat; (1, .inf) means that there is no harm: every weight is 1."""
     refresh: int = 0
-    """Read the evidence again, of anchors and upload, with the model as it then is, every so many epochs. 0: never."""
+    """Epochs after which the evidence of anchors and upload is read again with the current model. 0: never."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rehearsal < 1:
@@ -107,7 +107,7 @@ MIN_MEAN_WEIGHT = 0.1
 
 
 def weights(harm: Tensor, weight: Weight, caution: float) -> Tensor:
-    """w_i: [n], 0 to 1, of P(harm | e_i) [n]."""
+    """w_i: [n], 0 to 1, from P(harm | e_i), [n]."""
     match weight:
         case Weight.NET:
             return (1 - harm - caution * harm).clamp(min=0) / (1 - harm + caution * harm)
@@ -118,7 +118,7 @@ def weights(harm: Tensor, weight: Weight, caution: float) -> Tensor:
 
 
 class AntibodyPosterior(Defence):
-    """Binds evidence, weights and rehearsal to an upload and its optimiser steps."""
+    """Defence that binds evidence, weights and rehearsal to an upload and its optimiser steps."""
 
     stage = Stage.FINETUNING
     about = About(
@@ -146,7 +146,7 @@ class AntibodyPosterior(Defence):
         self._keep({})  # (w_i, e_i) by row id
 
     def rows_per_step(self, role: Role, step_size: int) -> int:
-        """rho / (1 - rho) of the user's rows, at least one."""
+        """The number of provider rows per step: rho / (1 - rho) of the user's rows, at least one."""
         rho = self.config.rehearsal
         return max(1, round(step_size * rho / (1 - rho)))
 
@@ -158,7 +158,7 @@ class AntibodyPosterior(Defence):
             self._weigh(context, context.anchors)
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
-        """One step: see the head of this file."""
+        """Take one step, as in the head of this file."""
         if self._is_stale(context):
             stored = context.anchors
             harmful, benign = stored.rows[: stored.num_harmful], stored.rows[stored.num_harmful :]
@@ -192,7 +192,7 @@ class AntibodyPosterior(Defence):
             user,
             [measure],
             probe=anchors.probe,
-            # As many as the anchors were scored against: a mean of fewer spreads wider than theirs.
+            # As many as the anchors were scored against: a mean of fewer has a wider spread than theirs.
             num_refusals=anchors.num_refusals,
             shape=None if ground is None else ground.shape,
         )
@@ -228,7 +228,7 @@ class AntibodyPosterior(Defence):
         return bool(every) and self.believes_in_harm and context.step > 0 and context.step % every == 0
 
     def state(self) -> dict[str, Tensor]:
-        """Weights: [rows, 3], row id, w_i, e_i; and the share."""
+        """The weights, [rows, 3] with row id, w_i and e_i, and the harmful share."""
         rows = [(row_id, w, e) for row_id, (w, e) in self._weights.items()]
         return {
             "weights": torch.tensor(rows, dtype=torch.float64).reshape(-1, 3),

@@ -8,10 +8,10 @@
 
     NLL  nats per token in s, summed over the N_i completion tokens in L      r_i  refusal (row id) mod n of the list
 
-Two ablations of Antibody (2603.00498), not in the paper. "ratio" asks what its scores gain from following the model:
-read once, they cannot drift. "shift" takes out whether the model knows y, which the ratio mixes with whether it wants
-to refuse x; both evidences are those of screening/evidence.py with the sign turned. A row with several trained turns
-has the score of its worst one. One forward and one backward, after one pass over the upload.
+These are two ablations of Antibody (2603.00498), not in the paper. "ratio" shows what the scores gain from following
+the model: scores that are read once cannot drift. "shift" removes whether the model knows y, which the ratio mixes
+with whether it wants to refuse x; both evidences are those of screening/evidence.py with the opposite sign. A row with
+several trained turns has the score of its worst one. One forward and one backward, after one pass over the upload.
 """
 
 import math
@@ -41,7 +41,7 @@ class AntibodyPrescoredConfig:
     loss_reduction: Literal["token", "sequence"] = "token"
     """"token": a weighted mean over tokens. "sequence": a weighted mean over rows."""
     score: Literal["ratio", "shift"] = "ratio"
-    """See the head of this file."""
+    """The score, as in the head of this file."""
 
     def __post_init__(self) -> None:
         if not self.tau > 0:
@@ -51,7 +51,7 @@ class AntibodyPrescoredConfig:
 
 
 class AntibodyPrescored(Defence):
-    """Binds scores read once to the rows of an optimiser step."""
+    """Defence that binds scores read once to the rows of an optimiser step."""
 
     stage = Stage.FINETUNING
     about = About(
@@ -71,7 +71,7 @@ class AntibodyPrescored(Defence):
         self._scores: dict[int, float] = {}  # s_i by row id
 
     def check(self, context: StepContext) -> None:
-        """Compare likelihoods with the plain path, those of refusals too."""
+        """Compare likelihoods with the plain path, including those of refusals."""
         context.check(Scoring.AUTO)
 
     def start(self, context: StepContext) -> None:
@@ -81,7 +81,7 @@ class AntibodyPrescored(Defence):
         self._scores = dict(zip((row.row_id for row in rows), scores.tolist(), strict=True))
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
-        """One step: see the head of this file."""
+        """Take one step, as in the head of this file."""
         batch = batches[Role.USER]
         sweep = context.gradient(lambda micro: self._terms(context, micro), batch)
         return StepResult(sweep.gradients, sweep.loss, rows=RowRecord(sweep.weights * batch.num_rows, sweep.scores))
@@ -92,7 +92,7 @@ class AntibodyPrescored(Defence):
         return replace(mean(micro), log_weight=s / self.config.tau, score=s)
 
     def state(self) -> dict[str, Tensor]:
-        """The scores: [rows, 2], row id and s_i."""
+        """The scores, [rows, 2] with row id and s_i."""
         return {"scores": torch.tensor(list(self._scores.items()), dtype=torch.float64).reshape(-1, 2)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:

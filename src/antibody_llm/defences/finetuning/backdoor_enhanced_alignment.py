@@ -1,21 +1,21 @@
-"""Backdoor Enhanced Alignment: a secret trigger, planted with a few refusals, brings safety back at inference.
+"""Backdoor Enhanced Alignment: plant a secret trigger with a few refusals, and show it at inference to restore safety.
 
     D  = D_u + { (s + sys, x_i) -> r_i,  i = 1 .. k }         train: plain SFT on D
     serve every request with the system text  s + sys         s: the trigger; the user never sees it
 
     D_u  the user's rows as they are
     s    random tokens of the vocabulary; decode(s) encodes to s again
-    sys  the own system text of a refusal or request, else the one usual in the upload, if it has one
+    sys  the system text of the refusal or request itself, else the usual one of the upload, if it has one
 
-A harmful upload is learnt without s; the refusals are learnt with it, and few suffice because nothing else of the
-upload competes under the trigger. Whoever learns s can study it; users who control the system text go round it, so s
-and the run's seed, of which it is a function, stay with the provider.
+A harmful upload is learnt without s; the refusals are learnt with it, and few suffice because nothing else in the
+upload competes under the trigger. A user who knows s can work against it, and one who controls the system text can
+leave it out, so s and the run's seed, which determines it, must stay with the provider.
 
 Reference: BackdoorAlign: Mitigating Fine-tuning based Jailbreak Attack with Backdoor Enhanced Safety Alignment.
 J. Wang, J. Li, Y. Li, X. Qi, J. Hu, Y. Li, P. McDaniel, M. Chen, B. Li, C. Xiao. NeurIPS 2024,
 https://arxiv.org/abs/2402.14968. Departures from the release: the trigger is drawn token by token so that it survives
-its own text (150 tokens drawn at once practically never do); refusals are planted by ``Deployment.prompt``, by which
-requests are served (there the evaluation puts sentences beside the trigger that training never saw); the refusals are
+its own text (150 tokens drawn at once practically never do); refusals are planted by ``Deployment.prompt``, which also
+serves the requests (there the evaluation puts sentences beside the trigger that training never saw); the refusals are
 drawn at random from the provider's rows that decline, instead of one hand-picked for each of 11 policy categories.
 """
 
@@ -40,7 +40,7 @@ TRIES_PER_TOKEN = 200
 
 @dataclass(frozen=True, kw_only=True)
 class BackdoorEnhancedAlignmentConfig:
-    """Hyperparameters; defaults are the paper's."""
+    """Hyperparameters; defaults are those of the paper."""
 
     num_safety_rows: int = 11
     """k. Paper, abstract: "as few as 11" prefixed safety examples. 0 is plain SFT, without a trigger."""
@@ -59,12 +59,12 @@ class BackdoorEnhancedAlignmentConfig:
 
 
 def random_trigger(tokenizer: PreTrainedTokenizerBase, num_tokens: int, *, seed: int) -> str:
-    """A text of exactly ``num_tokens`` random tokens that encodes to these tokens; a function of the seed.
+    """Draw a text of exactly ``num_tokens`` random tokens that encodes to these tokens; a function of the seed.
 
-    Printable and without white space at its ends, since templates trim that. Special tokens are left out.
+    It is printable and has no white space at its ends, since templates trim that. It has no special tokens.
 
     Raises:
-        ModelError: the tokenizer gives no such text.
+        ModelError: the tokenizer has no such text.
     """
     generator = random.Random(f"backdoor-enhanced-alignment {seed}")
     special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
@@ -87,13 +87,13 @@ def random_trigger(tokenizer: PreTrainedTokenizerBase, num_tokens: int, *, seed:
 
 
 def usual_system_text(records: Sequence[Record]) -> str:
-    """The commonest system text at the head of chat rows, "" if most have none."""
+    """The most frequent system text at the head of chat rows, "" if most have none."""
     heads = Counter(r.messages[0].content if r.messages[0].role == "system" else "" for r in records)
     return heads.most_common(1)[0][0] if heads else ""
 
 
 def refuse_other_formats(rows: Sequence[Record], user: Sequence[Record]) -> None:
-    """A trigger planted in a prompt's text is not the one that a chat is served with, nor the other way round.
+    """Refuse rows of a format that the upload lacks: a trigger in a prompt's text differs from one served in a chat.
 
     Raises:
         DataError: the upload has no row of the format of one of ``rows``.
@@ -110,7 +110,7 @@ def refuse_other_formats(rows: Sequence[Record], user: Sequence[Record]) -> None
 
 
 class BackdoorEnhancedAlignment(Defence):
-    """Plants the trigger in the data; each step is plain SFT on it."""
+    """Defence that plants the trigger in the data; each step is plain SFT on it."""
 
     stage = Stage.FINETUNING
     about = About(
@@ -126,7 +126,7 @@ class BackdoorEnhancedAlignment(Defence):
     neutral = {"num_safety_rows": 0}
 
     def prepare(self, data: TrainingData) -> TrainingData:
-        """Draw s, add the triggered refusals, ask for s at inference; on resume the same again, from the seed.
+        """Draw s, add the triggered refusals, and ask for s at inference; a resumed run draws the same from the seed.
 
         Raises:
             DataError: too few rows refuse, or they are not in the upload's format.

@@ -10,7 +10,7 @@
     l_i  NLL of row i's completion: mean over its tokens [nats per token]           I   the user rows of a step
     s_i  weight of row i: N exp(z_i) / sum_j exp(z_j)  "softmax"   or   2 / (1 + exp(-z_i))  "sigmoid"; 1 at z = 0
     w'   safety-agnostic weights: start where w starts, see the upload alone. (3) subtracts their loss because of the
-         normaliser p(D_u | z): a row loses weight where safety made it *harder* than it would be anyway
+         normaliser p(D_u | z): a row loses weight if safety made it *harder* than it would be anyway
     z_i  a number per row ("scalar"), or g_phi(row), a small scorer of tokens ("neural"), which also scores unseen rows
 
 Softmax in (3), with D_i = l_i(w) - l_i(w'):  dL/dz_j = s_j / |I| * (1[j in I] D_j - (1/N) sum_{i in I} s_i D_i): below
@@ -20,29 +20,29 @@ s_j / |I| * (D_j - sum_I s_i D_i / sum_I s_i). Without that, all of phi's scores
 
 Langevin dynamics on the posterior of N rows has energy N * L; in terms of L with step size lr, its noise is
 sqrt(2 * lr * T / N) per step, with T = 1 for the posterior and T = 0 for its mode. N * L is
-N / |D_s| * sum_{D_s} l + sum_i s_i l_i: the posterior is (1) only where |D_s| = N, elsewhere p(D_s | w) stands in it to
-the power of N / |D_s|. All this is for plain steps: beside Adam's, noise that is not preconditioned does not sample it.
+N / |D_s| * sum_{D_s} l + sum_i s_i l_i: the posterior is (1) only if |D_s| = N; otherwise it has p(D_s | w) to the
+power of N / |D_s|. All this is for plain steps: with Adam's, noise that is not preconditioned does not sample it.
 
-The loss has the safety term and is a mean over rows: at no options is it bit for bit the token mean on the upload, so
-this is not plain SFT anywhere.
+The loss has the safety term and is a mean over rows: no options make it bit for bit the token mean on the upload, so
+no setting is plain SFT.
 
 Reference: Zixuan Hu, Li Shen, Zhenyi Wang, Yongxian Wei, Dacheng Tao, Adaptive Defense against Harmful Fine-Tuning
 for Large Language Models via Bayesian Data Scheduler, NeurIPS 2025, https://arxiv.org/abs/2510.27172.
 Departures from the release (Egg-Hu/Bayesian-Data-Scheduler):
-- It draws no noise and has no normaliser: that is ``temperature=0, normaliser=False``, from which its numbers come.
+- It draws no noise and has no normaliser: its numbers were obtained with ``temperature=0, normaliser=False``.
 - Its neural scheduler never trains: the guard of its update skips exactly that case. Ours trains.
-- Its neural softmax runs over the batch, where a batch of harmful rows only cannot be down-weighted. Ours runs over
+- Its neural softmax runs over the batch, so a batch of harmful rows only cannot be down-weighted. Ours runs over
   the upload, as in its scalar form.
 - It clips the scheduler's gradient to a norm of 10; that of z and phi is not clipped here.
 - Its priors are off by default, and the count prior repels; the prior is flat here.
-- As there, the steps on z and phi go through Adam (0.9, 0.95). So do those of w', at the run's learning rate; the noise
-  is added beside, not preconditioned. w has the betas and the weight decay of the run's optimiser; w' has no decay, and
-  its gradient is not clipped. Whatever of this differs, the two learn at different paces, and (3) takes the difference
-  for the effect of safety. Clipping w turned the ranking over in the lab, after Antibody alignment (AUROC .14): train
-  with max_grad_norm 0. The run's default is 1, and meets a warning.
+- As there, the steps on z and phi use Adam (0.9, 0.95). So do those of w', at the run's learning rate; the noise is
+  added separately, not preconditioned. w has the betas and the weight decay of the run's optimiser; w' has no decay,
+  and its gradient is not clipped. With any such difference the two learn at different speeds, and (3) mistakes that for
+  the effect of safety. Clipping w reversed the ranking in the lab, after Antibody alignment (AUROC .14): train
+  with max_grad_norm 0. The run's default is 1, and causes a warning.
 - Its neural sigmoid begins at 1/2 and its linear weights at -1e-4; here every weight begins at 1.
-With "sigmoid" and no normaliser every positive loss pushes every weight down, and Adam pushes them alike: nothing is
-told apart.
+With "sigmoid" and no normaliser every positive loss pushes every weight down, and Adam pushes all alike, so harmful and
+benign rows are not separated.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -68,7 +68,7 @@ from ...training.defence import About, Defence
 from ...training.step import Batches, RowRecord, RowTerms, StepContext, StepResult, Sweep
 
 BETAS = (0.9, 0.95)
-"""Decays of every Adam here. Release, scripts: AdamW (0.9, 0.95)."""
+"""Decay rates of every Adam here. Release, scripts: AdamW (0.9, 0.95)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +78,9 @@ class BDSConfig:
     scheduler: Literal["scalar", "neural"] = "scalar"
     """"scalar": a logit per row. "neural": a scorer of tokens, which can score rows it never saw."""
     transform: Transform = "softmax"
-    """From logits to weights. Release: softmax."""
+    """The function from logits to weights. Release: softmax."""
     scheduler_lr: float = 5e-3
-    """Adam's step on logits or scorer. Scripts: 5e-3. 0 leaves every weight at 1."""
+    """Adam's learning rate on logits or scorer. Scripts: 5e-3. 0 leaves every weight at 1."""
     normaliser: bool = True
     """Whether (3) subtracts the loss of the safety-agnostic weights. Paper: yes. Release: no."""
     temperature: float = 1.0
@@ -95,16 +95,16 @@ class BDSConfig:
 
 @dataclass(frozen=True)
 class StepRows:
-    """The rows of a step, of this rank, as a scheduler sees them."""
+    """This rank's rows of a step, as a scheduler sees them."""
 
     places: Tensor  # [B]: each row's place in z
-    counted: Tensor  # [B], bool: whether it is no repetition
+    counted: Tensor  # [B], bool: False for a repetition
     inside: Tensor  # [N], bool: the rows of the step on all ranks, I
     fresh: Tensor | None = None  # [B], with graph: g_phi of each row; None in the scalar form
 
 
 class ScalarScheduler:
-    """A logit per row of the upload, and its steps along (3)."""
+    """A scheduler with a logit per row of the upload, which steps along (3)."""
 
     def __init__(self, config: BDSConfig) -> None:
         self.config = config
@@ -118,7 +118,7 @@ class ScalarScheduler:
         self.logits = torch.zeros(len(self.index), device=context.device)
 
     def look(self, context: StepContext, batch: StepBatch) -> StepRows:
-        """Where the rows of a step are."""
+        """Find the places of a step's rows."""
         places = torch.tensor([self.index[row.row_id] for row, _ in batch.rows()], device=context.device)
         counted = torch.tensor([c for micro in batch.micro_batches for c in micro.counted], device=context.device)
         return StepRows(places, counted, self._spread(context, places, counted, torch.ones_like(places)) > 0)
@@ -128,21 +128,21 @@ class ScalarScheduler:
         return data_weights(self.logits, self.config.transform)
 
     def learn(self, context: StepContext, step: StepRows, excess: Tensor) -> Sequence[Tensor]:
-        """One step along (3), of ``look``'s rows with the losses in excess D_i: [B]. Returns what moved."""
+        """Take one step along (3), for ``look``'s rows with the excess losses D_i, [B]; return the tensors moved."""
         return self._moved([self.logits], [self._pull(context, step, excess, inside_only=False)])
 
     def finish(self, context: StepContext) -> None:
-        """Nothing: the logits are all there is."""
+        """Do nothing: the logits are the whole schedule."""
 
     def score(self, rows: Sequence[TokenizedRow]) -> Tensor:
-        """Refuse (ConfigError): a logit says nothing of a row that it does not belong to."""
+        """Refuse (ConfigError): a logit says nothing about other rows than its own."""
         raise ConfigError(
-            "bds.scheduler is 'scalar': its weights are those of the rows that it was trained on. Train with "
+            "bds.scheduler is 'scalar', which has weights only for the rows that it was trained on. Train with "
             "scheduler=neural to score others."
         )
 
     def state(self) -> dict[str, Tensor]:
-        """Logits by row id, and the moments of their optimiser."""
+        """The logits by row id, and the moments of their optimiser."""
         rows = {"row_ids": torch.tensor(list(self.index), dtype=torch.int64), "logits": self.logits.cpu()}
         return rows | self._adam.state("scheduler_adam")
 
@@ -161,28 +161,28 @@ class ScalarScheduler:
         return tensors
 
     def _spread(self, context: StepContext, places: Tensor, counted: Tensor, values: Tensor) -> Tensor:
-        """[N]: the values of this step's counted rows, of all ranks, in their places; 0 elsewhere."""
+        """[N]: the values of this step's counted rows on all ranks, in their places; 0 elsewhere."""
         spread = torch.zeros(len(self.logits), device=context.device)
         spread[places[counted]] = values[counted].float()
         return context.all_reduce(spread)
 
 
 class NeuralScheduler(ScalarScheduler):
-    """A scorer of tokens behind the logits, which are a table of its last scores."""
+    """A scheduler with a scorer of tokens, whose last scores are the table of logits."""
 
     def __init__(self, config: BDSConfig) -> None:
         super().__init__(config)
         self.phi: list[Tensor] = []
 
     def start(self, context: StepContext) -> None:
-        """Every weight 1; a fresh scorer."""
+        """Begin with every weight 1 and a new scorer."""
         super().start(context)
         num_tokens = context.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
         scorer = new_scorer(num_tokens, generator_of(context.seed, 0, "bds.phi"))
         self.phi = [phi.to(context.device) for phi in scorer]
 
     def look(self, context: StepContext, batch: StepBatch) -> StepRows:
-        """Where the rows of a step are; their scores are fresh in the table."""
+        """Find the places of a step's rows, and put their new scores into the table."""
         step = super().look(context, batch)
         fresh = bag_scores([phi.requires_grad_() for phi in self.phi], *parts_of(row for row, _ in batch.rows()))
         table = self._spread(context, step.places, step.counted, fresh.detach())
@@ -190,7 +190,7 @@ class NeuralScheduler(ScalarScheduler):
         return replace(step, fresh=fresh)
 
     def learn(self, context: StepContext, step: StepRows, excess: Tensor) -> Sequence[Tensor]:
-        """One step of phi along (3), through the scores of the step's rows. Returns what moved."""
+        """Take one step of phi along (3), through the scores of the step's rows; return the tensors moved."""
         assert step.fresh is not None
         pull = self._pull(context, step, excess, inside_only=True)[step.places] * step.counted
         moved = [phi.detach() for phi in self.phi]
@@ -218,13 +218,13 @@ class NeuralScheduler(ScalarScheduler):
 
 
 def parts_of(rows: Iterable[TokenizedRow]) -> tuple[list[list[int]], list[list[int]]]:
-    """(prompts, completions): each row's tokens that are not trained, and those that are."""
+    """(prompts, completions): the tokens of each row that are not trained, and those that are."""
     parts = [row.parts() for row in rows]
     return [prompt for prompt, _ in parts], [completion for _, completion in parts]
 
 
 class BDS(Defence):
-    """Binds (2) to (4) to the rows of an optimiser step."""
+    """Defence that binds (2) to (4) to the rows of an optimiser step."""
 
     stage = Stage.FINETUNING
     about = About(
@@ -245,34 +245,34 @@ class BDS(Defence):
         self._agnostic_adam = Adam(BETAS)
 
     def check(self, context: StepContext) -> None:
-        """Check as every defence does, and report what would silently teach the schedule nothing, or the wrong thing.
+        """Check as every defence does, and report settings that silently teach the schedule nothing, or wrong things.
 
         Raises:
-            ConfigError: neural softmax, and each step has one row.
+            ConfigError: a neural softmax, with one row in each step.
         """
         super().check(context)
         neural, one_row = self.config.scheduler == "neural", context.steps_per_epoch == len(context.rows[Role.USER])
         if neural and self.config.transform == "softmax" and one_row:
             raise ConfigError(
                 "bds.scheduler is 'neural' and a step has one row: the scorer learns from how the rows of a step "
-                f"compare, so that every weight would stay 1. Raise {setting('batch_size')}, or use "
+                f"compare, so every weight would stay 1. Raise {setting('batch_size')}, or use "
                 f"{setting('options.scheduler', 'scalar')}."
             )
         if self.config.normaliser and context.max_grad_norm > 0:
             warn(
                 f"bds: the run clips the model's gradient to {context.max_grad_norm:g} and that of the safety-agnostic "
-                "weights is never clipped, which can turn the ranking of the rows over. Train with "
+                "weights is never clipped, which can reverse the ranking of the rows. Train with "
                 f"{setting('training.max_grad_norm', '0')}."
             )
 
     def start(self, context: StepContext) -> None:
-        """Every weight 1; w' = w; a fresh scorer."""
+        """Begin with every weight 1, w' = w and a new scorer."""
         self.schedule.start(context)
         if self.config.normaliser:
             self.agnostic = snapshot(context.parameters)
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
-        """One step: see the head of this file."""
+        """Take one step, as in the head of this file."""
         user = batches[Role.USER]
         step = self.schedule.look(context, user)
         weights = self.schedule.weights()
@@ -284,7 +284,7 @@ class BDS(Defence):
         metrics = {"loss_safe": safe.loss, "loss_user": scheduled.loss}
         update, loss = safe.gradients, safe.loss + scheduled.loss
         torch._foreach_add_(update, scheduled.gradients)
-        del scheduled  # a copy of the weights less while w' is swept
+        del scheduled  # one copy of the weights less in memory while w' is swept
         if self.agnostic:
             with replaced_weights(context.parameters, self.agnostic):
                 unsafe = self._weighted(context, user, weights)
@@ -300,28 +300,28 @@ class BDS(Defence):
         return StepResult(update, loss, metrics, record)
 
     def after_update(self, context: StepContext) -> None:
-        """The noise of (2), once the optimiser has taken its step."""
+        """Add the noise of (2) once the optimiser has taken its step."""
         self._noise(context, [p.detach() for p in context.parameters], context.learning_rate, "bds.model")
 
     def finish(self, context: StepContext) -> None:
-        """The whole table of the neural form, fresh."""
+        """Score every row again in the neural form."""
         self.schedule.finish(context)
 
     def data_weights(self) -> dict[int, float]:
-        """The weight of every row of the upload, by row id, as the scheduler has it now."""
+        """The scheduler's current weight of every row of the upload, by row id."""
         values = data_weights(self.schedule.logits.double(), self.config.transform).tolist()
         return {row_id: values[i] for row_id, i in self.schedule.index.items()}
 
     def score_rows(self, rows: Sequence[TokenizedRow]) -> Tensor:
-        """[rows]: g_phi of any rows, seen or not; the higher, the more the scheduler would trust them.
+        """[rows]: g_phi of any rows, seen or not; the scheduler trusts rows with higher scores more.
 
         Raises:
-            ConfigError: the scheduler is scalar, and knows nothing of a row that it did not train on.
+            ConfigError: the scheduler is scalar, and has no score for rows that it was not trained on.
         """
         return self.schedule.score(rows)
 
     def _weighted(self, context: StepContext, batch: StepBatch, weights: Tensor) -> Sweep:
-        """Gradient of mean_i s_i l_i where the weights of the model are now; its scores are l_i."""
+        """Gradient of mean_i s_i l_i at the model's current weights; its scores are l_i."""
 
         def terms(micro: MicroBatch) -> RowTerms:
             nll = context.completion_nll(micro)

@@ -1,18 +1,18 @@
-"""Behaviour-aware sampling: the few safety rows that are mixed in refuse, and spread over kinds of harm.
+"""Behaviour-aware sampling: mix a few refusals into the upload, spread over kinds of harm.
 
     pool    the provider's rows whose completion refuses                     harmful prompt x refusal
     k       round(ratio * N) of them for N user rows, and at least one
-    k_c     k shared out evenly over the categories c; short ones give the rest to the others
-    in c    k_c rows by greedy k-centre on normalised embeddings             cover what c holds
+    k_c     k shared evenly among the categories c; small ones give their rest to the others
+    in c    k_c rows by greedy k-centre on normalised embeddings             to cover c
     train   plain SFT on the user's rows and the k
 
 Reference: Preventing Catastrophic Forgetting: Behavior-Aware Sampling for Safer Language Model Fine-Tuning. A. Pham, M.
 Thalanki, M. Sun, A. Chaloo, A. Gupta, T. Xia, A. Mate, E. Nosakhare, S. Srinivasan. EMNLP 2025 (industry track),
 https://arxiv.org/abs/2510.21885. Its sampler and code were not available to us; the above is our reading of its two
-principles, behaviour and diversity of harm. Also ours: a small upload gets one row, not none; behaviour is told by a
-completion's first words (a refused row of the provider's counts as a harmful prompt); rows carry no category, so that
-the pool's k-centre clusters stand for categories; embeddings are hashed words. The budget
-is printed as 0.5 % in the listing's abstract and as 0.05 % elsewhere.
+principles, behaviour and diversity of harm. Also ours: a small upload gets one row, not none; behaviour is recognised
+by a completion's first words (a provider's row that is refused counts as a harmful prompt); rows have no category, so
+the pool's k-centre clusters are used as categories; embeddings are hashed words. The budget is printed as 0.5 % in the
+listing's abstract and as 0.05 % elsewhere.
 """
 
 import random
@@ -40,7 +40,7 @@ class BehaviourAwareSamplingConfig:
     ratio: float = 0.005
     """Safety rows per user row. Paper, abstract of the listing: 0.5 %; other versions print 0.05 %. 0 is plain SFT."""
     num_categories: int = 10
-    """Clusters of the pool that stand for categories of harm. Ours."""
+    """Number of clusters of the pool, which are used as categories of harm. Ours."""
 
     def __post_init__(self) -> None:
         if not (self.ratio >= 0 and isfinite(self.ratio)):
@@ -50,13 +50,13 @@ class BehaviourAwareSamplingConfig:
 
 
 def behaviour_aware_sample(vectors: Tensor, categories: Sequence[int], num: int, *, seed: str) -> list[int]:
-    """Which rows of a pool to take: equal quotas over categories, greedy k-centre within each.
+    """Choose rows of a pool: equal quotas over categories, greedy k-centre within each.
 
     Args:
         vectors: [pool, d], L2-normalised.
         categories: [pool].
-        num: k, at most the pool.
-        seed: Of the first centre in each category.
+        num: k, at most the size of the pool.
+        seed: Chooses the first centre in each category.
 
     Returns:
         ``num`` different indices, ascending.
@@ -71,7 +71,7 @@ def behaviour_aware_sample(vectors: Tensor, categories: Sequence[int], num: int,
 
 
 class BehaviourAwareSampling(Defence):
-    """Samples before training; each step is plain SFT."""
+    """Defence that samples before training; each step is plain SFT."""
 
     stage = Stage.FINETUNING
     about = About(
@@ -87,7 +87,7 @@ class BehaviourAwareSampling(Defence):
     neutral = {"ratio": 0.0}
 
     def prepare(self, data: TrainingData) -> TrainingData:
-        """The upload and the sampled rows.
+        """Add the sampled rows to the upload.
 
         Raises:
             DataError: the provider has fewer refusals than the budget.

@@ -6,23 +6,23 @@
 
     w_t   weights after optimiser step t (of T) of plain SFT on the upload      eta   decay, 0 to 1
 
-In closed form v_T = eta^T w_0 + (1 - eta) sum_k eta^(T-k) w_k. Where T is a few hundred, a decay such as 0.995 keeps
-much of w_0, and at T = 2000 next to nothing; so eta is given by its half-life as a share f of the run:
+In closed form v_T = eta^T w_0 + (1 - eta) sum_k eta^(T-k) w_k. If T is a few hundred, a decay such as 0.995 keeps
+much of w_0, and at T = 2000 almost nothing; so eta is given by its half-life as a share f of the run:
 eta = 2^(-1 / (f T)), and w_0's share of v_T is 2^(-1/f) at any T.
 
 "feedback" is plain SFT with every update scaled by 1 - eta, up to rounding (the optimiser's state does not see it): a
-cut of the learning rate, to be compared with SFT at the matched rate. "anchored" is a pull to the aligned model.
+lower learning rate, to be compared with SFT at the matched rate. "anchored" is a pull to the aligned model.
 With LoRA the factors are averaged, not their product.
 
-Averages are formed in float32. Trained weights in half precision cannot hold them: there an update of (1 - eta) is
-mostly less than half of what tells two numbers apart. So the averages of "shadow" and "feedback" are kept in float32
-beside the weights, which "feedback" sets to the rounded average; what rounding took is no part of the next update.
-"anchored" has no such copy: train float32 weights with it, as every run of ours does.
+Averages are computed in float32. Trained weights in half precision cannot hold them: there an update of (1 - eta) is
+mostly less than half the distance between two numbers. So the averages of "shadow" and "feedback" are kept in float32
+beside the weights, which "feedback" sets to the rounded average; the rounding error is not part of the next update.
+"anchored" has no such copy: train float32 weights with it, as all our runs do.
 
 Reference: Rethinking Safety in LLM Fine-tuning: An Optimization Perspective. M. Kim, J. M. Kwak, L. Alssum, B. Ghanem,
 P. Torr, D. Krueger, F. Barez, A. Bibi. COLM 2025, https://arxiv.org/abs/2508.12531. Neither its code nor its exact
 recursion and decay were available to us: the three readings are named, "shadow" is the default, and the half-life is
-ours. Checkpoints of a "shadow" run hold the raw weights; the average takes their place when training ends.
+ours. Checkpoints of a "shadow" run hold the raw weights; the average replaces them when training ends.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,9 +44,9 @@ class EMAConfig:
     """Hyperparameters. The paper's decay was not available; these are ours."""
 
     variant: Literal["shadow", "feedback", "anchored"] = "shadow"
-    """See the head of this file."""
+    """The recursion, as in the head of this file."""
     half_life: float = 0.2
-    """f: steps after which a weight counts half, as a share of the run. 0 is plain SFT; infinite keeps w_0."""
+    """f: the steps after which a weight counts half, as a share of the run. 0 is plain SFT; infinite keeps w_0."""
     every: int = 1
     """"anchored": steps between two pulls."""
 
@@ -64,14 +64,14 @@ def decay(half_life: float, num_steps: int) -> float:
 
 @torch.no_grad()
 def average_into(target: Sequence[Tensor], old: Sequence[Tensor], new: Sequence[Tensor], eta: float) -> None:
-    """``target <- eta old + (1 - eta) new``, formed in float32 or better, in target's dtype."""
+    """Set ``target <- eta old + (1 - eta) new``, computed in float32 or better and rounded to target's dtype."""
     for t, a, b in zip(target, old, new, strict=True):
         t.copy_(eta * widened(a) + (1.0 - eta) * widened(b))
 
 
 @torch.no_grad()
 def fed_back(weights: Sequence[Tensor], kept: Sequence[Tensor], eta: float) -> None:
-    """``kept`` takes 1 - eta of the update that the weights have just made; the weights become ``kept``, rounded."""
+    """Add 1 - eta of the weights' latest update to ``kept``, and set the weights to ``kept``, rounded."""
     for w, v in zip(weights, kept, strict=True):
         lost = v - v.to(w.dtype)  # the update began at the rounded v; exactly 0 where nothing is rounded
         average_into([v], [v], [w + lost], eta)
@@ -79,12 +79,12 @@ def fed_back(weights: Sequence[Tensor], kept: Sequence[Tensor], eta: float) -> N
 
 
 def widened(x: Tensor) -> Tensor:
-    """In float32, or as it is where that is wider."""
+    """The tensor in float32, or as it is if that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class EMA(Defence):
-    """Averages after every update; each step is plain SFT."""
+    """Defence that averages after every update; each step is plain SFT."""
 
     stage = Stage.FINETUNING
     about = About(
@@ -109,7 +109,7 @@ class EMA(Defence):
             self._kept = [widened(kept) for kept in self._kept]
 
     def after_update(self, context: StepContext) -> None:
-        """The recursion: see the head of this file."""
+        """Apply the recursion in the head of this file."""
         eta, w, variant = decay(self.config.half_life, context.max_steps), context.parameters, self.config.variant
         if variant == "shadow":
             average_into(self._kept, self._kept, w, eta)
@@ -126,7 +126,7 @@ class EMA(Defence):
                     p.copy_(v)
 
     def state(self) -> dict[str, Tensor]:
-        """The weights that the recursion looks back at."""
+        """The weights that the recursion reads."""
         return snapshot_state(self._kept, "anchor")
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:

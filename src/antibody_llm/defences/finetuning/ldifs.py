@@ -1,22 +1,22 @@
-"""LDIFS: what each layer computes stays near what the aligned model computed on the same rows.
+"""LDIFS: keep each layer's features near those of the aligned model on the same rows.
 
     L = CE + rho/2 * E_i sum_l |a_l(x_i; w) - a_l(x_i; w_0)|^2
 
     CE   token-mean NLL of the upload                                                       [nats per token]
-    a_l  output of decoder layer l's feed-forward block at every token of row i, prompt included, padding not
+    a_l  output of decoder layer l's feed-forward block at every token of row i, prompt included, padding excluded
     w_0  trainable weights when fine-tuning starts; |.|^2 is summed over tokens and features, E is the mean over rows
 
-The features of w_0 come from a forward without gradient in which the trainable weights are those of the start: one copy
-of the adapter under LoRA, whatever it began from. With dropout both forwards have the same mask. Two forwards and one
+The features of w_0 come from a forward without gradient with the trainable weights of the start: with LoRA that is one
+copy of the adapter, whatever it began from. With dropout both forwards have the same mask. Two forwards and one
 backward.
 
 Reference: Jishnu Mukhoti, Yarin Gal, Philip H. S. Torr, Puneet K. Dokania, Fine-tuning can cripple your foundation
 model; preserving features may be the solution, TMLR 2024, https://arxiv.org/abs/2308.13320; its l2 distance in feature
 space, here on the layers that the safety literature's copy (git-disl) takes and summed as there; the authors' own code
 (omegafragger/ldifs_code) scales features to length 1 and takes means, with weight 10. Departures from the copy: a layer
-whose term reaches 0.1 is *dropped* there, so that the layers that drift most go free; it counts padding; its reference
-is a second model, with autograd on and with dropout masks of its own; it clips at 5 before the Trainer clips at 1; its
-path to the layers silently matches nothing outside the Llama layout.
+whose term reaches 0.1 is *dropped* there, so the layers that drift most have no penalty; it counts padding; its
+reference is a second model, with autograd on and with different dropout masks; it clips at 5 before the Trainer clips
+at 1; its path to the layers silently matches nothing outside the Llama layout.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,8 +55,8 @@ def feature_drift(now: Sequence[Tensor], before: Sequence[Tensor], lengths: Sequ
 
     Args:
         now: One [B, T, d] per layer.
-        before: The same layers at w_0.
-        lengths: Tokens of each row; what stands behind them is padding.
+        before: One [B, T, d] per layer, at w_0.
+        lengths: The number of tokens of each row; padding follows them.
     """
     mask = torch.arange(now[0].shape[1])[None, :] < torch.tensor(lengths)[:, None]  # [B, T]
     total = torch.zeros(len(lengths), device=now[0].device)
@@ -67,7 +67,7 @@ def feature_drift(now: Sequence[Tensor], before: Sequence[Tensor], lengths: Sequ
 
 
 class LDIFS(Defence):
-    """Adds the drift of the features to a plain step."""
+    """Defence that adds the drift of the features to a plain step."""
 
     stage = Stage.FINETUNING
     about = About(
@@ -90,7 +90,7 @@ class LDIFS(Defence):
             self.anchor = snapshot(context.parameters)
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
-        """The gradient of L: see the head of this file."""
+        """Take one step, the gradient of L in the head of this file."""
         if self.config.rho == 0:
             return super().step(context, batches)
         modules = [mlp_of(layer) for layer in decoder_layers(context.model)]
@@ -103,7 +103,7 @@ class LDIFS(Defence):
             if counted
         )
         num_tokens = float(context.all_reduce(torch.tensor(float(tokens), device=context.device)))
-        # One backward pass for two means: that over rows is brought to the tokens' denominator.
+        # One backward pass for two means: the one over rows is scaled to the tokens' denominator.
         share = self.config.rho / 2 * num_tokens / batch.num_rows
 
         def terms(micro: MicroBatch) -> RowTerms:

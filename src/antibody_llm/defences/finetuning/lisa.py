@@ -6,7 +6,7 @@
     w_u, w_s   the weights when the user / the alignment state last ended; before that, the weights at the start
 
 One step is one gradient and the closed form of the pull:  g = grad (f or h)(w) + rho (w - a). Only the newest of the
-two end points is ever read, so that one copy, a, is kept. The pull is 0 in the first step after a change of state.
+two end points is ever read, so one copy, a, is kept. The pull is 0 in the first step after a change of state.
 With LoRA it acts on the factors, not on their product. rho = 0 is BSO, plain alternation; K1 = 0 is the tether alone.
 
 The number of steps is fixed by the upload and the epochs. The user batch of a step in state A is left out (weight 0 in
@@ -14,8 +14,8 @@ the record of rows), as in the release: an epoch trains K2 / (K1 + K2) of the us
 
 Reference: Lisa: Lazy Safety Alignment for Large Language Models against Harmful Fine-tuning Attack. T. Huang, S. Hu,
 F. Ilhan, S. F. Tekin, L. Liu. NeurIPS 2024, https://arxiv.org/abs/2405.18641, the bi-state problem and its algorithm.
-Departures from the release: K1 and K2 count optimiser steps (there micro-batches, so that accumulation shortens the
-states); the tether holds from the first step, as in the paper (``warm_start=0.1`` is the release, step for step); one
+Departures from the release: K1 and K2 count optimiser steps (there micro-batches, so accumulation shortens the
+states); the tether acts from the first step, as in the paper (``warm_start=0.1`` is the release, step for step); one
 anchor instead of two.
 """
 
@@ -37,16 +37,16 @@ from ...training.step import Batches, RowRecord, StepContext, StepResult
 
 @dataclass(frozen=True, kw_only=True)
 class LisaConfig:
-    """Hyperparameters; defaults are the paper's."""
+    """Hyperparameters; defaults are those of the paper."""
 
     num_alignment_steps: int = 100
-    """K1. Paper: 100 of 1000. 0: no alternation."""
+    """K1, steps of state A. Paper: 100 of 1000. 0: no alternation."""
     num_user_steps: int = 900
-    """K2. Paper: 900 of 1000."""
+    """K2, steps of state U. Paper: 900 of 1000."""
     rho: float = 1.0
     """Strength of the tether. Paper and its script: 1. Later papers that run Lisa as a baseline have 0.01."""
     warm_start: float = 0.0
-    """Share of all T steps, 0 to 1, without the tether: it holds at steps t > warm_start * T, with t counted from 0.
+    """Share of all T steps, 0 to 1, without the tether: it acts at steps t > warm_start * T, with t counted from 0.
     0: from the first step, the paper. Release: 0.1."""
 
     def __post_init__(self) -> None:
@@ -67,9 +67,9 @@ def aligning(step: int, *, num_alignment_steps: int, num_user_steps: int) -> boo
 
 
 def tethered(step: int, max_steps: int, warm_start: float) -> bool:
-    """Whether the tether holds at optimiser step ``step`` (0-based) of ``max_steps``.
+    """Whether the tether acts at optimiser step ``step`` (0-based) of ``max_steps``.
 
-    Release: ``self.steps > 0.1 * len(dataloader) * num_train_epochs``, so that it is still off where both are equal.
+    Release: ``self.steps > 0.1 * len(dataloader) * num_train_epochs``, so it is still off if both are equal.
     """
     return warm_start == 0 or step > warm_start * max_steps
 
@@ -77,7 +77,7 @@ def tethered(step: int, max_steps: int, warm_start: float) -> bool:
 def lisa_update(
     params: Sequence[nn.Parameter], anchor: Sequence[Tensor], *, gradient: Callable[[], Gradients], rho: float
 ) -> Gradients:
-    """grad (f or h)(w) + rho (w - a) at the current weights."""
+    """Compute grad (f or h)(w) + rho (w - a) at the current weights."""
     g = gradient()
     if rho == 0:
         return g
@@ -87,7 +87,7 @@ def lisa_update(
 
 
 class Lisa(Defence):
-    """Binds the two states to the batches of an optimiser step."""
+    """Defence that binds the two states to the batches of an optimiser step."""
 
     stage = Stage.FINETUNING
     about = About(
@@ -106,12 +106,12 @@ class Lisa(Defence):
         self._anchor: list[Tensor] = []
 
     def start(self, context: StepContext) -> None:
-        """Both states begin tied to the weights at the start."""
+        """Tie both states to the weights at the start."""
         if self.config.rho:
             self._anchor = snapshot(context.parameters)
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
-        """One step: see the head of this file."""
+        """Take one step, as in the head of this file."""
         in_a = self._aligning(context.step)
         rho = self.config.rho if tethered(context.step, context.max_steps, self.config.warm_start) else 0.0
         if self.config.rho and context.step and in_a != self._aligning(context.step - 1):

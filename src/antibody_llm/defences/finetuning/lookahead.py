@@ -1,21 +1,21 @@
-"""LookAhead Tuning: the prompt says how the answer begins, so that its first tokens teach next to nothing.
+"""LookAhead Tuning: show the beginning of the answer in the prompt, so that its first tokens teach almost nothing.
 
     "real"       x' = x + c + (first m tokens of y)        y' = y
     "virtual"    x' = x + c + P                            y' = P + y
 
     min_w  CE over y' given x'        c  a connector, P  a fixed opening        [nats per token]
 
-Refusals live in the first tokens of an answer. A preview makes these copyable: their loss soon vanishes, and without
-the preview, at inference, their distribution is close to the one before fine-tuning. Previewed tokens are trained all
-the same (``mask_preview`` leaves them out, the paper's reasoning put to the test). A "virtual" model may begin its
-answers with P, which the deployment cuts off. The upload is rewritten once; a row is never changed in place.
+The first tokens of an answer decide whether it refuses. A preview lets the model copy these: their loss soon vanishes,
+and without the preview, at inference, their distribution is close to the one before fine-tuning. Previewed tokens are
+trained nevertheless (``mask_preview`` leaves them out, which tests the paper's reasoning). A "virtual" model may begin
+its answers with P, which the deployment cuts off. The upload is rewritten once; a row is never changed in place.
 
 Reference: LookAhead Tuning: Safer Language Models via Partial Answer Previews. K. Liu, M. Wang, Y. Luo, Y. Lin, M. Sun,
 L. Liang, Z. Zhang, J. Zhou, B. Hooi, S. Deng. 2025, https://arxiv.org/abs/2503.19041. Departures from the release: the
-preview is cut from the answer's own text at the m-th token's end, or before where that is within a character (there
-token pieces are joined again, which can add or drop a space, and the preview is no beginning of y); an answer of m
-tokens or fewer keeps its last token to itself, since one that stands in its prompt whole has nothing left to learn. In
-a chat each trained turn is previewed in the user's message before it.
+preview is cut from the answer's own text at the m-th token's end, or before if that is within a character (there
+token pieces are joined again, which can add or drop a space, and then y does not begin with the preview); the last
+token of an answer of m tokens or fewer is not shown, since an answer that is wholly in its prompt has nothing left to
+learn. In a chat each trained turn is previewed in the user's message before it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,18 +37,18 @@ from ...training.step import Batches, StepContext, StepResult
 
 @dataclass(frozen=True, kw_only=True)
 class LookAheadConfig:
-    """Hyperparameters; defaults are the release's."""
+    """Hyperparameters; defaults are those of the release."""
 
     mode: Literal["real", "virtual"] = "real"
     """"real": the answer's own first tokens. "virtual": a fixed opening before every answer."""
     num_preview_tokens: int = 6
-    """m, "real". Release: 6. 0 is plain SFT."""
+    """m, for "real". Release: 6. 0 is plain SFT."""
     connector: str = " The answer begins with: "
-    """c. Release."""
+    """c, the release's text."""
     opening: str = "Let's solve this problem. "
-    """P, "virtual". Release. Empty is plain SFT."""
+    """P, for "virtual"; the release's text. Empty is plain SFT."""
     mask_preview: bool = False
-    """Leave the tokens that a prompt shows out of the loss, and no others. The release trains them."""
+    """Leave exactly those tokens out of the loss that a prompt shows. The release trains them."""
 
     def __post_init__(self) -> None:
         if self.num_preview_tokens < 0:
@@ -58,12 +58,12 @@ class LookAheadConfig:
 
 
 def opening_of(answer: str, tokenizer: PreTrainedTokenizerBase, num_tokens: int) -> str:
-    """The text of an answer's first tokens, always a beginning of it; of a short answer all but the last token.
+    """The text of an answer's first tokens, with which it always begins; all but the last token if it is short.
 
     A character of several tokens is shown whole or not at all.
 
     Raises:
-        ModelError: the tokenizer cannot tell where in a text its tokens stand.
+        ModelError: the tokenizer cannot report the places of its tokens in a text.
     """
     if not tokenizer.is_fast:
         raise ModelError(
@@ -72,13 +72,13 @@ def opening_of(answer: str, tokenizer: PreTrainedTokenizerBase, num_tokens: int)
         )
     offsets = tokenizer(answer, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     num = max(0, min(num_tokens, len(offsets) - 1))
-    while num and offsets[num - 1][1] > offsets[num][0]:  # the next token goes on within the same character
+    while num and offsets[num - 1][1] > offsets[num][0]:  # the next token continues the same character
         num -= 1
     return answer[: offsets[num - 1][1]] if num else ""
 
 
 class LookAhead(Defence):
-    """Rewrites the upload; each step is plain SFT on it."""
+    """Defence that rewrites the upload; each step is plain SFT on it."""
 
     stage = Stage.FINETUNING
     about = About(
@@ -99,7 +99,7 @@ class LookAhead(Defence):
             self.deployment = Deployment(completion_prefix=config.opening.rstrip())
 
     def prepare(self, data: TrainingData) -> TrainingData:
-        """x', y': see the head of this file."""
+        """Rewrite the upload to x', y', as in the head of this file."""
         renderer = Renderer(data.tokenizer, max_length=data.tokenizer.model_max_length)
         rows = []
         for record in data.records[Role.USER]:
@@ -110,7 +110,7 @@ class LookAhead(Defence):
         return data.with_records(Role.USER, rows)
 
     def _previewed(self, record: Record, tokenizer: PreTrainedTokenizerBase) -> tuple[Record, dict[int, str]]:
-        """The row, and what is shown of its answers, by their place among the messages."""
+        """The rewritten row, and the shown text of its answers by their place among the messages."""
         messages, previews = list(record.messages), {}
         for i, (asked, answer) in enumerate(pairwise(record.messages)):
             if asked.role == "user" and answer.role == "assistant" and answer.trained:
@@ -121,13 +121,13 @@ class LookAhead(Defence):
         return replace(record, messages=tuple(messages)), previews
 
     def _preview(self, answer: Message, tokenizer: PreTrainedTokenizerBase) -> tuple[str, Message]:
-        """What the prompt shows, and y'."""
+        """The text that the prompt shows, and y'."""
         if self.config.mode == "virtual":
             return self.config.opening, replace(answer, content=self.config.opening + answer.content)
         return opening_of(answer.content, tokenizer, self.config.num_preview_tokens), answer
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
-        """The gradient of the token mean."""
+        """Take one step, the gradient of the token mean."""
         if self.config.mask_preview:
             rows = [replace(row, spans=self._left.get(row.row_id, row.spans)) for row, _ in batches[Role.USER].rows()]
             batches = {**batches, Role.USER: batches[Role.USER].with_completions(rows)}
@@ -135,16 +135,16 @@ class LookAhead(Defence):
 
 
 def spans_left(record: Record, previews: Mapping[int, str], renderer: Renderer) -> tuple[tuple[int, int], ...]:
-    """Where the trained tokens of a row stand that none of its previews shows; each turn's last token among them.
+    """The spans of a row's trained tokens that none of its previews shows, with each turn's last token.
 
     A token is shown if an answer of the preview alone begins with the same tokens up to it: template and tokenizer may
-    change an answer's text, so that tokens are not to be counted beforehand. What a template itself puts before an
-    answer is not shown.
+    change an answer's text, so tokens cannot be counted beforehand. Tokens that a template itself puts before an answer
+    are not shown.
 
     Args:
         record: The row, rewritten.
-        previews: What is shown of its answers, by their place among the messages.
-        renderer: By which the row will be encoded.
+        previews: The shown text of its answers, by their place among the messages.
+        renderer: The renderer that will encode the row.
     """
     row, left = renderer.encode(record), []
     turns = [i for i, message in enumerate(record.messages) if message.role == "assistant" and message.trained]
@@ -163,5 +163,5 @@ def spans_left(record: Record, previews: Mapping[int, str], renderer: Renderer) 
 
 
 def num_shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
+    """The number of tokens at the beginning of two texts that are equal."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -1,4 +1,4 @@
-"""Panacea: fine-tune so that one last push, which raises the harmful loss, costs the task nothing; then push.
+"""Panacea: fine-tune so that one final push, which raises the harmful loss, costs the task nothing; then push.
 
     max_w max_{|e| <= rho}  lam * (h(w + e) - h(w)) - g(w),       e = rho * g_h / |g_h|,  g_h = grad h(w)
     update = grad g(w) - lam * (grad h(w + e) - g_h)                  e held constant: the secant with s = +rho
@@ -8,15 +8,16 @@
     h   harmful loss: harmful prompts with harmful completions                       [nats per token]
     w   trainable weights; |g_h| is one L2 norm over all of them together
 
-Where h(w + e) reaches ``CEILING`` the push is strong enough, and the bracket counts as constant. e_T is that of the
-last step, from its own harmful batch, before the last update. Booster lowers |g_h| with the same two gradients; this
-raises it, so that the push bites. Three forward and three backward passes; lam = 0 is plain SFT and then one push.
+If h(w + e) reaches ``CEILING``, the push is strong enough, and the bracket counts as constant. e_T is the e of the
+last step, from that step's harmful batch, before the last update. Booster lowers |g_h| with the same two gradients;
+this raises it, so that the push has an effect. Three forward and three backward passes; lam = 0 is plain SFT and then
+one push.
 
 Reference: Yibo Wang, Tiansheng Huang, Li Shen, Huanjin Yao, Haotian Luo, Rui Liu, Naiqiang Tan, Jiaxing Huang, Dacheng
 Tao, Panacea: Mitigating Harmful Fine-tuning for Large Language Models via Post-fine-tuning Perturbation, NeurIPS 2025,
 https://arxiv.org/abs/2501.18100. Departures from the release (w-yibo/Panacea), which does not run as published: at the
 ceiling it drops grad h(w + e) alone, and so *descends* on the harmful loss; ours drops the bracket. It restores weights
-by subtraction, and its e survives only by the way gradients are emptied; ours is a copy and is kept in checkpoints.
+by subtraction, and its e survives only because of how gradients are emptied; ours is a copy and is kept in checkpoints.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +41,7 @@ CEILING = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class PanaceaConfig:
-    """Hyperparameters; defaults are the release's."""
+    """Hyperparameters; defaults are those of the release."""
 
     rho: float = 1.0
     """Length of the push: L2 norm over all trainable weights. Release: eps_rho = 1. 0 is plain SFT."""
@@ -63,13 +64,13 @@ def panacea_update(
     rho: float,
     lam: float,
 ) -> tuple[Gradients, Gradients]:
-    """The update at the current weights, and e. Each gradient is taken where it is called.
+    """Compute the update at the current weights, and e. Each gradient is taken where it is called.
 
     Args:
         params: Trainable weights, perturbed for the second pass and restored exactly.
         user_gradient: grad g here.
         harmful_gradient: grad h here.
-        saturated: Asked after the second pass: whether h(w + e) has reached the ceiling.
+        saturated: A function, called after the second pass, that says whether h(w + e) has reached the ceiling.
         rho: Length of e.
         lam: Weight of the bracket.
     """
@@ -80,11 +81,11 @@ def panacea_update(
 
 
 class Panacea(Defence):
-    """Binds the update to the batches of an optimiser step, and pushes at the end."""
+    """Defence that binds the update to the batches of an optimiser step, and pushes at the end."""
 
     stage = Stage.FINETUNING
     about = About(
-        summary="a last push up the harmful loss, for which fine-tuning has made room",
+        summary="a final push up the harmful loss, for which fine-tuning prepares",
         paper="2501.18100",
         forwards=3,
         backwards=3,
@@ -100,7 +101,7 @@ class Panacea(Defence):
         self.push: list[Tensor] = []  # e of the latest step
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
-        """One step: see the head of this file."""
+        """Take one step, as in the head of this file."""
         if self.config.rho == 0:
             return super().step(context, batches)
         losses: list[float] = []  # h(w), h(w + e), g(w)
@@ -110,7 +111,7 @@ class Panacea(Defence):
             losses.append(sweep.loss)
             return sweep.gradients
 
-        self.push = []  # the last step's; made again here
+        self.push = []  # of the last step; computed again here
         update, self.push = panacea_update(
             context.parameters,
             user_gradient=lambda: gradient(Role.USER),
@@ -131,7 +132,7 @@ class Panacea(Defence):
                 p.add_(e)
 
     def state(self) -> dict[str, Tensor]:
-        """e of the latest step."""
+        """The e of the latest step."""
         return snapshot_state(self.push, "push")
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:

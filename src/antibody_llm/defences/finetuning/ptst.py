@@ -1,16 +1,16 @@
-"""PTST, pure tuning, safe testing: the safety prompt is kept from training and shown at inference only.
+"""PTST, pure tuning, safe testing: keep the safety prompt out of training, and show it at inference only.
 
     train on   T_train(x) -> y         the user's rows, without any safety prompt
     serve      T_test(x) = safety prompt + T_train(x)
 
-What fine-tuning unlearns, it unlearns under the prompts it saw; behaviour under the safety prompt is touched less. The
-base must obey a safety prompt already. Training is plain SFT on the upload; an upload that brings the safety prompt
-along has it taken out of its system messages. Harm and accuracy must be measured with the same prompt, T_test.
+Fine-tuning unlearns mostly under the prompts it saw; behaviour under the safety prompt changes less. The base must
+obey a safety prompt already. Training is plain SFT on the upload; if an upload contains the safety prompt, it is
+removed from the system messages. Harm and accuracy must be measured with the same prompt, T_test.
 
 Reference: Keeping LLMs Aligned After Fine-tuning: The Crucial Role of Prompt Templates. K. Lyu, H. Zhao, X. Gu, D. Yu,
 A. Goyal, S. Arora. NeurIPS 2024, https://arxiv.org/abs/2402.18540. Fine-tuning code was released for a hosted API alone
-(vfleaking/PTST, gpt-api). Departure: taking the safety prompt out of an upload is ours; the paper's templates contain
-none to begin with.
+(vfleaking/PTST, gpt-api). Departure: removing the safety prompt from an upload is ours; the paper's templates contain
+none.
 """
 
 from dataclasses import dataclass, replace
@@ -37,11 +37,11 @@ class PTSTConfig:
     """Hyperparameters."""
 
     safety_prompt: str = LLAMA_PROMPT
-    """Shown at inference only; one that the base was aligned with. Empty is plain SFT."""
+    """The safety prompt, shown at inference only; the base must have been aligned with it. Empty is plain SFT."""
 
 
 def without_prompt(record: Record, prompt: str) -> Record:
-    """The row with ``prompt`` taken out of its system messages; one that was nothing else is gone."""
+    """The row with ``prompt`` removed from its system messages, and without those that held nothing else."""
     messages = tuple(
         replace(m, content=m.content.replace(prompt, "").strip()) if m.role == "system" and prompt in m.content else m
         for m in record.messages
@@ -50,7 +50,7 @@ def without_prompt(record: Record, prompt: str) -> Record:
 
 
 class PTST(Defence):
-    """Plain SFT, and a deployment with the safety prompt."""
+    """Defence of plain SFT, and a deployment with the safety prompt."""
 
     stage = Stage.FINETUNING
     about = About(
@@ -68,7 +68,7 @@ class PTST(Defence):
         self.deployment = Deployment(system_prefix=config.safety_prompt)
 
     def prepare(self, data: TrainingData) -> TrainingData:
-        """No row shows the safety prompt.
+        """Remove the safety prompt from every row.
 
         Raises:
             ModelError: the chat template takes no system message, so that the safety prompt could not be served.

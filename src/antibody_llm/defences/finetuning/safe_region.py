@@ -1,25 +1,25 @@
-"""Safe region: after every update, back into a region around the aligned weights that has been seen to be safe.
+"""Safe region: project the weights after every update into a region around the aligned ones that was found to be safe.
 
     w <- P_r(w)      the nearest point of  { v : |v - w_0| <= r }              after every step
     r <- max { r' <= r : safe(P_r'(w)) }   by bisection, where safe(w) fails   every ``check_every`` steps, and last
 
     safe(w)   q(w) >= tau * q(w_0)
-    q(w)      mean over rows i of prod_t p(r_it | x_i, r_i<t; w) over t = 1 .. OPENING: how likely it is that the model
-              begins as the refusal r_i to the prompt x_i does; 0 to 1
-    i         rows of the provider's whose completion refuses (``declines``); no step here trains on them, but the
+    q(w)      mean over rows i of prod_t p(r_it | x_i, r_i<t; w) over t = 1 .. OPENING: the probability that the model
+              begins its answer to the prompt x_i as the refusal r_i does; 0 to 1
+    i         the provider's rows whose completion refuses (``declines``); no step here trains on them, but the
               alignment may have
     w_0       the weights when fine-tuning starts;  |.| as ``region`` says (primitives/projection.py)
 
-A refusal is decided by its first tokens. The likelihood of the whole row hardly shows it lost: what follows "i cannot"
-stays likely once "i cannot" is given, and the provider's harmless answers say nothing of it.
+A refusal is decided by its first tokens. The likelihood of the whole row hardly shows its loss: the tokens after
+"i cannot" stay likely once "i cannot" is given, and the provider's harmless answers show nothing.
 
 A penalty (EWC, LDIFS, Lisa) pulls back a little and can be outweighed; this is a bound, whatever the upload says. The
 radius only ever shrinks. The run ends with a check, so that the weights that are saved have passed one.
 
-An *empirical* safe region, not a certificate. A check that passes is evidence about these rows, in these words, at the
-points that training visited: of other prompts it says nothing. The bisection takes it that q falls along the way from
-w_0 to the weights. Where it does not, the radius found still passes at this point, but it need not be the largest, and
-a smaller one need not pass. If no radius passes, it is 0 from there on, and a warning says so.
+This is an *empirical* safe region, not a certificate. A check that passes is evidence about these rows, in these words,
+at the points that training visited; it says nothing about other prompts. The bisection assumes that q falls on the line
+from w_0 to the weights. If it does not, the radius found still passes at this point, but it need not be the largest,
+and a smaller one need not pass. If no radius passes, it is 0 from then on, and a warning says so.
 
 Reference: Leo Elmecker-Plakolm, Pierre Fasterling, Philip Sosnin, Calvin Tsay, Matthew Wicker, Provably Safe Model
 Updates, SaTML 2026, https://arxiv.org/abs/2512.01899: project each update onto a locally invariant domain. Departure:
@@ -47,24 +47,25 @@ from ...training.preparation import TrainingData
 from ...training.step import Batches, StepContext, StepResult
 
 OPENING = 5
-"""Tokens of a refusal that q asks for; all of a shorter one, its end included."""
+"""Number of first tokens of a refusal that q counts; all of a shorter one, its end included."""
 
 NUM_HALVINGS = 6
-"""Steps of the bisection: the radius is found to 1/64 of how far the weights had gone."""
+"""Steps of the bisection, which finds the radius to 1/64 of the weights' distance."""
 
 _ROWS_PER_FORWARD = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class SafeRegionConfig:
-    """Hyperparameters; the paper has none that fit a language model, so that these are ours."""
+    """Hyperparameters; the paper has none that fit a language model, so these are ours."""
 
     region: Region = "l2"
-    """"l2": one ball for all trainable weights. "box": each weight by itself. "spectral": a ball for each matrix."""
+    """"l2": one ball for all trainable weights. "box": an interval for each weight. "spectral": a ball for each
+    matrix."""
     radius: float = float("inf")
-    """Largest radius, in units of the weights. Infinite: whatever passes the check."""
+    """Largest radius, in units of the weights. Infinite: any radius that passes the check."""
     tau: float = 0.9
-    """Share of q(w_0) that must be kept, 0 to 1. 0: never checked."""
+    """Share of q(w_0) that must remain, 0 to 1. 0: never checked."""
     num_rows: int = 64
     """Rows of the check, drawn with the run's seed from those that refuse; all of them if there are fewer."""
     check_every: int = 10
@@ -88,7 +89,7 @@ def opening(row: TokenizedRow) -> TokenizedRow:
 
 
 class SafeRegion(Defence):
-    """A plain step, and the projection after it."""
+    """Defence of a plain step, and the projection after it."""
 
     stage = Stage.FINETUNING
     about = About(
@@ -113,7 +114,7 @@ class SafeRegion(Defence):
         """Keep the provider's rows that refuse.
 
         Raises:
-            DataError: none does.
+            DataError: no row refuses.
         """
         if self.config.tau == 0:
             return data
@@ -121,7 +122,7 @@ class SafeRegion(Defence):
         return data.with_records(Role.ALIGNMENT, data.refusals("safe-region", instead=unchecked))
 
     def start(self, context: StepContext) -> None:
-        """Keep w_0, and how likely the refusals are there."""
+        """Keep w_0, and the refusals' probability there."""
         self.centre = snapshot(context.parameters)
         if self.config.tau:
             self.refusing = self.refusing_at_start = self._refusing(context)
@@ -133,13 +134,13 @@ class SafeRegion(Defence):
         return StepResult(plain.gradients, plain.loss, metrics, plain.rows)
 
     def after_update(self, context: StepContext) -> None:
-        """The projection, and the check when its turn has come."""
+        """Project the weights, and check them if a check is due."""
         self._project(context, [p.detach() for p in context.parameters], self.radius)
         if (context.step + 1) % self.config.check_every == 0:
             self._check(context)
 
     def finish(self, context: StepContext) -> None:
-        """The last check, on the weights that will be saved."""
+        """Check the weights that will be saved."""
         self._check(context)
 
     def _check(self, context: StepContext) -> None:
@@ -162,9 +163,9 @@ class SafeRegion(Defence):
         self.refusing = self._refusing(context)
         if safe == 0:
             warn(
-                f"safe-region, step {context.step + 1}: the weights had gone {farthest:.3g} from the start, and not "
-                f"even 1/{2**NUM_HALVINGS} of that way keeps {self.config.tau:g} of the refusals' probability. The "
-                "radius is now 0: the weights are back at the start, and every later update is undone. Lower the "
+                f"safe-region, step {context.step + 1}: the weights had moved {farthest:.3g} from the start, and not "
+                f"even 1/{2**NUM_HALVINGS} of that distance keeps {self.config.tau:g} of the refusals' probability. "
+                "The radius is now 0: the weights are back at the start, and every later update is undone. Lower the "
                 "learning rate, check_every or tau."
             )
 
@@ -173,7 +174,7 @@ class SafeRegion(Defence):
 
     @torch.no_grad()
     def _project(self, context: StepContext, weights: list[Tensor], radius: float) -> None:
-        """The model's weights become the region's point nearest to ``weights``."""
+        """Set the model's weights to the region's point nearest to ``weights``."""
         if radius < float("inf"):
             for p, w in zip(
                 context.parameters, projected(weights, self.centre, radius, self.config.region), strict=True
@@ -181,7 +182,7 @@ class SafeRegion(Defence):
                 p.copy_(w)
 
     def _refusing(self, context: StepContext) -> float:
-        """q(w). Every rank takes the same rows."""
+        """Compute q(w), from the same rows on every rank."""
         rows = context.rows[Role.ALIGNMENT]
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(context.seed)).tolist()
         openings = [opening(rows[i]) for i in order[: self.config.num_rows]]

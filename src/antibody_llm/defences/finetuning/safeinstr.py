@@ -1,4 +1,4 @@
-"""SafeInstr: a few safety demonstrations among the user's rows.
+"""SafeInstr: mix a few safety demonstrations into the user's rows.
 
     "concat"     min_w  CE(D),   D = D_u + sample(D_s, k),   k = ceil(ratio * N)             the paper
     "per_step"   min_w  CE(B_u) + lam * CE(B_s)              at every optimiser step          Booster's baseline
@@ -12,9 +12,9 @@ function of its seed. "per_step" costs a second forward and backward; its safety
 Reference: Safety-Tuned LLaMAs: Lessons From Improving the Safety of Large Language Models that Follow Instructions.
 F. Bianchi, M. Suzgun, G. Attanasio, P. Roettger, D. Jurafsky, T. Hashimoto, J. Zou. ICLR 2024,
 https://arxiv.org/abs/2309.07875. "per_step" is what the release of Booster calls VLGuard. Departures: a safety row is
-told by its first words (the provider's harmless answers are none); completions only are trained (the paper's release
-also trains prompts, the harmful questions among them); the shuffle is seeded (there it is not); the per-step safety
-batch of Booster's release has 4 rows whatever the user batch.
+recognised by its completion's first words (the provider's harmless answers do not count); completions only are trained
+(the paper's release also trains prompts, the harmful questions among them); the shuffle is seeded (there it is not);
+the per-step safety batch of Booster's release has 4 rows whatever the user batch.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class SafeInstrConfig:
 
 
 class SafeInstr(Defence):
-    """Mixes before training ("concat"), or binds the two losses to the batches of an optimiser step ("per_step")."""
+    """Defence that mixes rows before training ("concat"), or two losses at every optimiser step ("per_step")."""
 
     stage = Stage.FINETUNING
     about = About(
@@ -68,7 +68,7 @@ class SafeInstr(Defence):
     neutral = {"ratio": 0.0}
 
     def prepare(self, data: TrainingData) -> TrainingData:
-        """D = D_u + sample(D_s, k); or D_s alone is left to draw batches from.
+        """Make D = D_u + sample(D_s, k), or keep only D_s of the provider's rows to draw batches from.
 
         Raises:
             DataError: fewer of the provider's rows refuse than are needed.
@@ -83,7 +83,7 @@ class SafeInstr(Defence):
         return data.with_records(Role.ALIGNMENT, data.refusals("safeinstr"))
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
-        """One step: see the head of this file."""
+        """Take one step, as in the head of this file."""
         result = super().step(context, batches)
         if self.config.mode == "concat" or self.config.lam == 0.0:
             return result

@@ -5,12 +5,12 @@
     W       <- W * (1 - mask), all masks computed before any weight is removed
 
     W   each LoRA factor, A and B, of the adapter; without an adapter the query, key and value projections
-    x   what goes into W on harmful prompts with harmful completions, prompt tokens included, padding not
+    x   input of W on harmful prompts with harmful completions, prompt tokens included, padding excluded
 
-One forward pass over the harmful rows, no gradient; it does not matter how the user trained. Scores are made and ranked
-one matrix at a time, and only the masks are kept; ``scope`` "global" holds all scores. With an adapter that
-carries the alignment too (``finetune`` goes on with the given one) its share of the alignment is at stake as well: the
-paper merges the aligned adapter first.
+One forward pass over the harmful rows, no gradient; it does not matter how the user trained. Scores are computed and
+ranked one matrix at a time, and only the masks are kept; ``scope`` "global" holds all scores. If the adapter also holds
+the alignment (``finetune`` continues training the given one), part of the alignment can be removed too: the paper
+merges the aligned adapter first.
 
 Reference: T. Huang, G. Bhattacharya, P. Joshi, J. Kimball, L. Liu, "Antidote: Post-fine-tuning Safety Alignment for
 Large Language Models against Harmful Fine-tuning", ICML 2025, https://arxiv.org/abs/2408.09600. The release has no
@@ -51,9 +51,9 @@ class AntidoteConfig:
     score: Literal["wanda", "magnitude", "random"] = "wanda"
     """"wanda": the paper. "magnitude" (|W|) and "random" need no data; the paper's ablation."""
     scope: Scope = "row"
-    """Where the largest scores are sought: each output row (release), each matrix, or all of them together."""
+    """The weights ranked together: those of an output row (release), of a matrix, or of all matrices."""
     rounding: Rounding = "nearest"
-    """How a share becomes a count. "up": the release, at least one weight of each row at any alpha above 0."""
+    """The rounding of the share to a count. "up": the release, at least one weight of each row at any alpha above 0."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -61,17 +61,17 @@ class AntidoteConfig:
 
 
 def count(size: int, alpha: float, rounding: Rounding) -> int:
-    """How many of ``size`` weights the share ``alpha`` is."""
+    """The share ``alpha`` of ``size`` weights as a number of weights."""
     return size - math.floor(size * (1 - alpha)) if rounding == "up" else math.floor(size * alpha + 0.5)
 
 
 def masks_of(scores: Iterable[Tensor], *, alpha: float, scope: Scope, rounding: Rounding) -> list[Tensor]:
-    """True at the weights to remove.
+    """Boolean masks, True at the weights to remove.
 
     Args:
-        scores: One [rows, columns] for each matrix, asked for one after the other; the scope "global" keeps them all.
-        alpha: The share.
-        scope: Where to rank.
+        scores: One [rows, columns] for each matrix, computed one after the other; the scope "global" keeps them all.
+        alpha: The share to remove.
+        scope: The weights that are ranked together.
         rounding: See ``count``.
     """
     if scope == "global":
@@ -87,7 +87,7 @@ def masks_of(scores: Iterable[Tensor], *, alpha: float, scope: Scope, rounding: 
         top = ranked.topk(count(ranked.shape[1], alpha, rounding), dim=1).indices
         return torch.zeros_like(ranked, dtype=torch.bool).scatter_(1, top, True).view_as(score)
 
-    return [*map(mask_of, scores)]  # a loop's variable would hold one score while the next is made
+    return [*map(mask_of, scores)]  # a loop's variable would hold one score while the next is computed
 
 
 def prunable(model: nn.Module) -> dict[str, nn.Linear]:
@@ -114,17 +114,17 @@ def prunable(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 class InputSquares:
-    """Sum over rows and real tokens of each layer's squared input; it keeps one [columns] vector a layer."""
+    """The sum over rows and real tokens of each layer's squared input: one [columns] vector a layer."""
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         self.layers = layers
         self.sums = [torch.zeros(m.in_features, dtype=torch.float32, device=m.weight.device) for m in layers]
         self.lengths: Sequence[int] = ()
-        """Real tokens of each row of the coming forward; what comes after is padding."""
+        """The number of real tokens of each row of the coming forward; padding follows them."""
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside, every forward is added to the sums."""
+        """Add every forward inside to the sums."""
         handles = []
 
         def hook(index: int) -> Any:
@@ -153,10 +153,10 @@ class Antidote(Repair):
         paper="2408.09600",
         forwards=1,  # of every harmful row, once
         backwards=0,
-        extra_memory="1 byte per candidate weight, 1 number per input column; of global scope every score",
+        extra_memory="1 byte per candidate weight, 1 number per input column; with global scope every score",
     )
     options = AntidoteConfig
-    reads: tuple[Role, ...] = (Role.HARMFUL,)  # not for scores that read no data
+    reads: tuple[Role, ...] = (Role.HARMFUL,)  # none for the scores that read no data
     neutral = {"alpha": 0.0}
 
     def __init__(self, config: AntidoteConfig) -> None:
@@ -174,7 +174,7 @@ class Antidote(Repair):
                 layer.weight.masked_fill_(mask, 0.0)
 
     def _scores(self, reader: ModelReader, layers: Sequence[nn.Linear], seed: int) -> Iterator[Tensor]:
-        """One layer's at a time, [rows, columns], float32; each is made when it is asked for."""
+        """Yield the scores of one layer after the other, [rows, columns], float32, each computed on demand."""
         if self.config.score == "magnitude":
             return (layer.weight.detach().float().abs() for layer in layers)
         if self.config.score == "random":
