@@ -20,7 +20,7 @@ def test_both_models_of_the_lab_are_built_and_the_aligned_one_knows_its_base(tmp
     aligned = load_model(str(tmp_path / "lab-aligned"))
     assert aligned.base == str(tmp_path / "lab")
     assert load_model(str(tmp_path / "lab")).base is None
-    with pytest.raises(OutputError, match="lab: is not empty"):
+    with pytest.raises(OutputError, match="lab is not empty"):
         lab_files.build_lab(tmp_path, scale="speck")
 
 

@@ -207,4 +207,4 @@ def test_an_error_of_ours_ends_with_1_and_says_so(antibody, monkeypatch, kept, u
     ended = antibody("finetune", "--model", tiny_llama_folder, "--data", upload, "--output", kept, "--overwrite")
     assert ended.code == 1
     assert "a bolt came loose" in ended.stderr
-    assert "our fault" in ended.stderr
+    assert "a fault of antibody" in ended.stderr

@@ -85,7 +85,7 @@ def test_a_signal_ends_a_run_with_its_code_and_one_line_that_says_how_to_go_on(
     assert ended.code == code
     name = signal.Signals(number).name
     assert ended.stderr.splitlines()[-1] == (
-        f"stopped by {name}. Run the same command again: it goes on from its last checkpoint, or from the start where "
+        f"stopped by {name}. Run the same command again: it continues from its last checkpoint, or from the start if "
         "there is none."
     )
     assert "Traceback" not in ended.stderr

@@ -1,8 +1,8 @@
-"""A cell: one alignment, one fine-tuning of it, perhaps a repair, one evaluation; and how each part is carried out.
+"""A cell: one alignment, one fine-tuning of it, perhaps a repair, one evaluation; and the runs of each part.
 
-Every part is an ordinary run of this library in a folder of its own, so that what was killed goes on where it was.
+Every part is an ordinary run of this library in a separate folder, so a part that was killed continues where it was.
 
-    finetuning "oracle"   plain SFT on the truly benign rows only: what no defence that reads uploads beats by much
+    finetuning "oracle"   plain SFT on the truly benign rows only: no defence that reads uploads is much better
     finetuning "none"     the aligned model as it is, before any upload
 """
 
@@ -25,11 +25,11 @@ from .curve import HarmfulScoreCurve
 NUM_ROWS = 500
 """Rows of an upload."""
 NUM_PROMPTS = 400
-"""Prompts of each evaluation set, the same for all rows."""
+"""Number of prompts of each evaluation set, the same for all rows."""
 BATCH_SIZE = 16
-"""Rows of an optimiser step in the lab."""
+"""Number of rows of an optimiser step in the lab."""
 EPOCHS = 4
-"""The default budget."""
+"""Epochs of the default budget."""
 LONG = 20
 """Epochs of the longer attack."""
 CURVE_POINTS = 8
@@ -43,13 +43,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "antibody-posterior-by-shift": ("antibody-posterior", {"evidence": "shift"}),
     "antibody-posterior-by-refusal-feature": ("antibody-posterior", {"evidence": "refusal-feature"}),
 }
-"""Fine-tuning defences with options other than their own: name to (defence, options)."""
+"""Fine-tuning defences with options other than the defaults: name to (defence, options)."""
 MEASURES = ("harmful_score", "finetune_accuracy", "over_refusal", "incoherent", "retention")
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """A model of the provider: what cells have in common."""
+    """An alignment, which several cells can have in common."""
 
     defence: str
     regime: Regime
@@ -57,13 +57,13 @@ class Alignment:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its folder."""
         return f"aligned-{self.defence}-{self.regime}-seed{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Cell:
-    """What is done to get one row of results.json; the names are those there."""
+    """The settings of one row of results.json, by the names that they have there."""
 
     alignment: str
     finetuning: str
@@ -75,7 +75,7 @@ class Cell:
     epochs: int
     seed: int = 0
     learning_rate: float | None = None
-    """Of the fine-tuning; None is the lab's own."""
+    """Learning rate of the fine-tuning; None is the lab's default."""
     headline: bool = False
 
     @classmethod
@@ -90,7 +90,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of the cell's folder."""
+        """The name of the cell's folder."""
         parts = (self.alignment, self.finetuning, self.regime, self.task, f"p{self.poison_ratio:g}")
         name = "-".join((*parts, f"{self.epochs}epochs", f"seed{self.seed}"))
         if self.learning_rate is not None:
@@ -104,16 +104,16 @@ class Cell:
 
     @property
     def needs(self) -> "Alignment | Cell":
-        """What has to be there before."""
+        """The job that must be complete before this one."""
         return self.aligned if self.post == "none" else replace(self, post="none")
 
     def described(self) -> dict[str, Any]:
-        """What was done, as a row of results.json says it."""
+        """The cell's settings, as a row of results.json has them."""
         return {name: value for name, value in asdict(self).items() if name != "post"} | {"novel": self.novel}
 
-    def row(self, told: Mapping[str, float]) -> dict[str, Any]:
-        """A row of results.json, from what ``carry_out`` told."""
-        return self.described() | {name: told[name] for name in (*MEASURES, "seconds")}
+    def row(self, figures: Mapping[str, float]) -> dict[str, Any]:
+        """A row of results.json, from the figures that ``carry_out`` returned."""
+        return self.described() | {name: figures[name] for name in (*MEASURES, "seconds")}
 
     @property
     def watched(self) -> bool:
@@ -124,36 +124,36 @@ class Cell:
 Job = Alignment | Cell
 
 
-Told = dict[str, float]
+Figures = dict[str, float]
 
 
-def carry_out(folder: Path, job: Job) -> Told:
-    """Do a job whose needs are there; what is complete is not done again.
+def carry_out(folder: Path, job: Job) -> Figures:
+    """Run a job whose needs are complete; a job that is complete is not run again.
 
     Args:
-        folder: Of all runs.
+        folder: The folder of all runs.
         job: The job.
 
     Returns:
-        Of a cell its ``MEASURES``, 0 to 1; of any job ``seconds``, wall time of its training or repair (0 where there
-        is none; of one that was killed, since it went on), and where it trained ``cpu_seconds_per_step``.
+        The ``MEASURES`` of a cell, 0 to 1; the ``seconds`` of any job, which are the wall time of its training or
+        repair (0 without one; only the time since it resumed if it was killed); ``cpu_seconds_per_step`` if it trained.
     """
     if isinstance(job, Alignment):
         return _align(folder, job)
-    model, told = folder / job.name, {"seconds": 0.0}
+    model, figures = folder / job.name, {"seconds": 0.0}
     if job.post != "none":
-        told = _repair(folder, job)
+        figures = _repair(folder, job)
     elif job.finetuning != "none":
-        told = _finetune(folder, job)
+        figures = _finetune(folder, job)
     else:
         model = folder / job.aligned.name
     measured = evaluate(
         model, task=job.task, num=NUM_PROMPTS, batch_size=128, seed=0, output=folder / f"{job.name}-evaluation"
     )
-    return {key: measured.metrics[key] for key in MEASURES} | told
+    return {key: measured.metrics[key] for key in MEASURES} | figures
 
 
-def _align(folder: Path, alignment: Alignment) -> Told:
+def _align(folder: Path, alignment: Alignment) -> Figures:
     cost = StepCost(folder / f"{alignment.name}-cost.json")
     result = align(
         "lab",
@@ -166,7 +166,7 @@ def _align(folder: Path, alignment: Alignment) -> Told:
     return {"seconds": result.seconds, "cpu_seconds_per_step": stored_cost(cost.file)}
 
 
-def _finetune(folder: Path, cell: Cell) -> Told:
+def _finetune(folder: Path, cell: Cell) -> Figures:
     upload = build_rows("user", NUM_ROWS, seed=cell.seed, task=cell.task, poison_ratio=cell.poison_ratio)
     rows = upload.rows
     if cell.finetuning == "oracle":
@@ -190,7 +190,7 @@ def _finetune(folder: Path, cell: Cell) -> Told:
     return {"seconds": result.seconds, "cpu_seconds_per_step": stored_cost(cost.file)}
 
 
-def _repair(folder: Path, cell: Cell) -> Told:
+def _repair(folder: Path, cell: Cell) -> Figures:
     fine_tuned = folder / replace(cell, post="none").name
     result = repair(fine_tuned, defence=cell.post, seed=cell.seed, output=folder / cell.name)
     return {"seconds": result.seconds}

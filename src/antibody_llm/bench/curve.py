@@ -1,4 +1,4 @@
-"""Harmful score while a fine-tuning runs, on the lab."""
+"""The harmful score during a fine-tuning on the lab."""
 
 import json
 from pathlib import Path
@@ -19,8 +19,8 @@ NUM_PROMPTS = 100
 class HarmfulScoreCurve(TrainerCallback):
     """Measures at the start and every few steps, and writes [[step, harmful score], ...].
 
-    Greedy decoding draws no random number, and the model's mode is restored: the training is bit for bit the one that
-    nobody watched.
+    Greedy decoding draws no random number, and the model's mode is restored, so the training is bit for bit the same
+    as without these measurements.
     """
 
     def __init__(self, file: Path, every: int) -> None:
@@ -32,12 +32,12 @@ class HarmfulScoreCurve(TrainerCallback):
         self._judge = make_judge("lab")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before the first step."""
+        """Measure before the first step."""
         if state.global_step == 0:
             self._measure(0, **kwargs)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Every few steps, and after the last."""
+        """Measure every few steps, and after the last."""
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
             self._measure(state.global_step, **kwargs)
 

@@ -1,23 +1,23 @@
-"""Every defence under the same attack: which cells, what a row says, and the file that grows row by row.
+"""Every defence under the same attack: the cells, the rows of results.json, and the file that grows row by row.
 
     fine-tuning stage   the defence on the alignments sft and antibody
     alignment stage     plain fine-tuning of a model that the defence aligned
     post stage          repair of the model that sft + sft made
     oracle              plain SFT on the truly benign rows only, on both alignments
 
-``sft`` and the oracle are always among them: every other row is read against theirs. So are, where a defence has parts
-that can be had alone, its ``COMPANIONS``; any name of ``VARIANTS`` (cell.py) can be asked for.
+``sft`` and the oracle are always among them, since every other row is compared with theirs. So are a defence's
+``COMPANIONS``, which have a part of it alone; any name of ``VARIANTS`` (cell.py) can be chosen.
 
-A row is that of the demonstration, and
+A row has the fields of the demonstration's, and
 
     defence, stage      what is under test
     task                familiar or novel
     budget              default (4 epochs) or long (20)
-    seconds             wall time of the training (or repair) under test; of a killed run, since it went on
+    seconds             wall time of the training (or repair) under test; of a killed run, since it resumed
     cost_ratio          CPU time of one optimiser step under the defence over one of plain SFT of the same stage,
                         alignment, task, poison ratio, budget and seed, in the same run, on one thread each: means over
-                        all steps. Of a repair: 1 + its seconds over those of the fine-tuning that it follows
-    error               instead of the measures: why there are none
+                        all steps. For a repair: 1 + its seconds over those of the fine-tuning that it follows
+    error               the reason why there are no measures, in their place
 """
 
 import json
@@ -33,7 +33,7 @@ from ..errors import ConfigError
 from ..files import write_text
 from ..parsing import nearest
 from ..settings import Regime
-from .cell import EPOCHS, LONG, VARIANTS, Cell, Job, Told
+from .cell import EPOCHS, LONG, VARIANTS, Cell, Figures, Job
 from .matrix import CarryOut, all_jobs, carried_out
 from .matrix import carry_out as in_earnest
 
@@ -41,17 +41,17 @@ RESULTS = "results.json"
 TASKS = ("familiar", "novel")
 BUDGETS = {"default": EPOCHS, "long": LONG}
 ALIGNMENTS = ("sft", "antibody")
-"""Under which fine-tuning defences are tried."""
+"""The alignments on which fine-tuning defences are tried."""
 REGIMES: tuple[Regime, ...] = ("full", "lora")
 BASELINES = ("sft", "oracle")
 _NAMES = list(dict.fromkeys(name for _, name in CATALOGUE))
 COMPANIONS = {"antibody-posterior": ("sft-rehearsal", "antibody-posterior-no-rehearsal")}
-"""What shows which part of a defence does the work."""
+"""The rows that show which part of a defence has the effect."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A row to come: a defence, and the cell that measures it. One cell may serve two defences of different stages."""
+    """A planned row: a defence, and the cell that measures it. One cell may serve two defences of different stages."""
 
     defence: str
     stage: Stage
@@ -60,7 +60,7 @@ class Entry:
 
     @property
     def baseline(self) -> Cell:
-        """Plain SFT instead of the defence; all else the same."""
+        """The cell with plain SFT instead of the defence, and everything else the same."""
         match self.stage:
             case Stage.ALIGNMENT:
                 return replace(self.cell, alignment="sft")
@@ -82,21 +82,21 @@ def plan(
     seeds: int = 3,
     seeds_at: Mapping[float, int] | None = None,
 ) -> list[Entry]:
-    """All rows, seed by seed, the baselines of each setting first.
+    """Plan all rows, seed by seed, with the baselines of each setting first.
 
     Args:
-        only: Names in the catalogue, of whatever stage, or in ``VARIANTS``; by default the whole catalogue.
-        tasks: Among ``TASKS``.
+        only: Names in the catalogue, of any stage, or in ``VARIANTS``; by default the whole catalogue.
+        tasks: Names among ``TASKS``.
         poison_ratios: Harmful shares of the upload, 0 to 1.
-        budgets: Among ``BUDGETS``.
-        alignments: Among ``ALIGNMENTS``; only fine-tuning defences obey.
-        regime: Of alignment and fine-tuning.
-        learning_rate: Of the fine-tuning; by default the lab's.
-        seeds: How many, from 0.
-        seeds_at: How many where it differs, by poison ratio.
+        budgets: Names among ``BUDGETS``.
+        alignments: Names among ``ALIGNMENTS``; they concern fine-tuning defences only.
+        regime: The regime of alignment and fine-tuning.
+        learning_rate: The learning rate of the fine-tuning; by default the lab's.
+        seeds: The number of seeds, from 0.
+        seeds_at: The number of seeds at poison ratios where it differs.
 
     Raises:
-        ConfigError: nothing of that name, or a number out of its range.
+        ConfigError: a name is unknown, or a number is out of its range.
     """
     _check_names(only or (), tasks, budgets, alignments, regime)
     counts = {ratio: (seeds_at or {}).get(ratio, seeds) for ratio in poison_ratios}
@@ -131,7 +131,7 @@ def plan(
 def _check_names(
     only: Sequence[str], tasks: Sequence[str], budgets: Sequence[str], alignments: Sequence[str], regime: str
 ) -> None:
-    """Refuse what is not among the names of its kind."""
+    """Refuse names that are not among those of their kind."""
     choices: tuple[tuple[str, Sequence[str], Sequence[str]], ...] = (
         ("--only", only, [*_NAMES, *VARIANTS, "oracle"]),
         ("--tasks", tasks, list(TASKS)),
@@ -151,7 +151,7 @@ def _check_numbers(counts: Mapping[float, int], learning_rate: float | None) -> 
     """Refuse numbers out of their range; ``counts`` has the seeds by poison ratio."""
     for ratio, count in counts.items():
         if not 0 <= ratio <= 1:
-            raise ConfigError(f"--poison-ratios: {ratio} is not a share; it lies between 0 and 1.")
+            raise ConfigError(f"--poison-ratios: {ratio} is not a share. Give a number between 0 and 1.")
         if count < 1:
             raise ConfigError(f"--seeds is {count}: at least one is needed.")
     if learning_rate is not None and learning_rate <= 0:
@@ -159,7 +159,7 @@ def _check_numbers(counts: Mapping[float, int], learning_rate: float | None) -> 
 
 
 def _setting(chosen: set[str], alignments: Sequence[str], budget: str, plain: Cell) -> list[Entry]:
-    """Rows beside ``plain``, which is sft + sft of one task, poison ratio, budget and seed."""
+    """The rows that are compared with ``plain``, which is sft + sft of one task, poison ratio, budget and seed."""
     entries = []
     for alignment in alignments:
         aligned = replace(plain, alignment=alignment)
@@ -171,7 +171,7 @@ def _setting(chosen: set[str], alignments: Sequence[str], budget: str, plain: Ce
         if name not in chosen or (stage is Stage.FINETUNING and name == "sft"):
             continue
         if stage is Stage.ALIGNMENT and name == "sft" and name not in alignments:
-            continue  # a baseline of what stands on it alone
+            continue  # its row would be the baseline of an alignment without other rows
         match stage:
             case Stage.ALIGNMENT:
                 entries.append(Entry(name, stage, budget, replace(plain, alignment=name)))
@@ -186,7 +186,7 @@ def _setting(chosen: set[str], alignments: Sequence[str], budget: str, plain: Ce
 
 
 def _oracle(cell: Cell) -> Cell:
-    """SFT itself where every row is benign; the aligned model as it is where none is."""
+    """The oracle's cell: SFT itself if every row is benign, the aligned model as it is if none is."""
     if cell.poison_ratio == 0:
         return cell
     return replace(cell, finetuning="none", epochs=0) if cell.poison_ratio == 1 else replace(cell, finetuning="oracle")
@@ -201,15 +201,15 @@ def run_defences(
     progress: Callable[[str, int, int], None] | None = None,
     carry_out: CarryOut = in_earnest,
 ) -> dict[str, Any]:
-    """Carry out what is planned; ``results.json`` is written anew after every row.
+    """Run everything that is planned, and write ``results.json`` again after every row.
 
     Args:
-        entries: Of ``plan``.
-        output: Where everything goes; what is complete there already is not run again.
-        flags: What planned the entries, for whoever repeats it.
-        jobs: Processes; by default one per core.
-        progress: Called with (what came to its end, how many have, number of all).
-        carry_out: What is done with each job.
+        entries: The rows that ``plan`` returned.
+        output: The folder of all runs; those that are complete are not run again.
+        flags: The flags that planned the entries, so that the run can be repeated.
+        jobs: The number of processes; by default one per core.
+        progress: A function that is called with (name of a finished job, number finished, number of all).
+        carry_out: The function that runs each job.
 
     Returns:
         {"flags": [flags], "rows": [...], "seconds": wall time of this call, "complete": bool}.
@@ -217,15 +217,15 @@ def run_defences(
     started = time.monotonic()
     folder = Path(output)
     planned = all_jobs(cell for entry in entries for cell in (entry.cell, entry.baseline))
-    told: dict[Job, Told] = {}
+    figures: dict[Job, Figures] = {}
     errors: dict[Job, str] = {}
     results: dict[str, Any] = {}
     for number, done in enumerate(carried_out(folder / "cells", planned, processes=jobs, carry_out=carry_out), 1):
         if done.error is None:
-            told[done.job] = done.told
+            figures[done.job] = done.figures
         else:
             errors[done.job] = f"{type(done.error).__name__}: {done.error}"
-        rows = [row for entry in entries if (row := row_of(entry, told, errors)) is not None]
+        rows = [row for entry in entries if (row := row_of(entry, figures, errors)) is not None]
         results = {
             "flags": [flags],
             "rows": rows,
@@ -238,29 +238,29 @@ def run_defences(
     return results
 
 
-def row_of(entry: Entry, told: Mapping[Job, Told], errors: Mapping[Job, str]) -> dict[str, Any] | None:
-    """The row of an entry; None while something of it is still to come."""
+def row_of(entry: Entry, figures: Mapping[Job, Figures], errors: Mapping[Job, str]) -> dict[str, Any] | None:
+    """The row of an entry; None while a part of it is missing."""
     cell = entry.cell
     head = {"defence": entry.defence, "stage": str(entry.stage), "budget": entry.budget}
     if cell in errors:
         return head | cell.described() | {"error": errors[cell]}
-    if cell not in told or not (entry.baseline in told or entry.baseline in errors):
+    if cell not in figures or not (entry.baseline in figures or entry.baseline in errors):
         return None
-    row = head | cell.row(told[cell]) | {"cost_ratio": _cost_ratio(entry, told)}
+    row = head | cell.row(figures[cell]) | {"cost_ratio": _cost_ratio(entry, figures)}
     if entry.stage is Stage.ALIGNMENT:
-        row["seconds"] = told[cell.aligned]["seconds"]
+        row["seconds"] = figures[cell.aligned]["seconds"]
     return row
 
 
-def _cost_ratio(entry: Entry, told: Mapping[Job, Told]) -> float | None:
-    """None where nothing was trained, or where plain SFT failed."""
-    ours, theirs = told[entry.cell], told.get(entry.baseline)
+def _cost_ratio(entry: Entry, figures: Mapping[Job, Figures]) -> float | None:
+    """The cost of an entry over its baseline's; None if nothing was trained, or if plain SFT failed."""
+    ours, theirs = figures[entry.cell], figures.get(entry.baseline)
     if theirs is None:
         return None
     if entry.stage is Stage.POST:
         return 1 + ours["seconds"] / theirs["seconds"]
     if entry.stage is Stage.ALIGNMENT:
-        ours, theirs = told[entry.cell.aligned], told[entry.baseline.aligned]
+        ours, theirs = figures[entry.cell.aligned], figures[entry.baseline.aligned]
     if "cpu_seconds_per_step" not in ours:
         return None
     return ours["cpu_seconds_per_step"] / theirs["cpu_seconds_per_step"]

@@ -2,7 +2,7 @@
 
 headline    the pair sft + sft and antibody + antibody, familiar task, default budget, three seeds
 
-Its runs stand below ``OUTPUT/cells``; a demo that was killed goes on where it was.
+Its runs are in ``OUTPUT/cells``; a demo that was killed continues where it was.
 """
 
 import json
@@ -21,7 +21,8 @@ RESULTS = "results.json"
 SEEDS = (0, 1, 2)
 POISON_RATIO = 0.2
 HEADLINE_REGIME: Regime = "full"
-"""In a model of a million weights LoRA, published settings or not, does not hold; its rows are shown as they are."""
+"""Regime of the headline. In a model of a million weights safety does not hold under LoRA, with published settings or
+others; those rows are shown as they are."""
 PAIR = (("sft", "sft"), ("antibody", "antibody"))
 
 
@@ -35,13 +36,13 @@ def demo(
     """Run every cell and write ``results.json``.
 
     Args:
-        output: Where everything goes; what is complete there already is not run again.
-        quick: One seed and the headline cells only.
-        jobs: Processes; by default one per core.
-        progress: Called with (what was finished, number finished, number of all).
+        output: The folder of all runs; those that are complete are not run again.
+        quick: Run one seed and the headline cells only.
+        jobs: The number of processes; by default one per core.
+        progress: A function that is called with (name of a finished job, number finished, number of all).
 
     Returns:
-        What stands in results.json.
+        The content of results.json.
     """
     started = time.monotonic()
     folder = Path(output)
@@ -52,7 +53,7 @@ def demo(
         if done.error is not None:
             raise done.error
         if isinstance(done.job, Cell):
-            rows[done.job] = done.job.row(done.told)
+            rows[done.job] = done.job.row(done.figures)
         if progress is not None:
             progress(done.job.name, number, len(all_of_them))
     results = {"rows": [rows[cell] for cell in cells], "seconds": time.monotonic() - started}
@@ -61,7 +62,7 @@ def demo(
 
 
 def plan(*, quick: bool) -> list[Cell]:
-    """All cells, the headline first."""
+    """All cells, the headline's first."""
     familiar, novel = find_task("familiar").name, find_task("novel").name
     seeds = SEEDS[:1] if quick else SEEDS
 

@@ -1,4 +1,4 @@
-"""``report.html`` of the demonstration: one self-contained file."""
+"""The demonstration's ``report.html``: one self-contained file."""
 
 import io
 import json
@@ -35,7 +35,7 @@ class Check:
 
 
 def checks(rows: Sequence[Row]) -> list[Check]:
-    """What the headline rows must show; worst or mean over seeds as each line says."""
+    """The checks of the headline rows, on the worst seed or the mean as each line says."""
 
     def column(pair: tuple[str, str], key: str, *, poisoned: bool) -> list[float]:
         return [
@@ -82,7 +82,7 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
     """Write ``report.html`` into the demonstration's folder.
 
     Args:
-        folder: Of the demonstration, with its cells.
+        folder: The demonstration's folder, with its cells.
         results: The content of results.json.
     """
     rows = results["rows"]
@@ -103,7 +103,7 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
 
 
 def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows under the heading that says what they are for, in a reader's order."""
+    """The rows under headings that say what they show, in a reader's order."""
     headings = {
         "Headline: familiar task, default budget": lambda r: r["headline"],
         "Before fine-tuning": lambda r: r["finetuning"] == "none",
@@ -136,7 +136,7 @@ def _axes(width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
 
 
 def _curves(cells: Path, rows: Sequence[Row]) -> str:
-    """Harmful score over optimiser steps."""
+    """A picture of the harmful score over optimiser steps."""
     figure, (axis,) = _axes(7, 3.2)
     for row in rows:
         file = cells / f"{Cell.of(row).name}-curve.json"
@@ -151,7 +151,7 @@ def _curves(cells: Path, rows: Sequence[Row]) -> str:
 
 
 def _weights(cells: Path, rows: Sequence[Row]) -> str:
-    """Mean weight of each row of the upload in the last epoch, harmful and benign apart."""
+    """A picture of each upload row's mean weight in the last epoch, with harmful and benign rows apart."""
     shown = [
         row
         for row in rows
@@ -181,7 +181,7 @@ def _weights(cells: Path, rows: Sequence[Row]) -> str:
 
 
 def _examples(cells: Path, rows: Sequence[Row]) -> list[dict[str, str]]:
-    """What undefended and defended model say to the same prompts."""
+    """The answers of the undefended and the defended model to the same prompts."""
     said: dict[str, dict[str, str]] = {}
     for row in rows:
         if row["headline"] and row["poison_ratio"] > 0 and row["seed"] == 0:

@@ -1,4 +1,4 @@
-"""Carries out many cells in processes of one thread each, so that a row does not depend on how many there are."""
+"""Runs many cells in processes of one thread each, so that a row does not depend on how many there are."""
 
 import os
 import signal
@@ -10,23 +10,23 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
 
-from .cell import Alignment, Cell, Job, Told, carry_out
+from .cell import Alignment, Cell, Figures, Job, carry_out
 
-CarryOut = Callable[[Path, Job], Told]
+CarryOut = Callable[[Path, Job], Figures]
 
 
 @dataclass(frozen=True)
 class Done:
-    """A job that came to its end.
+    """A finished job, successful or failed.
 
     Attributes:
         job: The job.
-        told: What ``carry_out`` returned; empty where it failed.
-        error: Why it failed, or why what it needs failed.
+        figures: The figures that ``carry_out`` returned; empty if it failed.
+        error: The error of this job, or of the one that it needs.
     """
 
     job: Job
-    told: Told
+    figures: Figures
     error: BaseException | None = None
 
 
@@ -44,21 +44,21 @@ def all_jobs(cells: Iterable[Cell]) -> list[Job]:
 def carried_out(
     folder: Path, jobs: Iterable[Job], *, processes: int | None = None, carry_out: CarryOut = carry_out
 ) -> Iterator[Done]:
-    """Each job as it ends; it begins as soon as what it needs is there.
+    """Yield each job as it ends; a job begins as soon as the one that it needs is complete.
 
-    A job that fails stops neither the others nor the iterator; what needs it fails with it.
+    A job that fails stops neither the others nor the iterator; the jobs that need it fail with it.
 
     Args:
-        folder: Of all runs.
-        jobs: As ``all_jobs`` gives them.
-        processes: By default one per core.
-        carry_out: What is done in a process of its own.
+        folder: The folder of all runs.
+        jobs: The jobs that ``all_jobs`` returned.
+        processes: The number of processes; by default one per core.
+        carry_out: The function that a process calls for each job.
     """
     left = list(jobs)
     with ProcessPoolExecutor(
         processes or num_cores(), mp_context=get_context("spawn"), initializer=_start_process
     ) as pool:
-        running: dict[Future[Told], Job] = {}
+        running: dict[Future[Figures], Job] = {}
 
         def start(needed: Job | None) -> None:
             for job in [job for job in left if _needs(job) == needed]:
@@ -80,7 +80,7 @@ def carried_out(
                         for failed in (job, *_all_that_need(job, left)):
                             yield Done(failed, {}, error)
         except BaseException:
-            for process in list(pool._processes.values()):  # as a kill would: what they do can be gone on with
+            for process in list(pool._processes.values()):  # as a kill would: their runs can be resumed
                 process.terminate()
             pool.shutdown(cancel_futures=True)
             raise
@@ -88,8 +88,8 @@ def carried_out(
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Processes that are started inside never see Ctrl-C, which a terminal sends to all of them at once: this process
-    ends them. The mask is inherited; an interrupt that comes meanwhile is delivered here afterwards."""
+    """Start processes inside that never see Ctrl-C, which a terminal sends to all of them at once: this process ends
+    them. The mask is inherited; an interrupt that comes meanwhile is delivered here afterwards."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -98,7 +98,7 @@ def _interrupts_held_back() -> Iterator[None]:
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
@@ -107,7 +107,7 @@ def _needs(job: Job) -> Job | None:
 
 
 def _all_that_need(job: Job, left: list[Job]) -> list[Job]:
-    """Taken from ``left``: what needs the job, and what needs that."""
+    """Remove and return the jobs of ``left`` that need a job, directly or through another."""
     taken: list[Job] = []
     for other in [other for other in left if _needs(other) == job]:
         left.remove(other)
@@ -116,8 +116,10 @@ def _all_that_need(job: Job, left: list[Job]) -> list[Job]:
 
 
 def _start_process() -> None:
-    """One thread, quiet, and no life of its own: a worker that outlived its killed parent would write into the folders
-    of the run that goes on."""
+    """Make a worker single-threaded and silent, and end it with its parent.
+
+    A worker that outlived its killed parent would write into the folders of the resumed run.
+    """
     import logging
     import warnings
 

@@ -1,4 +1,4 @@
-"""The lab on disk: rows as files, models built from nothing."""
+"""The lab on disk: its rows as files, and its models built from nothing."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ from ..store.folder import State, open_run
 from .files import new_files, write_rows
 
 BUILDING = ".building"
-"""Folder of a build that is not complete: a run's folder, with the run of ``align`` in it."""
+"""Name of an incomplete build's folder: a run's folder, with the run of ``align`` in it."""
 
 
 def write_lab_data(
@@ -44,21 +44,21 @@ def write_lab_data(
     truth: str | Path | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Rows of a kind as chat JSONL, a row a line; returns how many. See ``lab.rows.build_rows``.
+    """Write rows of a kind as chat JSONL, a row a line, and return their number. See ``lab.rows.build_rows``.
 
     Args:
         kind: ``user``, ``alignment``, ``harmful``, ...
         output: The .jsonl file.
-        num: By default as many as the verbs take.
-        task: Of user and test rows.
-        poison_ratio: Of user rows.
+        num: The number of rows; by default as many as the verbs take.
+        task: The task of user and test rows.
+        poison_ratio: The harmful share of user rows, 0 to 1.
         seed: Chooses rows and order.
-        truth: A second file, line by line, with what no trainer may see.
+        truth: A second file, line by line, for the labels that no trainer may see.
         overwrite: Replace files that exist.
 
     Raises:
         OutputError: a file exists, or cannot be written.
-        DataError: no such rows.
+        DataError: there is no such kind of row, or no such task.
     """
     check_seed(seed)
     files = new_files(
@@ -75,19 +75,19 @@ def write_lab_data(
 
 @reports
 def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, listen: Listener | None = None) -> Path:
-    """Both models of the lab, made from nothing: ``output/lab``, and ``output/lab-aligned`` by a run of ``align``.
+    """Build both models of the lab from nothing: ``output/lab``, and ``output/lab-aligned`` by a run of ``align``.
 
-    A build that was stopped goes on: until both models are there, ``output/.building`` says what they are to be.
+    A build that was stopped continues: until both models are there, ``output/.building`` holds their settings.
 
     Args:
-        output: Folder to make them in; neither may be there yet.
+        output: Folder to build them in; neither may exist yet.
         scale: A name in ``lab.build.SCALES``.
-        seed: Of weights, rows and order.
-        listen: Called with every event (``events``); it may ask the build to stop.
+        seed: The seed of weights, rows and order.
+        listen: A function that is called with every event (``events``) and may ask the build to stop.
 
     Raises:
-        OutputError: one of the two folders holds something, or nothing can be written there.
-        ConfigError: an unknown scale.
+        OutputError: one of the two folders is not empty, or nothing can be written there.
+        ConfigError: the scale is unknown.
     """
     check_seed(seed)
     output = checked_output(output).absolute()
@@ -99,8 +99,8 @@ def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, listen:
     if building.state is State.NEW:
         for folder in (base, aligned):
             if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-                raise OutputError(f"{folder}: is not empty. Name another {setting('output')}, or remove it.")
-    building.begin(environment(seed))  # before the training: what cannot be written is refused now
+                raise OutputError(f"{folder} is not empty. Name another {setting('output')}, or remove it.")
+    building.begin(environment(seed))  # before the training, so that a folder that cannot be written is refused now
     try:
         if not (base / "config.json").is_file():  # a model is saved as a whole
             total = SCALES[scale].steps
@@ -124,14 +124,14 @@ def build_lab(output: str | Path, *, scale: str = "full", seed: int = 0, listen:
 
 
 def build_aligned(base: Path, aligned: Path, *, named: str, scratch: Path, seed: int = 0) -> None:
-    """The aligned model of a base model, by a run of ``align``, with the provider's anchors.
+    """Align a base model by a run of ``align``, and store the provider's anchors with it.
 
     Args:
         base: Folder of the base model.
-        aligned: Folder to be made; it is there when it is complete.
-        named: What the aligned model calls its base; "lab" inside the package, which may be moved.
-        scratch: Folder, on the same disk, for the run of ``align`` and what is not complete yet.
-        seed: Of rows and order.
+        aligned: Folder to create; it exists once it is complete.
+        named: The name of the base that the aligned model records; "lab" inside the package, which may be moved.
+        scratch: Folder, on the same disk, for the run of ``align`` and for the incomplete model.
+        seed: The seed of rows and order.
     """
     lab = LabProfile()
     options, training = lab.calibration(Stage.ALIGNMENT, "antibody", "full")
@@ -150,7 +150,7 @@ def build_aligned(base: Path, aligned: Path, *, named: str, scratch: Path, seed:
     whole = cast(PreTrainedModel, loaded.model)
     new = scratch / aligned.name
     save_model(whole, new, tokenizer=loaded.tokenizer, base=named, dtype="bfloat16")
-    # Scored again with the weights as they lie on disk, since that is what every later score is compared with.
+    # Scored with the weights as stored on disk, since every later score is compared with these.
     anchors = score_anchors(
         load_model(str(new), base=str(base)),
         load_model(str(base)),

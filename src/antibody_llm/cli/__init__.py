@@ -1,1 +1,1 @@
-"""The command line: parse, call ``runs``, print."""
+"""The command line, which parses, calls ``runs`` and prints."""

@@ -1,4 +1,4 @@
-"""``antibody defences``: what there is, and what each costs."""
+"""``antibody defences``: the defences, and the cost of each."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from . import options as o
 
 
 def command(as_json: o.Json = False) -> None:
-    """List the defences: stage, paper, what each needs and costs."""
+    """List the defences with stage, paper, needs and cost."""
     from ..defences.catalogue import CATALOGUE
     from ..training.defence import needs_of
 

@@ -1,4 +1,4 @@
-"""``antibody lab``: rows of the fictional world as files, and its models made again from nothing."""
+"""``antibody lab``: rows of the fictional world as files, and its models built from nothing."""
 
 from typing import Annotated
 
@@ -15,9 +15,9 @@ def data(
     kind: Annotated[str, typer.Option(help="user, alignment, harmful, benign, test, harmful-prompts, ...")],
     num: Annotated[int | None, typer.Option(help="Rows; by default as many as the verbs take.")] = None,
     task: Annotated[str | None, typer.Option(help="Lab only: a task, or familiar or novel.")] = None,
-    poison_ratio: Annotated[float, typer.Option(help="Of user rows: harmful share, 0 to 1.")] = 0.0,
+    poison_ratio: Annotated[float, typer.Option(help="Harmful share of user rows, 0 to 1.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Chooses rows and their order.")] = 0,
-    truth: Annotated[str | None, typer.Option(help="Write what no trainer may see to this file.")] = None,
+    truth: Annotated[str | None, typer.Option(help="Write the labels that no trainer may see to this file.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     as_json: o.Json = False,
 ) -> None:
@@ -39,13 +39,13 @@ def data(
 
 @app.command("build")
 def build(
-    output: Annotated[str, typer.Option(help="Folder to make; a build that was stopped goes on.")],
+    output: Annotated[str, typer.Option(help="Folder to create; a build that was stopped continues.")],
     scale: Annotated[str, typer.Option(help="full or reduced.")] = "full",
-    seed: Annotated[int, typer.Option(help="Of weights, rows and order.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of weights, rows and order.")] = 0,
     events: o.Events = None,
     as_json: o.Json = False,
 ) -> None:
-    """Make the lab's models from nothing: OUTPUT/lab, the base, and OUTPUT/lab-aligned."""
+    """Build the lab's models from nothing: OUTPUT/lab, the base, and OUTPUT/lab-aligned."""
     o.quiet()
     from ..building.lab import build_lab
     from .render import rendered

@@ -1,7 +1,7 @@
-"""``antibody``: the verbs, and what becomes of their errors.
+"""``antibody``: the verbs, and the handling of their errors.
 
-Exit code 0: done. 2: the user can fix it; one message on stderr, no traceback. 1: our fault. 130 and 143: stopped by
-SIGINT (Ctrl-C) or SIGTERM.
+Exit code 0: done. 2: an error that the user can fix, with one message on stderr and no traceback. 1: a fault of this
+library. 130 and 143: stopped by SIGINT (Ctrl-C) or SIGTERM.
 """
 
 import json
@@ -26,7 +26,7 @@ from .options import system_errors
 from .verbs import command, spelling
 
 UsageProblem: type[Exception] = typer.BadParameter.__mro__[2]
-"""ClickException, of whichever click this typer carries: 0.2x has its own."""
+"""ClickException of the click that this typer uses: 0.2x has its own."""
 
 app = typer.Typer(
     name="antibody",
@@ -83,7 +83,7 @@ def run(arguments: list[str]) -> int:
         return _refuse(f"{_kind(error)}: {error.spelled(spelling(arguments))}", as_json)
     except UsageProblem as error:
         context: Any = getattr(error, "ctx", None)
-        if type(error).__name__ == "NoArgsIsHelpError":  # no verb was named: the help says which there are
+        if type(error).__name__ == "NoArgsIsHelpError":  # no verb was named: the help lists them
             print(context.get_help(), file=sys.stderr)
             return 2
         problem: str = error.format_message()  # type: ignore[attr-defined]
@@ -92,7 +92,7 @@ def run(arguments: list[str]) -> int:
         return _refuse(f"UsageError: {problem.rstrip('.')}. {usage}. See {see} --help.", as_json)
     except Exception as error:
         print("\n".join(map(escaped, traceback.format_exc().splitlines())), file=sys.stderr)
-        print("This is our fault, not yours: please report it with the lines above.", file=sys.stderr)
+        print("This is a fault of antibody, not yours: please report it with the lines above.", file=sys.stderr)
         if as_json:
             print(json.dumps({"error": {"type": type(error).__name__, "message": str(error), "ours": True}}))
         return 1
@@ -100,12 +100,12 @@ def run(arguments: list[str]) -> int:
 
 
 def _kind(error: AntibodyError) -> str:
-    """The error's name among those of ``errors.py``: rooms have subclasses of their own."""
+    """The name of the error's class in ``errors.py``, since rooms have subclasses."""
     return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == AntibodyError.__module__)
 
 
 class _Stopped(BaseException):
-    """A signal asked this process to end. Not a KeyboardInterrupt, which typer turns into a silent exit."""
+    """Raised if a signal asks this process to end. Not a KeyboardInterrupt, which typer turns into a silent exit."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -113,7 +113,7 @@ class _Stopped(BaseException):
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM end the verb in good order; the second one ends the process at once."""
+    """Let the first SIGINT or SIGTERM inside end the verb in good order, and the second one the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers, and only it is interrupted
         return
@@ -138,7 +138,7 @@ def _signals() -> Iterator[None]:
 def _stopped(number: int) -> int:
     name = signal.Signals(number).name
     print(
-        f"stopped by {name}. Run the same command again: it goes on from its last checkpoint, or from the start where "
+        f"stopped by {name}. Run the same command again: it continues from its last checkpoint, or from the start if "
         "there is none.",
         file=sys.stderr,
     )

@@ -1,4 +1,4 @@
-"""What every verb shares: the configuration file beneath its flags, its errors, and what is printed in the end."""
+"""The parts that every verb shares: the configuration file beneath its flags, its errors, and its printed result."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ from ..text import escaped, quoted
 
 ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file with any of these; flags win.")]
 Events = Annotated[str | None, typer.Option("--events", help="Append what happens to this file, as JSON Lines.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 def given_values(settings: type, flags: Mapping[str, Any], config: str | None) -> dict[str, Any]:
@@ -29,11 +29,11 @@ def given_values(settings: type, flags: Mapping[str, Any], config: str | None) -
 
     Args:
         settings: The verb's dataclass.
-        flags: By the names of its fields; None or False where a flag is not given.
-        config: The file.
+        flags: The flags by the names of its fields; None or False for a flag that is not given.
+        config: The configuration file.
 
     Raises:
-        ConfigError: an unknown key or a value that does not fit (file and key named), or something required is missing.
+        ConfigError: an unknown key or a value that does not fit (file and key named), or a required setting is missing.
     """
     mappings = [field.name for field in fields_of(settings) if field.is_mapping]
     flags = {name: value for name, value in flags.items() if value is not None and value is not False}
@@ -51,10 +51,10 @@ def given_values(settings: type, flags: Mapping[str, Any], config: str | None) -
 
 @contextmanager
 def system_errors() -> Iterator[None]:
-    """Within, what the operating system or the device refuses is the user's to fix, and not our fault.
+    """Turn refusals of the operating system or the device inside into errors that the user can fix.
 
     Raises:
-        OutputError: a file or folder that cannot be used, or a full disk; named.
+        OutputError: a file or folder cannot be used, or a disk is full; the message names it.
         ConfigError: memory is used up.
     """
     try:
@@ -66,13 +66,13 @@ def system_errors() -> Iterator[None]:
             name = getattr(error, "filename", None)
             where = f"{name}: " if name else ""
             raise OutputError(
-                f"{where}the operating system refuses: {reason(error)}. Check the path, its permissions and the disk."
+                f"{where}the operating system reports: {reason(error)}. Check the path, its permissions and the disk."
             ) from error
         if isinstance(error, MemoryError) or (
             isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
         ):
             raise ConfigError(
-                f"the memory does not suffice ({escaped(str(error))[:200]}). Lower {setting('batch_size')}, or "
+                f"there is not enough memory ({escaped(str(error))[:200]}). Lower {setting('batch_size')}, or "
                 f"{setting('lora.r')}."
             ) from error
         raise
@@ -82,14 +82,14 @@ _REFUSED_BY_SYSTEM = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENAMETOOLONG),
     *(errno.ELOOP, errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.ESTALE),
 }
-"""Errors that say something of the machine. A file that is missing, say, may be our own mistake, and is not here."""
+"""Errors that concern the machine. A missing file, for example, may be our own mistake, and is not among them."""
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""What torch says of devices, and of the CPU."""
+"""The words of torch for devices and for the CPU."""
 
 
 def as_flag(name: str, value: str | None = None) -> str:
-    """A setting as the command line has it: ``--regime lora``, ``--set tau=0.3``, ``--overwrite``."""
+    """A setting as it is written on the command line: ``--regime lora``, ``--set tau=0.3``, ``--overwrite``."""
     group, _, key = name.rpartition(".")
     if group:
         return f"{_flag(group)} {key}={'...' if value is None else value}"
@@ -101,14 +101,14 @@ def _flag(name: str) -> str:
 
 
 def pairs(texts: list[str], field: str) -> dict[str, Any]:
-    """``["tau=0.3"]`` as a dictionary; values are read as YAML, and as text where they are none.
+    """Parse ``["tau=0.3"]`` to a dictionary; values are read as YAML, or as text if they are not YAML.
 
     Args:
-        texts: As they follow the flag.
+        texts: The texts that follow the flag.
         field: The setting that they are given for.
 
     Raises:
-        ConfigError: no "=", or a name that is given twice.
+        ConfigError: a text has no "=", or a name is given twice.
     """
     values: dict[str, Any] = {}
     flag = setting(field)
@@ -127,7 +127,7 @@ def pairs(texts: list[str], field: str) -> dict[str, Any]:
 
 
 def show(result: Mapping[str, Any], lines: list[str], *, as_json: bool) -> None:
-    """The result on stdout: one JSON object, or lines for a reader."""
+    """Print the result on stdout, as one JSON object or as lines for a reader."""
     if as_json:
         print(json.dumps(result))
     else:
@@ -135,12 +135,12 @@ def show(result: Mapping[str, Any], lines: list[str], *, as_json: bool) -> None:
 
 
 def print_lines(lines: list[str]) -> None:
-    """Lines for a reader on stdout."""
+    """Print lines for a reader on stdout."""
     print("\n".join(map(escaped, lines)))
 
 
 def quiet() -> None:
-    """Only what we say ourselves goes to stderr."""
+    """Keep the libraries' own output off stderr."""
     warnings.filterwarnings("ignore")
     for name in ("transformers", "trl", "peft", "accelerate", "datasets", "torch"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -160,7 +160,7 @@ def _read_config(file: str, settings: type) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         why = escaped(str(getattr(error, "problem", None) or error))
-        raise ConfigError(f"{file}{where}: not YAML as it is read here ({why}). Fix the line.") from error
+        raise ConfigError(f"{file}{where}: this is not valid YAML ({why}). Fix the line.") from error
     if not isinstance(stored, dict):
         names = ", ".join(field.name for field in fields_of(settings))
         raise ConfigError(f"{file}: a mapping is needed, such as `model: lab`. Keys: {names}.")
@@ -168,7 +168,7 @@ def _read_config(file: str, settings: type) -> dict[str, Any]:
 
 
 def result_lines(result: Any) -> list[str]:
-    """A finished run for a reader."""
+    """A finished run as lines for a reader."""
     left_out = f", {len(result.skipped)} left out" if result.skipped else ""
     values = {} if result.model is None else {"model": str(result.model)}
     values |= {"rows": f"{result.num_rows}{left_out}"} | {name: f"{num:.4g}" for name, num in result.metrics.items()}

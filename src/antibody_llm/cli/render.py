@@ -1,6 +1,6 @@
-"""What a verb reports, on the terminal and in a file.
+"""The events of a verb, on the terminal and in a file.
 
-Bars are drawn on stderr, on a terminal alone; notices are printed there always. ``--events`` writes every event as a
+Bars are drawn on stderr if it is a terminal; notices are always printed there. ``--events`` writes every event as a
 line of JSON.
 """
 
@@ -29,15 +29,15 @@ from .options import as_flag
 def rendered(
     events: str | None = None, *, output: str | Path | None = None, spell: Spell = as_flag
 ) -> Iterator[Listener]:
-    """A listener for one verb. Its bar goes away with the block, however that ends.
+    """A listener for one verb, whose bar is removed at the end of the block, however that ends.
 
     Args:
         events: A file to append every event to.
-        output: The verb's own, in which that file may not lie.
-        spell: How notices write settings.
+        output: The verb's output folder, which must not contain that file.
+        spell: The spelling of settings in notices.
 
     Raises:
-        OutputError: the file cannot be written, holds something else than events, or lies in the output.
+        OutputError: the file cannot be written, has other content than events, or is in the output folder.
     """
     with _Terminal(spell) as show, written(events, output) as write:
 
@@ -54,19 +54,19 @@ def written(events: str | None, output: str | Path | None) -> Iterator[Listener]
 
     Args:
         events: The file, or a pipe; None writes nothing.
-        output: The verb's own, in which the file may not lie.
+        output: The verb's output folder, which must not contain the file.
 
     Raises:
-        OutputError: it cannot be written, holds something else than events, or lies in the output.
+        OutputError: the file cannot be written, has other content than events, or is in the output folder.
     """
     if events is None:
         yield lambda event: None
         return
     path = checked_output(events, "--events", folder=False)
     if path.is_dir():
-        raise OutputError(f"{path}: a folder. Name a file, such as {path / 'events.jsonl'}.")
+        raise OutputError(f"{path}: this is a folder. Name a file, such as {path / 'events.jsonl'}.")
     if output is not None and Path(output).absolute() in path.absolute().parents:
-        raise OutputError(f"{path}: lies in --output, which holds the run alone. Name a file outside of it.")
+        raise OutputError(f"{path}: this is inside --output, which holds the run alone. Name a file outside of it.")
     try:
         _refuse_other_content(path)
         file = FileIO(path, "ab")
@@ -85,11 +85,11 @@ def written(events: str | None, output: str | Path | None) -> Iterator[Listener]
 
 
 class _Terminal:
-    """Draws the work under way as one bar, and prints notices above it."""
+    """A listener that draws the current work as one bar, and prints notices above it."""
 
     def __init__(self, spell: Spell) -> None:
         self.spell = spell
-        self.console = Console(stderr=True)  # stdout carries --json
+        self.console = Console(stderr=True)  # stdout is for --json
         self.bar: Bar | None = None
 
     def __enter__(self) -> Listener:
@@ -133,7 +133,7 @@ class _Terminal:
 
 
 def _refuse_other_content(path: Path) -> None:
-    """Whoever names their rows by mistake keeps them; half a line of a machine that went down is removed."""
+    """Refuse a file with other content, such as rows named by mistake; remove half a line that a crash has left."""
     content = path.read_bytes() if path.is_file() else b""
     if not content:
         return
@@ -142,7 +142,7 @@ def _refuse_other_content(path: Path) -> None:
     except (ValueError, RecursionError):
         first = None
     if not isinstance(first, dict) or not {"time", "event"} <= first.keys():
-        raise OutputError(f"{path}: holds something else than events. Name another file.")
+        raise OutputError(f"{path}: this has other content than events. Name another file.")
     if not content.endswith(b"\n"):
         os.truncate(path, content.rfind(b"\n") + 1)
 

@@ -1,4 +1,4 @@
-"""What ``antibody screen`` shows of its result."""
+"""The table that ``antibody screen`` prints."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from ..text import escaped
 
 
 def print_result(result: Any) -> None:
-    """A screening as a table for a reader."""
+    """Print a screening as a table for a reader."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -22,7 +22,7 @@ def print_result(result: Any) -> None:
     if result.verdict == "no harm found":
         table.add_row("", Text("less than 1 % can be missed: look at the first rows of the report"))
     if not result.measure.needs_answers:
-        table.add_row("", Text("prompts alone are read: harmful answers to harmless prompts are not seen"))
+        table.add_row("", Text("only prompts are read: harmful answers to harmless prompts are not found"))
     if result.interval is None:
         table.add_row("harmful share", Text("not known: rows are only ranked"))
     else:
@@ -30,7 +30,7 @@ def print_result(result: Any) -> None:
         share = result.estimated_harmful_share
         table.add_row(
             "harmful share",
-            Text(f"cannot tell: {low} to {high} %" if share is None else f"{_percent(share)} %  ({low} to {high} %)"),
+            Text(f"uncertain: {low} to {high} %" if share is None else f"{_percent(share)} %  ({low} to {high} %)"),
         )
     if result.num_likely_harmful is not None:
         table.add_row("likely harmful", Text(f"{result.num_likely_harmful} rows"))
@@ -48,8 +48,8 @@ def print_result(result: Any) -> None:
 
 
 _MEANING = {
-    "empty": ": nothing is said of them",
-    "too long": ": nothing is said of them",
+    "empty": ": not scored",
+    "too long": ": not scored",
     "unfamiliar": ": unlike every anchor, harmful or benign",
     "control tokens": " spell control tokens, which were read as text",
 }

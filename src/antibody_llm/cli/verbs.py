@@ -1,4 +1,4 @@
-"""The verbs, each made from its settings: a field is a flag, the first sentence of its docstring the flag's help."""
+"""The verbs, made from their settings: a field is a flag, and its docstring's first sentence is the flag's help."""
 
 import inspect
 import os
@@ -16,22 +16,22 @@ POSITIONAL: Mapping[str, Mapping[str, str]] = {
     "screen": {"data": "DATA"},
     "convert": {"source": "IN", "output": "OUT"},
 }
-"""The fields of a verb that are written without a flag, and what they are called then."""
+"""The fields of a verb that are written without a flag, and their names on the command line."""
 
 PRINTED: Mapping[str, Callable[[Any], None]] = {
     "anchors": lambda result: print_lines(anchors.lines(result)),
     "convert": lambda result: print_lines(result.lines()),
     "screen": screen.print_result,
 }
-"""How a verb shows its result to a reader, where that is not a run's."""
+"""The function that shows a verb's result to a reader, if it is not a run's."""
 
 
 def command(verb: str, settings: type | None = None) -> Callable[..., None]:
-    """The command of a verb, for typer.
+    """Make the command of a verb, for typer.
 
     Args:
         verb: The name of a function of ``runs``.
-        settings: Its dataclass; by default that of ``SETTINGS``.
+        settings: The verb's dataclass; by default that of ``SETTINGS``.
     """
     settings = settings or SETTINGS[verb]
 
@@ -45,7 +45,7 @@ def command(verb: str, settings: type | None = None) -> Callable[..., None]:
         with rendered(events, output=made.output, spell=spelling([verb])) as listen:
             result = getattr(runs, verb).with_settings(made, listen=listen)
         if os.environ.get("RANK", "0") != "0":
-            return  # one of several processes speaks
+            return  # only one of several processes prints
         if as_json:
             show(result.to_json(), [], as_json=True)
         else:
@@ -65,13 +65,13 @@ def command(verb: str, settings: type | None = None) -> Callable[..., None]:
 
 
 def spelling(arguments: Sequence[str]) -> Spell:
-    """How the user of this command line writes a setting."""
+    """The spelling of a setting on this command line."""
     positional = POSITIONAL.get(next((word for word in arguments if not word.startswith("-")), ""), {})
     return lambda name, value: positional.get(name) or as_flag(name, value)
 
 
 def _parameter(field: SettingField, positional: str | None) -> inspect.Parameter:
-    """A field as typer reads it. None and False stand for a flag that is not given, which a file may give."""
+    """A field as typer reads it. None and False mean that the flag is not given; the configuration file may give it."""
     kind: Any = next((kind for kind in (bool, int, float) if field.kinds == {kind}), str)
     metavar, repeatable = None, field.is_mapping or field.kinds == {Sequence}
     if repeatable:
