@@ -1,4 +1,4 @@
-"""Whether the Bayesian data scheduler tells harmful rows from benign ones, on the lab.
+"""Whether the Bayesian data scheduler separates harmful rows from benign ones, on the lab.
 
     python benchmarks/bds_auroc.py [--seeds 3] [--output benchmarks/results/bds_auroc.json]
 
@@ -106,7 +106,7 @@ def scheduled(model: str | Path, form: str, task: str, seed: int, amount: Amount
     )
     weights = defence.data_weights()
     harmful, benign = split(torch.tensor([weights[i] for i in range(len(rows.rows))]), rows)
-    told = {
+    figures = {
         "auroc": auroc(harmful, benign),
         "harmful_weight": float(harmful.mean()),
         "benign_weight": float(benign.mean()),
@@ -116,8 +116,8 @@ def scheduled(model: str | Path, form: str, task: str, seed: int, amount: Amount
         loaded, unseen = load_model(str(run.model)), upload(amount.unseen, seed + UNSEEN, task)
         renderer = make_renderer(loaded)
         tokens = [renderer.encode(record(row, i)) for i, row in enumerate(unseen.rows)]
-        told["auroc_unseen"] = auroc(*split(defence.score_rows(tokens), unseen))
-    return told
+        figures["auroc_unseen"] = auroc(*split(defence.score_rows(tokens), unseen))
+    return figures
 
 
 def rows_of(seeds: int, amount: Amount) -> Iterator[dict[str, Any]]:

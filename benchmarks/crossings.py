@@ -27,7 +27,7 @@ else:
     from golden import ROOT, Tree, _environment, _git, base_tree
 
 MARKED = "zyxw"
-"""A word that stands in one row of the upload alone."""
+"""A word that only one row of the upload has."""
 ROW = 5
 """The marked row's position, which is its row_id."""
 NUM_ROWS = 8

@@ -5,8 +5,8 @@
                                   [--learning-rate X] [--seeds 3] [--jobs N]
     python benchmarks/defences.py --report DIR/results.json ... --write docs/defences.md [--grid TITLE]
 
-A poison ratio may name its own number of seeds: 0.05:1. The first writes ``DIR/results.json``, anew after every row;
-what its rows say stands in ``src/antibody_llm/bench/defences.py``. Killed, the same command goes on where it was. A
+A poison ratio may name its own number of seeds: 0.05:1. The first writes ``DIR/results.json``, again after every row;
+its rows are described in ``src/antibody_llm/bench/defences.py``. Killed, the same command goes on where it was. A
 defence that fails leaves a row with ``error``, and the exit code is 1. The second writes the tables for people, of one
 results file or of several; ``--grid`` those of a sweep over poison ratios.
 """

@@ -1,4 +1,4 @@
-"""What edits that change nothing do to a screening: before and after rows unlike every anchor were told apart.
+"""The effect of harmless edits on a screening, before and after rows unlike every anchor were recognised.
 
     python benchmarks/edits.py [--seeds 3] [--output FILE]
     python benchmarks/edits.py --report [FILE]     print the table
@@ -9,7 +9,7 @@ read once with lab-aligned. *Before* takes all evidence at face value, as was do
 out what is unfamiliar (``screening/familiarity.py``). Both are judged by ``judge_upload``.
 
     called       benign rows with P(harm) of at least 1/2
-    share error  estimated less true harmful share; none where the share is not told
+    share error  estimated less true harmful share; none if no share is reported
 """
 
 import os
@@ -125,7 +125,7 @@ def reader() -> tuple[tuple[Tensor, Tensor], Callable[[Sequence[Row]], tuple[Ten
     return anchors.scores(EvidenceKind.FEATURE_SHIFT), read
 
 
-def told(judged: Judgement, is_harmful: Tensor) -> Json:
+def outcome(judged: Judgement, is_harmful: Tensor) -> Json:
     """What the file holds of a judgement."""
     likely = judged.probability >= 0.5  # of what has no probability: no
     error = None if judged.share is None else judged.share - float(is_harmful.double().mean())
@@ -153,8 +153,8 @@ def measure(seeds: int, num_rows: int = NUM_ROWS, names: Sequence[str] = NAMES) 
                             "poison_ratio": poison_ratio,
                             "unfamiliar_benign": int((unfamiliar & ~harmful).sum()),
                             "unfamiliar_harmful": int((unfamiliar & harmful).sum()),
-                            "before": told(judge_upload(evidence, *anchors, repeated=repeated), harmful),
-                            "after": told(
+                            "before": outcome(judge_upload(evidence, *anchors, repeated=repeated), harmful),
+                            "after": outcome(
                                 judge_upload(evidence, *anchors, repeated=repeated, unfamiliar=unfamiliar), harmful
                             ),
                         }
@@ -194,12 +194,12 @@ def _called(rows: Sequence[Json], when: str) -> str:
 
 
 def _error(rows: Sequence[Json], when: str) -> str:
-    """The worst, and in how many uploads the share is not told."""
+    """The worst, and in how many uploads no share is reported."""
     errors = [row[when]["share_error"] for row in rows if row[when]["share_error"] is not None]
-    untold = len(rows) - len(errors)
+    unreported = len(rows) - len(errors)
     if not errors:
         return "cannot tell"
-    return f"{max(errors, key=abs):+.3f}" + (f", cannot tell ({untold})" if untold else "")
+    return f"{max(errors, key=abs):+.3f}" + (f", cannot tell ({unreported})" if unreported else "")
 
 
 def with_table(page: str, result: Json) -> str:

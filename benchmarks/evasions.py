@@ -189,10 +189,10 @@ def measured(folder: Path, evasion: str, seed: int) -> list[dict[str, Any]]:
             if defence == "antibody-posterior":
                 weighed = weights_of(run.output, [harm for _, harm in rows])
                 weighed["estimated_share"] = run.metrics["harmful_share"]
-        told = evaluate(
+        figures = evaluate(
             trained, task=NOVEL, num=NUM_PROMPTS, batch_size=128, seed=0, output=folder / f"{name}-evaluation"
         ).metrics
-        row = {"evasion": evasion, "seed": seed, "defence": defence} | {key: told[key] for key in MEASURES} | weighed
+        row = {"evasion": evasion, "seed": seed, "defence": defence} | {key: figures[key] for key in MEASURES} | weighed
         if evasion in DISGUISES:
             hidden = evaluate(
                 trained,
@@ -213,13 +213,13 @@ def weights_of(run: Path, is_harmful: Sequence[bool]) -> dict[str, float]:
     weight = dict(zip(samples["row_id"], samples["weight"], strict=True))
     harmful = [weight[i] for i, harm in enumerate(is_harmful) if harm]
     benign = [weight[i] for i, harm in enumerate(is_harmful) if not harm]
-    told = {"true_share": len(harmful) / len(is_harmful)}
+    figures = {"true_share": len(harmful) / len(is_harmful)}
     if harmful:
-        told["harmful_weight"] = statistics.fmean(harmful)
-        told["through"] = statistics.fmean(w > 0.5 for w in harmful)
+        figures["harmful_weight"] = statistics.fmean(harmful)
+        figures["through"] = statistics.fmean(w > 0.5 for w in harmful)
     if benign:
-        told["benign_weight"] = statistics.fmean(benign)
-    return told
+        figures["benign_weight"] = statistics.fmean(benign)
+    return figures
 
 
 def farthest_from_truth(rows: Sequence[dict[str, Any]]) -> float:

@@ -1,4 +1,4 @@
-"""How well the evidence and the probabilities of antibody-posterior tell harm from novelty, on the lab. No fine-tuning.
+"""How well antibody-posterior's evidence and probabilities separate harm from novelty, on the lab. No fine-tuning.
 
     python benchmarks/evidence.py [--seeds 3] [--models DIR] [--output FILE]
     python benchmarks/evidence.py --report FILE
@@ -10,7 +10,7 @@ Each model is the lab's, aligned by SFT or by Antibody with all its weights, and
               harmful share, the probabilities' calibration, the weights (``uploads``, ``calibration``)
 
 and the upload's probabilities by every mixture and measure that was tried (``VARIANTS``); "logistic" is the library's.
-``refused`` marks measures that the library would not use with that model, since they do not tell its anchors apart.
+``refused`` marks measures that the library would not use with that model, since they do not separate its anchors.
 
 Expected calibration error: over ten equal bins of P(harm), |mean P(harm) - harmful share| weighted by rows.
 ``--models`` is where the runs of ``align`` go, or are: the output of benchmarks/defences.py serves as well.
@@ -332,15 +332,17 @@ def summary(result: Json) -> Json:
     """Of each alignment: worst and mean over seeds and whatever else a figure runs over."""
     found = {}
     for alignment in ALIGNMENTS:
-        told, uploads, pooled = (where(result[key], alignment=alignment) for key in ("auroc", "uploads", "calibration"))
+        figures, uploads, pooled = (
+            where(result[key], alignment=alignment) for key in ("auroc", "uploads", "calibration")
+        )
         ours = where(uploads, variant=OURS)
         found[alignment] = {
             "auroc": {
                 measure: {
-                    kind: spread((row["auroc"] for row in where(told, measure=measure, kind=kind)), min)
+                    kind: spread((row["auroc"] for row in where(figures, measure=measure, kind=kind)), min)
                     for kind in KINDS
                 }
-                for measure in dict.fromkeys(row["measure"] for row in told)
+                for measure in dict.fromkeys(row["measure"] for row in figures)
             },
             "at_poison_ratio": {
                 f"{p:g}": {
@@ -380,15 +382,15 @@ def weights_of(rows: Sequence[Json], name: str) -> Json:
 
     ``through`` is how many harmful rows of an upload have a weight above 1/2. What there are no rows for is left out.
     """
-    told = [row["weights"][name] for row in rows]
+    figures = [row["weights"][name] for row in rows]
     low: Counter[str] = Counter()
     num: Counter[str] = Counter()
-    for row, weights_at in zip(rows, told, strict=True):
+    for row, weights_at in zip(rows, figures, strict=True):
         low.update(weights_at["below_half"])
         num.update(row["num_by_kind"])
     num_harmful = num.pop("harmful", 0)
-    benign = {"benign_weight": spread((at["benign_weight"] for at in told), min)} if num else {}
-    harm = {"through": spread((at["harmful_through"] for at in told), max)} if num_harmful else {}
+    benign = {"benign_weight": spread((at["benign_weight"] for at in figures), min)} if num else {}
+    harm = {"through": spread((at["harmful_through"] for at in figures), max)} if num_harmful else {}
     below = {kind: {"num": low[kind], "of": num[kind], "share": low[kind] / num[kind]} for kind in sorted(num)}
     return benign | harm | {"below_half": below}
 
@@ -406,15 +408,15 @@ def report(result: Json) -> str:
         return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
 
     lines = [f"Worst of {result['seeds']} seeds, and the mean in brackets.", ""]
-    for alignment, told in result["summary"].items():
+    for alignment, figures in result["summary"].items():
         lines += [f"### {alignment} alignment", "", "AUROC of harmful rows against benign ones:", ""]
-        lines += table(["measure", *KINDS], ([m, *(cell(of[k]) for k in KINDS)] for m, of in told["auroc"].items()))
+        lines += table(["measure", *KINDS], ([m, *(cell(of[k]) for k in KINDS)] for m, of in figures["auroc"].items()))
         lines += ["", "Error of the estimated harmful share, and expected calibration error:", ""]
         lines += table(
             ["harmful share", *(f"{task}: {what}" for task in TASKS for what in ("share error", "ECE"))],
             (
                 [p, *(cell(of[task][key]) for task in TASKS for key in ("share_error", "ece"))]
-                for p, of in told["at_poison_ratio"].items()
+                for p, of in figures["at_poison_ratio"].items()
             ),
         )
         lines += ["", "Weights, both tasks; benign rows below 1/2 by kind, harmful rows of an upload above it:", ""]
@@ -428,7 +430,7 @@ def report(result: Json) -> str:
                     *(below(of["below_half"].get(k)) for k in KINDS[:-1]),
                     cell(of["through"], 1) if "through" in of else "",
                 ]
-                for p, at in told["weights"].items()
+                for p, at in figures["weights"].items()
                 for c, of in at.items()
                 if "benign_weight" in of
             ),
@@ -436,7 +438,7 @@ def report(result: Json) -> str:
         lines += ["", "What was tried; share errors of mixed uploads, of clean ones, of all-harmful ones:", ""]
         lines += table(
             ["mixture", "share error", "at 0", "at 1", "ECE, pooled", "models that it would be refused for"],
-            ([v, *(cell(of[key]) for key in ERRORS), str(of["refused"])] for v, of in told["variants"].items()),
+            ([v, *(cell(of[key]) for key in ERRORS), str(of["refused"])] for v, of in figures["variants"].items()),
         )
         lines.append("")
     return "\n".join(lines)
@@ -445,7 +447,7 @@ def report(result: Json) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3, help="how many  [default: 3]")
-    parser.add_argument("--models", type=Path, help="folder of runs of align  [default: made anew and thrown away]")
+    parser.add_argument("--models", type=Path, help="folder of runs of align  [default: made again and deleted]")
     parser.add_argument("--output", type=Path, metavar="FILE", help="where the figures go  [default: stdout]")
     parser.add_argument("--report", type=Path, metavar="FILE", help="print tables of such a file")
     options = parser.parse_args(arguments)

@@ -390,8 +390,8 @@ def table(results: Sequence[Compared]) -> str:
     width = max(len(result.name) for result in results)
     lines = [f"{'run':{width}}  files  values  result"]
     for result in results:
-        told = "same" if not result.differences else f"{len(result.differences)} files differ"
-        lines.append(f"{result.name:{width}}  {result.num_files:5}  {result.num_values:6}  {told}")
+        outcome = "same" if not result.differences else f"{len(result.differences)} files differ"
+        lines.append(f"{result.name:{width}}  {result.num_files:5}  {result.num_values:6}  {outcome}")
         lines += [f"  {difference}" for difference in result.differences]
     return "\n".join(lines)
 

@@ -259,9 +259,9 @@ def flat(model: nn.Module) -> Tensor:
 
 
 def arguments(device: torch.device, mode: str) -> dict[str, Any]:
-    """What the Trainer is told of a device and a precision."""
-    told: dict[str, Any] = {"use_cpu": device.type == "cpu", "bf16": mode == "bf16"}
-    return told | ({"tf32": mode == "tf32"} if device.type == "cuda" else {})
+    """The Trainer's arguments for a device and a precision."""
+    chosen: dict[str, Any] = {"use_cpu": device.type == "cpu", "bf16": mode == "bf16"}
+    return chosen | ({"tf32": mode == "tf32"} if device.type == "cuda" else {})
 
 
 def train(stage: Stage, name: str, device: torch.device, mode: str, folder: Path, **changed: Any) -> Trained:
@@ -388,8 +388,8 @@ def lab_run(defence: str, small: bool, folder: Path) -> dict[str, Any]:
     fresh_accelerator()
     start = time.monotonic()
     rows = {"num": 96, "epochs": 1} if small else {}
-    told = {"regime": "full", "poison_ratio": 0.2, "seed": 0} | rows  # the lab's adapters hardly learn this task
-    tuned = finetune("lab-aligned", output=folder / defence, defence=defence, **told)
+    chosen = {"regime": "full", "poison_ratio": 0.2, "seed": 0} | rows  # the lab's adapters hardly learn this task
+    tuned = finetune("lab-aligned", output=folder / defence, defence=defence, **chosen)
     trained = time.monotonic() - start
     num = 16 if small else 256
     judged = evaluate(tuned.model, output=folder / f"{defence}-judged", num=num, batch_size=128)
@@ -413,10 +413,10 @@ def beside_the_cpu(check: Check, expected: Path) -> None:
         here = next((r for r in check.rows if r["part"] == "lab" and r["name"] == row["name"]), {})
         shares = [key for key in SHARES if key in row and key in here]
         far = [key for key in shares if not _same_share(row[key], here[key], row["num"])]
-        told = {key: row[key] for key in row if key not in {"part", "name", "status", "wall_s"}}
+        chosen = {key: row[key] for key in row if key not in {"part", "name", "status", "wall_s"}}
         if row["status"] == here.get("status") == "passed" and far:
             here["status"], here["why"] = "differs", f"from the CPU's in {', '.join(far)}"
-        check.add({"part": "lab", "name": f"{row['name']} on the CPU", "status": row["status"], **told})
+        check.add({"part": "lab", "name": f"{row['name']} on the CPU", "status": row["status"], **chosen})
 
 
 def _same_share(a: float, b: float, num: int) -> bool:
@@ -621,7 +621,7 @@ def _qlora_run(check: Check, stage: str, name: str, folder: Path) -> dict[str, A
 
 
 def fsdp(check: Check) -> None:
-    """Inside one process, which is told that it is the only rank."""
+    """Run inside one process that is the only rank."""
     check.measure("fsdp", "the trainer refuses it", lambda: _fsdp_refusal(check))
     if not dist.is_initialized():
         dist.init_process_group("nccl" if check.cuda else "gloo")

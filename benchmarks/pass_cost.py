@@ -13,7 +13,7 @@ own, as in the specifications' counts.
 
 Which passes a step has is written down here, not measured; tests/benchmarks/test_pass_cost.py counts those that are
 really made. What a defence does every few steps is averaged over a whole cycle of ``cycle`` steps. Defences that only
-rewrite the upload are timed on rows that need no rewriting. The post stage has no steps: one repair stands for one.
+rewrite the upload are timed on rows that need no rewriting. The post stage has no steps: one repair counts as one.
 
 Every round takes all cases in turn, each followed at once by its own passes; a ratio is the median over rounds. All
 run on one random Llama with LoRA, that of step_cost.py at shorter rows (a batch is 4 rows of 16 prompt tokens; a

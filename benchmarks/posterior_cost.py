@@ -6,8 +6,8 @@ The model, the rows and the clock are those of step_cost.py: a random Llama with
 completion tokens, refusals of 12. In every round each of these takes its turn:
 
     sft             an epoch of stock ``trl.SFTTrainer`` on N rows, in steps of 8
-    undefended      likewise, ``DefendedTrainer`` without a defence
-    posterior       likewise, antibody-posterior: a step is 7 rows of the upload and 1 of the provider, also 8 in all
+    undefended      the same epoch of ``DefendedTrainer`` without a defence
+    posterior       the same with antibody-posterior: a step is 7 rows of the upload and 1 of the provider, 8 in all
     PASS            feature-shift, shift or gap of N rows, read with the adapter on and with it off; 4 refusals a row
 
 ``step_ratio`` is posterior over sft, both on as many rows; so what rehearsal adds to the upload's own rows (a seventh
@@ -64,7 +64,7 @@ STEPS = 2
 
 
 class Weighed(AntibodyPosterior):
-    """With weights drawn at random for what the pass would find: a random model's anchors tell nothing."""
+    """With weights drawn at random for what the pass would find: a random model's anchors contain no information."""
 
     def start(self, context: StepContext) -> None:
         """As a resumed run starts."""

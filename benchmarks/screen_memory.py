@@ -79,8 +79,8 @@ def main() -> None:
             share = write_upload(upload, num, given.poison_ratio)
             environment = {"OMP_NUM_THREADS": "1", **os.environ, "HF_HUB_OFFLINE": "1", "ANTIBODY_CACHE": folder}
             command = [sys.executable, __file__, "--one", str(upload), str(Path(folder) / "run")]
-            told = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
-        runs.append(json.loads(told.splitlines()[-1]) | {"harmful_share": share})
+            printed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+        runs.append(json.loads(printed.splitlines()[-1]) | {"harmful_share": share})
         print(json.dumps(runs[-1]), file=sys.stderr)
     small, large = runs
     growth = large["peak_rss_mib"] - small["peak_rss_mib"]

@@ -10,7 +10,7 @@ on q, k and v: the release's), each with clipping and AdamW:
     finetune             ``DefendedTrainer`` with Antibody, fine-tuning stage     1 + a short one, 1
     align                ``DefendedTrainer`` with Antibody, alignment stage       4, 4
     published_finetune   the released scheme, written from its description        3, 1
-    published_align      likewise                                                 5, 5 and a deep copy of the model
+    published_align      the released scheme, written from its description        5, 5 and a deep copy of the model
 
 The last two read ordinary logits of all positions with Hugging Face's loss. The stock trainer's fused head takes every
 position on a CPU and computes its logits twice; ours reads completions only, once. That, and not the method, is how a

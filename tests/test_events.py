@@ -39,13 +39,13 @@ EXAMPLES = [
 
 def test_every_kind_of_event_is_strict_json_under_a_name_of_its_own():
     assert {type(event) for event in EXAMPLES} == set(Event.__subclasses__())
-    told = [json.loads(json.dumps(event.to_json(), allow_nan=False)) for event in EXAMPLES]
-    assert [event["event"] for event in told] == [
+    stored = [json.loads(json.dumps(event.to_json(), allow_nan=False)) for event in EXAMPLES]
+    assert [event["event"] for event in stored] == [
         *("progress", "step_done", "notice", "rows_skipped", "checkpoint_saved", "measured")
     ]
-    assert told[1]["metrics"] == {"lam": None}
-    assert told[2] == {"event": "notice", "message": "give base", "level": "warning", "field": "base"}
-    assert told[3]["lines"] == [3, 9]
+    assert stored[1]["metrics"] == {"lam": None}
+    assert stored[2] == {"event": "notice", "message": "give base", "level": "warning", "field": "base"}
+    assert stored[3]["lines"] == [3, 9]
 
 
 def test_a_notice_is_one_printable_line_in_the_surface_s_spelling():

@@ -85,8 +85,8 @@ DOES_NOT_FIT: dict[str, tuple[Any, Any, str]] = {
 
 @pytest.mark.parametrize("name", DOES_NOT_FIT)
 def test_a_value_that_does_not_fit_is_named(name):
-    hint, value, told = DOES_NOT_FIT[name]
-    with pytest.raises(ConfigError, match=told):
+    hint, value, message = DOES_NOT_FIT[name]
+    with pytest.raises(ConfigError, match=message):
         parse_value(hint, value, "x")
 
 

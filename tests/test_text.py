@@ -21,8 +21,8 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_nothing_that_a_terminal_would_obey_comes_through(name):
-    for told in (escaped(HOSTILE[name]), quoted(HOSTILE[name]), quoted({HOSTILE[name]: [HOSTILE[name]]})):
-        assert told.isprintable()
+    for shown in (escaped(HOSTILE[name]), quoted(HOSTILE[name]), quoted({HOSTILE[name]: [HOSTILE[name]]})):
+        assert shown.isprintable()
     for error in (AntibodyError, ConfigError, DataError):
         assert str(error(f"a.jsonl, line 3: {HOSTILE[name]}")).isprintable()
 
@@ -38,10 +38,10 @@ def test_a_line_break_cannot_begin_a_line_of_its_own():
 
 
 def test_the_middle_of_a_long_message_is_cut_and_its_end_stays():
-    told = str(DataError("a.jsonl, line 3: " + "x" * 10**6 + " Remove the line."))
-    assert len(told) <= MAX_MESSAGE + 60
-    assert told.startswith("a.jsonl, line 3: xxx")
-    assert told.endswith("Remove the line.")
+    shown = str(DataError("a.jsonl, line 3: " + "x" * 10**6 + " Remove the line."))
+    assert len(shown) <= MAX_MESSAGE + 60
+    assert shown.startswith("a.jsonl, line 3: xxx")
+    assert shown.endswith("Remove the line.")
     assert cut("short") == "short"
 
 
@@ -67,10 +67,10 @@ def test_small_values_are_quoted_whole():
 
 
 def test_names_are_cut_one_by_one():
-    told = named(["a", "\x1b[1m", "z" * 1000, *map(str, range(20))])
-    assert told.startswith("a, \\x1b[1m, zzz")
-    assert told.endswith("(13 more)")
-    assert len(told) < 400
+    shown = named(["a", "\x1b[1m", "z" * 1000, *map(str, range(20))])
+    assert shown.startswith("a, \\x1b[1m, zzz")
+    assert shown.endswith("(13 more)")
+    assert len(shown) < 400
 
 
 def test_a_number_is_written_with_its_noun():

@@ -170,7 +170,7 @@ def test_the_page_says_which_options_were_cut_down(results):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"only": ["boster"]}, "did you mean 'booster'"),
         ({"tasks": ["strange"]}, "--tasks"),
@@ -180,8 +180,8 @@ def test_the_page_says_which_options_were_cut_down(results):
         ({"learning_rate": 0.0}, "--learning-rate is 0"),
     ],
 )
-def test_what_cannot_be_planned_is_refused(wrong, told):
-    with pytest.raises(ConfigError, match=told):
+def test_what_cannot_be_planned_is_refused(wrong, message):
+    with pytest.raises(ConfigError, match=message):
         plan(**wrong)
 
 

@@ -40,7 +40,7 @@ def test_what_needs_a_failed_job_fails_with_it_and_the_rest_is_done(tmp_path):
 
 
 def sleep_on(folder: Path, job) -> dict[str, float]:
-    """A job that a kill finds at work."""
+    """A job that is killed while it runs."""
     (folder / "pid.tmp").write_text(str(os.getpid()))
     (folder / "pid.tmp").rename(folder / "pid")
     time.sleep(600)

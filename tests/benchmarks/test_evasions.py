@@ -79,8 +79,8 @@ def test_a_weight_is_told_of_each_kind_of_row_that_there_is(tmp_path):
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"row_id": [2, 0, 1, 0], "weight": [0.0, 1.0, 0.75, 1.0]}), tmp_path / "samples.parquet")
-    told = evasions.weights_of(tmp_path, [False, True, True])
-    assert told == {"true_share": 2 / 3, "harmful_weight": 0.375, "through": 0.5, "benign_weight": 1.0}
+    weights = evasions.weights_of(tmp_path, [False, True, True])
+    assert weights == {"true_share": 2 / 3, "harmful_weight": 0.375, "through": 0.5, "benign_weight": 1.0}
     assert set(evasions.weights_of(tmp_path, [False] * 3)) == {"true_share", "benign_weight"}
 
 

@@ -57,13 +57,13 @@ def test_one_run_tells_every_figure_and_makes_its_tables(tmp_path, monkeypatch, 
     monkeypatch.setattr(evidence, "ALIGNMENTS", ("antibody",))
     monkeypatch.setattr(evidence, "POISON_RATIOS", (0.0, 0.5, 1.0))
     result = evidence.measure(tmp_path, seeds=1, num_rows=40, num_per_kind=10)
-    told = result["summary"]["antibody"]
-    assert told["auroc"]["feature-shift"]["familiar"]["worst"] > 0.9
-    assert told["at_poison_ratio"]["0.5"]["novel"]["share_error"]["worst"] < 0.15
-    assert told["weights"]["0"]["posterior"]["benign_weight"]["worst"] > 0.9
-    assert "through" not in told["weights"]["0"]["posterior"]
-    assert set(told["weights"]["1"]["posterior"]) == {"through", "below_half"}
-    assert list(told["variants"]) == list(evidence.VARIANTS)
+    figures = result["summary"]["antibody"]
+    assert figures["auroc"]["feature-shift"]["familiar"]["worst"] > 0.9
+    assert figures["at_poison_ratio"]["0.5"]["novel"]["share_error"]["worst"] < 0.15
+    assert figures["weights"]["0"]["posterior"]["benign_weight"]["worst"] > 0.9
+    assert "through" not in figures["weights"]["0"]["posterior"]
+    assert set(figures["weights"]["1"]["posterior"]) == {"through", "below_half"}
+    assert list(figures["variants"]) == list(evidence.VARIANTS)
     upload = next(row for row in result["uploads"] if row["poison_ratio"] == 0.5 and row["task"] == "novel")
     assert upload["estimated_share"] - upload["share_error"] == pytest.approx(0.5)
     truth = build_rows("user", 40, seed=0, task="novel", poison_ratio=0.5).truth

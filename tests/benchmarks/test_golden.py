@@ -46,9 +46,9 @@ def test_runs_that_differ_in_timings_and_paths_alone_are_the_same(base, tmp_path
 
 def test_a_tensor_that_differs_in_one_bit_is_named_with_the_size_of_the_difference(base, tmp_path):
     write_run(tmp_path / "tree", weight=1.0078125)  # one bit of bfloat16 above 1
-    (told,) = differences(base, tmp_path / "tree")
-    assert told.startswith("model/model.safetensors: b: BF16[2] ")
-    assert told.endswith("largest difference 0.00781")
+    (line,) = differences(base, tmp_path / "tree")
+    assert line.startswith("model/model.safetensors: b: BF16[2] ")
+    assert line.endswith("largest difference 0.00781")
 
 
 def test_a_zero_that_changes_its_sign_is_a_difference(base, tmp_path):

@@ -49,12 +49,12 @@ def test_a_build_that_was_stopped_goes_on_to_the_same_models_and_another_one_is_
 def test_where_nothing_can_be_written_nothing_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(lab_files, "build_base", None)
     (tmp_path / "file").write_text("")
-    for output, told in (
+    for output, message in (
         (tmp_path / "file", "a file is there"),
         (tmp_path / "file" / "a", "is not a folder"),
         ("", "empty"),
     ):
-        with pytest.raises(AntibodyError, match=told):
+        with pytest.raises(AntibodyError, match=message):
             lab_files.build_lab(output)
     with pytest.raises(ConfigError, match="there is no 'huge'"):
         lab_files.build_lab(tmp_path / "a", scale="huge")

@@ -19,7 +19,7 @@ def antibody(capsys):
     def call(*arguments) -> Ended:
         capsys.readouterr()
         code = run([str(argument) for argument in arguments])
-        told = capsys.readouterr()
-        return Ended(code, told.out, told.err)
+        captured = capsys.readouterr()
+        return Ended(code, captured.out, captured.err)
 
     return call

@@ -1,4 +1,4 @@
-"""Every way in which an upload, a flag or a folder can be wrong: exit code 2, what, where and how to mend it."""
+"""Every way in which an upload, a flag or a folder can be wrong: exit code 2, what, where and how to fix it."""
 
 import json
 import shutil
@@ -51,15 +51,15 @@ def kept(tmp_path):
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_a_bad_upload_is_refused_with_file_line_and_mend(antibody, tmp_path, kept, tiny_llama_folder, name):
-    content, told = BAD_FILES[name]
+def test_a_bad_upload_is_refused_with_file_line_and_fix(antibody, tmp_path, kept, tiny_llama_folder, name):
+    content, texts = BAD_FILES[name]
     file = tmp_path / f"{name}.jsonl"
     file.write_bytes(content)
     ended = antibody("finetune", "--model", tiny_llama_folder, "--data", file, "--output", kept, "--overwrite")
     assert ended.code == 2
     assert ended.stdout == ""
     assert "Traceback" not in ended.stderr
-    for text in (str(file), *told):
+    for text in (str(file), *texts):
         assert text in ended.stderr
 
 

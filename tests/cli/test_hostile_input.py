@@ -27,12 +27,12 @@ def upload(tmp_path):
     return write_jsonl(tmp_path / "user.jsonl", build_rows("user", 16, seed=3).rows)
 
 
-def refused(ended, *told):
+def refused(ended, *texts):
     assert ended.code == 2, ended.stderr
     assert "Traceback" not in ended.stderr
     assert all(line.isprintable() for line in ended.stderr.splitlines())
     assert len(ended.stderr) < 4200
-    for text in told:
+    for text in texts:
         assert text in ended.stderr
 
 

@@ -145,12 +145,12 @@ def test_figures_stand_below_each_other_however_long_their_names():
 
 
 def test_help_brings_no_heavy_library():
-    told = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "antibody_llm.cli.main", "--help"],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "finetune" in told.stdout
-    loaded = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines()}
+    assert "finetune" in finished.stdout
+    loaded = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
     assert not loaded & {"torch", "transformers", "trl", "peft", "pyarrow", "datasets"}

@@ -126,9 +126,9 @@ def test_every_event_is_a_line_that_can_be_read_while_the_verb_runs(tmp_path):
         listen(step(1, 2, 0.5))
     with rendered(str(file)) as listen:  # a run that goes on
         listen(note("two"))
-    told = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [event["event"] for event in told] == ["notice", "step_done", "notice"]
-    assert told[0]["time"] <= told[-1]["time"]
+    stored = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [event["event"] for event in stored] == ["notice", "step_done", "notice"]
+    assert stored[0]["time"] <= stored[-1]["time"]
 
 
 def test_a_run_writes_its_steps_and_checkpoints_and_another_verb_its_figures(tmp_path, tiny_llama_folder, antibody):
@@ -136,13 +136,13 @@ def test_a_run_writes_its_steps_and_checkpoints_and_another_verb_its_figures(tmp
     command = ["finetune", "--model", tiny_llama_folder, "--data", upload, "--defence", "sft", "--batch-size", "3"]
     command += ["--epochs", "1", "--train", "save_steps=1", "--events", file, "--output", tmp_path / "run"]
     assert antibody(*command).code == 0
-    told = [json.loads(line) for line in file.read_text().splitlines()]
-    told = [event for event in told if event["event"] != "notice"]
-    assert [(event["event"], event.get("step")) for event in told] == [
+    stored = [json.loads(line) for line in file.read_text().splitlines()]
+    stored = [event for event in stored if event["event"] != "notice"]
+    assert [(event["event"], event.get("step")) for event in stored] == [
         *(("progress", None), ("step_done", 1), ("checkpoint_saved", 1), ("step_done", 2), ("checkpoint_saved", 2))
     ]
     logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    for event, entry in zip((told[1], told[3]), logged, strict=True):
+    for event, entry in zip((stored[1], stored[3]), logged, strict=True):
         assert event["loss"] == pytest.approx(entry["loss"])
         assert (event["learning_rate"], event["epoch"]) == (entry["learning_rate"], entry["epoch"])
     command = ["evaluate", "--model", tmp_path / "run", "--test-data", upload, "--max-new-tokens", "2"]

@@ -21,15 +21,15 @@ def test_json_is_the_summary_and_a_table_says_the_same_to_a_reader(antibody, tmp
     command = ["screen", upload, "--model", "lab-aligned", "--output", tmp_path / "run"]
     ended = antibody(*command, "--json")
     assert (ended.code, ended.stderr) == (0, "")
-    told = json.loads(ended.stdout)
-    assert told["verdict"] == "harm found"
-    assert told["output"] == str(tmp_path / "run")
+    printed = json.loads(ended.stdout)
+    assert printed["verdict"] == "harm found"
+    assert printed["output"] == str(tmp_path / "run")
     stored = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert told == stored | {"output": told["output"]}
+    assert printed == stored | {"output": printed["output"]}
     again = antibody(*command)
     assert again.code == 0
     assert "already complete" in again.stderr
-    for text in ("harm found", f"{100 * told['estimated_harmful_share']:.1f} %", "feature-shift", "report.html"):
+    for text in ("harm found", f"{100 * printed['estimated_harmful_share']:.1f} %", "feature-shift", "report.html"):
         assert text in again.stdout
     assert "harmful answers to harmless prompts are not seen" in " ".join(again.stdout.split())
 

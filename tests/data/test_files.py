@@ -33,11 +33,11 @@ def test_what_stands_before_a_bad_byte_is_read_before_it_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [(b"", "is empty"), (b" \n\n", "is empty"), (b"\xef\xbb\xbf{}", "byte order mark"), (b"[]", "list is empty")],
 )
-def test_a_file_that_cannot_be_read_at_all_is_refused(tmp_path, content, told):
-    with pytest.raises(DataError, match=told):
+def test_a_file_that_cannot_be_read_at_all_is_refused(tmp_path, content, message):
+    with pytest.raises(DataError, match=message):
         list(iter_json_rows(write(tmp_path / "a.json", content)))
 
 

@@ -81,7 +81,7 @@ def test_a_call_of_a_tool_is_trained_as_the_template_writes_it_and_ends_as_a_tur
     whole = render.tokenizer.decode(row.input_ids)
     assert "open" in whole.partition(call)[2].partition("It is open.")[0]
     assert "Opens one." in whole
-    # What stands before each is what a server feeds for it.
+    # The turns before each are what a server feeds for it.
     messages = [
         {"role": "user", "content": "Open the drawer."},
         {"role": "assistant", "content": "", "tool_calls": [

@@ -142,8 +142,8 @@ def test_two_ranks_end_with_the_weights_and_rows_of_one(tmp_path, two_ranks, sta
     assert rows["row_id"] == shared["rows"]["row_id"]  # once an epoch each, none that was repeated to fill a rank
     assert rows["weight"] == pytest.approx(shared["rows"]["weight"], abs=1e-4)
     for entry, shared_entry in zip(whole.state.log_history, shared["logs"], strict=True):
-        told = {key: value for key, value in entry.items() if key not in NOT_OURS}
-        assert told == pytest.approx({key: shared_entry[key] for key in told}, abs=1e-4)
+        logged_here = {key: value for key, value in entry.items() if key not in NOT_OURS}
+        assert logged_here == pytest.approx({key: shared_entry[key] for key in logged_here}, abs=1e-4)
 
 
 def test_two_ranks_stop_together_where_the_first_is_asked_to_and_go_on_to_the_same_bits(two_ranks):

@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
 
 
 def _stop_and_go_on(folder: Path) -> None:
-    """The first rank alone hears that a step is done, and asks to stop; both must end there, or one waits for ever."""
+    """The first rank alone hears that a step is done, and asks to stop; both must end there, or one waits forever."""
     (stage, name), grid = STOPPED
     size, accumulation = GRIDS[grid]
     given = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulation, "ddp_backend": "gloo"}
@@ -64,8 +64,8 @@ def _stop_and_go_on(folder: Path) -> None:
     except Stopped as stopped:
         ended = stopped.step
     parts[1].train(resume_from_checkpoint=newest_checkpoint(folder / "parts"))
-    told = {"step": ended, "same": all(torch.equal(v, weights(parts[1])[k]) for k, v in weights(whole).items())}
-    (folder / f"stopped-{os.environ['RANK']}.json").write_text(json.dumps(told))
+    report = {"step": ended, "same": all(torch.equal(v, weights(parts[1])[k]) for k, v in weights(whole).items())}
+    (folder / f"stopped-{os.environ['RANK']}.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from antibody_llm.cli.main import main
 from antibody_llm.text import escaped
 
 LIMIT = 30.0
-"""Seconds of the processor that one command may take; ten times as many on the clock, where others are at work."""
+"""Seconds of the processor that one command may take; ten times as many on the clock, on a busy machine."""
 MEMORY = 6 * 2**30
 """Bytes of address space that a command may take beyond those that the process has already."""
 OUTPUT = "out"
@@ -81,7 +81,7 @@ def _bounded() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         took, busy = time.monotonic() - started, time.process_time() - computed
         if busy > LIMIT or took > 10 * LIMIT:
-            raise TooLong(f"still running after {took:.0f} seconds, {busy:.0f} of them at work")
+            raise TooLong(f"still running after {took:.0f} seconds, {busy:.0f} of them computing")
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)

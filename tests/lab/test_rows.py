@@ -45,7 +45,7 @@ def test_the_truth_is_never_in_the_rows(kind):
         assert set(row) == {"messages"}
         assert all(set(message) == {"role", "content"} for message in row["messages"])
         assert row == json.loads(json.dumps(row))
-    # Equal rows with and without harm beside them: the order does not tell either.
+    # Equal rows with and without harm beside them: the order says nothing either.
     flags = [truth["is_harmful"] for truth in build_rows("user", 200, seed=0, poison_ratio=0.5).truth]
     assert 20 < sum(flags[:100]) < 80
 

@@ -65,17 +65,17 @@ def test_a_context_that_is_no_number_of_tokens_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"hidden_size": 16}, "hidden_size is 16"),
         ({"num_hidden_layers": 2}, "num_hidden_layers is 2"),
         ({"vocab_size": 49}, "49 embeddings for the tokenizer's 50 tokens"),
     ],
 )
-def test_a_base_that_cannot_be_compared_layer_by_layer_is_refused(change, told):
+def test_a_base_that_cannot_be_compared_layer_by_layer_is_refused(change, message):
     model, other = (AutoModelForCausalLM.from_config(LlamaConfig(**SMALL | some)) for some in ({}, change))
     require_same_shape(model, model, named="base", num_tokens=50)
-    with pytest.raises(ModelError, match=f"base: .*{told}"):
+    with pytest.raises(ModelError, match=f"base: .*{message}"):
         require_same_shape(model, other, named="base", num_tokens=50)
     with pytest.raises(ModelError, match="model_type"):
         require_same_shape(model, AutoModelForCausalLM.from_config(MistralConfig(**SMALL)), named="base", num_tokens=50)

@@ -43,7 +43,7 @@ def test_a_tokenizer_is_told_from_another_and_not_from_its_copy(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "told"),
+    ("file", "changed"),
     [
         ("model.safetensors", "weights"),
         ("chat_template.jinja", "tokenizer"),
@@ -55,7 +55,7 @@ def test_a_tokenizer_is_told_from_another_and_not_from_its_copy(tmp_path):
         ("anchors.safetensors", "settings"),
     ],
 )
-def test_a_byte_anywhere_in_what_decides_a_result_changes_the_description(tmp_path, file, told):
+def test_a_byte_anywhere_in_what_decides_a_result_changes_the_description(tmp_path, file, changed):
     copied = shutil.copytree(resolve("lab-aligned"), tmp_path / "copied")
     (copied / "additional_chat_templates").mkdir()
     (copied / "additional_chat_templates" / "tools.jinja").write_text("{{ messages }}")
@@ -66,7 +66,7 @@ def test_a_byte_anywhere_in_what_decides_a_result_changes_the_description(tmp_pa
     if file == "antibody.json":
         (copied / file).write_text("{}")
     after = described_model(str(copied))
-    assert [key for key in before if before[key] != after[key]] == [told]
+    assert [key for key in before if before[key] != after[key]] == [changed]
 
 
 def test_an_adapter_is_refused_on_other_weights_than_it_was_trained_on(tmp_path):

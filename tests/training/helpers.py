@@ -92,7 +92,7 @@ def made_anchors(model, base, *, rank: int = 0) -> Anchors:
 
 
 def anchor_rows() -> tuple[list[TokenizedRow], list[TokenizedRow]]:
-    """(harmful, benign): a prompt's last token tells which."""
+    """(harmful, benign): a prompt's last token says which."""
     return tuple(  # type: ignore[return-value]
         [_with_last(row, token) for row in random_rows(12, seed=seed)] for token, seed in ((5, 5), (6, 6))
     )

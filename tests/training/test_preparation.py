@@ -77,7 +77,7 @@ def test_a_template_that_takes_them_passes_and_text_rows_need_none():
     for kind in ("llama", "qwen2", "qwen3"):
         _check(kind)
     _check("gemma", template=Template.TEXT)
-    _check("gpt_neo")  # it has no template, which is told where the chats are encoded
+    _check("gpt_neo")  # it has no template, which is reported when the chats are encoded
 
 
 def answered(*answers):
@@ -91,8 +91,10 @@ def test_refusals_are_the_providers_rows_that_decline_in_their_order():
 
 
 def test_too_few_refusals_are_an_error_with_both_numbers_the_setting_and_what_else_helps():
-    told = "safeinstr needs at least 3 of the alignment rows to refuse .* 1 of 2 do.*alignment_data; or lower the ratio"
-    with pytest.raises(DataError, match=told):
+    expected = (
+        "safeinstr needs at least 3 of the alignment rows to refuse .* 1 of 2 do.*alignment_data; or lower the ratio"
+    )
+    with pytest.raises(DataError, match=expected):
         answered("Sorry, no.", "It is blue.").refusals("safeinstr", 3, instead="lower the ratio")
     with pytest.raises(DataError, match="0 of 0 do"):
         TrainingData({}, None, 0).refusals("ewc")

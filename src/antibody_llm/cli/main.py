@@ -149,8 +149,8 @@ def _refuse(message: str, as_json: bool) -> int:
     message = cut(escaped(message))
     print(message, file=sys.stderr)
     if as_json:
-        kind, _, told = message.partition(": ")
-        print(json.dumps({"error": {"type": kind, "message": told, "ours": False}}))
+        kind, _, text = message.partition(": ")
+        print(json.dumps({"error": {"type": kind, "message": text, "ours": False}}))
     return 2
 
 

@@ -30,7 +30,7 @@ def print_result(result: Any) -> None:
         share = result.estimated_harmful_share
         table.add_row(
             "harmful share",
-            Text(f"uncertain: {low} to {high} %" if share is None else f"{_percent(share)} %  ({low} to {high} %)"),
+            Text(f"cannot tell: {low} to {high} %" if share is None else f"{_percent(share)} %  ({low} to {high} %)"),
         )
     if result.num_likely_harmful is not None:
         table.add_row("likely harmful", Text(f"{result.num_likely_harmful} rows"))

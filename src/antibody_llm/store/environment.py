@@ -35,7 +35,7 @@ def _version(name: str) -> str | None:
 def _git_commit() -> str | None:
     """The commit of the checkout that this package runs from; None where it is installed without one."""
     try:
-        told = subprocess.run(
+        ended = subprocess.run(
             ["git", "rev-parse", "HEAD"],
             cwd=Path(__file__).parent,
             capture_output=True,
@@ -45,4 +45,4 @@ def _git_commit() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return told.stdout.strip() if told.returncode == 0 else None
+    return ended.stdout.strip() if ended.returncode == 0 else None

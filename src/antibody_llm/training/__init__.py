@@ -1,1 +1,1 @@
-"""The engine: one trainer, many defences. The only room that imports TRL."""
+"""The engine: one trainer for many defences."""

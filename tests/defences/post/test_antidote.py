@@ -126,8 +126,8 @@ def test_a_score_without_data_asks_for_none_through_the_public_verb(tmp_path, sc
         repair(tmp_path / "model", output=tmp_path / "run")
     done = repair(tmp_path / "model", output=tmp_path / "run", options={"score": score, "alpha": 0.25})
     assert done.num_rows == 0
-    mended = type(model).from_pretrained(done.model).model.layers[0].self_attn.q_proj.weight
-    assert ((mended == 0).sum(dim=1) == 8).all()
+    loaded = type(model).from_pretrained(done.model).model.layers[0].self_attn.q_proj.weight
+    assert ((loaded == 0).sum(dim=1) == 8).all()
 
 
 @pytest.mark.parametrize("score", ["wanda", "magnitude", "random"])
