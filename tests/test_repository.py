@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from antibody_llm import __version__
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 README = ROOT / "README.md"
@@ -17,6 +19,14 @@ def test_the_commit_hook_formats_with_the_version_that_the_suite_checks_with():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
     (revision,) = [hook["rev"] for hook in hooks if "ruff" in hook["repo"]]
     assert revision == "v" + pinned.removeprefix("ruff==")
+
+
+def test_the_version_is_written_in_the_package_alone():
+    assert "version" not in PROJECT["project"]
+    assert "version" in PROJECT["project"]["dynamic"]
+    file = ROOT / PROJECT["tool"]["hatch"]["version"]["path"]
+    assert re.findall(r'^__version__ = "(.*)"$', file.read_text(encoding="utf-8"), re.MULTILINE) == [__version__]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
 
 
 def test_the_readme_cites_as_the_citation_file_does():

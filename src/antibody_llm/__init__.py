@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .training.defence import Defence
     from .training.step import StepContext, StepResult
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 __all__ = [
     "Defence",
     "Role",
