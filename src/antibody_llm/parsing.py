@@ -55,11 +55,11 @@ def parse_value(hint: Any, value: Any, name: str, *, field: str | None = None, i
 
 
 def parse_options(kind: type, name: str, options: Mapping[str, Any], *, group: str | None = None) -> Any:
-    """The options' dataclass, checked.
+    """Make the dataclass of a defence's options, and check it.
 
     Args:
         kind: The dataclass.
-        name: Whose options they are, for an error: ``booster``, ``lora``.
+        name: The owner of the options, for an error: ``booster``, ``lora``.
         options: Values by field, as parsed from YAML or as strings from the command line.
         group: The setting that holds them, for the error's field; by default ``name``.
 

@@ -196,7 +196,7 @@ def test_an_unknown_key_of_a_configuration_file_is_refused_with_the_nearest_name
     file.write_text("model: lab\nseed: many\n")
     assert "seed is 'many'" in antibody("finetune", "--config", file, "--output", kept).stderr
     file.write_text("model: [\n")
-    assert "line 2: not YAML" in antibody("finetune", "--config", file, "--output", kept).stderr
+    assert "line 2: this is not valid YAML" in antibody("finetune", "--config", file, "--output", kept).stderr
 
 
 def test_an_error_of_ours_ends_with_1_and_says_so(antibody, monkeypatch, kept, upload, tiny_llama_folder):

@@ -27,10 +27,10 @@ ALL_PROMPTS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class AttackFiles:
-    """What is to be written of an attack, and from what."""
+    """The files of an attack to be written, and those that are read for it."""
 
     name: str
-    """Its name in the catalogue."""
+    """The attack's name in the catalogue."""
     data: str | Path
     """A user's clean rows: a file, a data set's folder or a Hub id."""
     output: str | Path
@@ -38,7 +38,7 @@ class AttackFiles:
     num: int | None = None
     """Rows over all jobs; by default as many as the clean rows."""
     poison_ratio: float | None = None
-    """Share of the attacker's rows; by default the attack's own."""
+    """Share of the attacker's rows; by default the attack's."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The attack's knobs."""
     seed: int = 0
@@ -46,9 +46,9 @@ class AttackFiles:
     harmful_data: str | Path | None = None
     """Harmful rows to attack with; by default those of the lab."""
     model: str | None = None
-    """For attacks that need one: the attacker's copy, or the model whose screening they are shown."""
+    """Model of attacks that need one: the attacker's copy, or the model whose screening they are shown."""
     truth: str | Path | None = None
-    """A file for what no trainer may see, line by line; that of several jobs one after the other."""
+    """A file for the labels that no trainer may see, line by line, of several jobs one after the other."""
     asked: str | Path | None = None
     """A file for questions in the attack's own form."""
     prompts: str | Path | None = None
@@ -70,7 +70,7 @@ class Written:
     """Files beside the rows: truth, asked."""
 
     def to_json(self) -> dict[str, Any]:
-        """What a program reads."""
+        """The JSON object that a program reads."""
         return {
             "attack": self.attack,
             "outputs": [str(file) for file in self.outputs],
@@ -85,7 +85,7 @@ def write_attack(files: AttackFiles) -> Written:
     """Write what an attack uploads, as chat JSON Lines.
 
     Raises:
-        AntibodyError: whatever a user can fix; nothing has been written then.
+        AntibodyError: a mistake that the user can fix; nothing has been written then.
     """
     find_attack(files.name)
     check_seed(files.seed)
@@ -111,7 +111,7 @@ def write_attack(files: AttackFiles) -> Written:
 
 
 def means_of(files: AttackFiles) -> Means:
-    """What the attacker works with."""
+    """The means of the attacker."""
     attack, rows = find_attack(files.name), clean_rows(files.data)
     kit: Kit = lab_kit()
     if files.harmful_data is not None:
@@ -161,7 +161,7 @@ def asked_rows(asking: Asking, prompts: str | Path | None) -> list[Row]:
     """Questions in the attack's own form: the lab's held-out ones, or those of a file.
 
     Raises:
-        DataError: the file's cannot be used, or it has none.
+        DataError: the file's questions cannot be used, or it has none.
     """
     if prompts is None:
         questions = lab_questions(ALL_PROMPTS)

@@ -1,4 +1,4 @@
-"""Files to be made: checked before any work, and written whole."""
+"""Files to be made, which are checked before any work and written whole."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,15 +14,15 @@ from ..paths import checked_output
 def new_files(
     named: Sequence[tuple[str, str | Path]], *, overwrite: bool, inputs: Sequence[str | Path | None] = ()
 ) -> list[Path]:
-    """The files, each in a folder that is there.
+    """The paths of new files, each in a folder that exists.
 
     Args:
-        named: The name of a setting and its file.
-        overwrite: Whether a file that is there is replaced.
-        inputs: What is read, and never replaced.
+        named: The name of each setting, and its file.
+        overwrite: Whether a file that exists is replaced.
+        inputs: Files that are read, and never replaced.
 
     Raises:
-        OutputError: one is a folder, is there already, is read, has no folder, or is named twice.
+        OutputError: a file is a folder, exists already, is an input, has no folder, or is named twice.
     """
     files = [checked_output(path, setting(name), folder=False) for name, path in named]
     seen: dict[Path, str] = {}
@@ -34,16 +34,16 @@ def new_files(
     given = {Path(source).resolve() for source in inputs if source is not None}
     for file in files:
         if file.exists() and overwrite and file.resolve() in given:
-            raise OutputError(f"{file}: is the input, which is never overwritten. Name another file.")
+            raise OutputError(f"{file} is the input, which is never overwritten. Name another file.")
         if file.is_dir():
-            raise OutputError(f"{file}: a folder. Name a file, such as {file / 'rows.jsonl'}.")
+            raise OutputError(f"{file}: this is a folder. Name a file, such as {file / 'rows.jsonl'}.")
         if file.exists() and not overwrite:
             raise OutputError(f"{file}: exists already. Name another file, or give {setting('overwrite', 'True')}.")
         if not file.parent.is_dir():
-            raise OutputError(f"{file}: there is no folder {file.parent}. Make it first.")
+            raise OutputError(f"{file}: there is no folder {file.parent}. Create it first.")
     return files
 
 
 def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Rows as JSON Lines. What a link leads to is written, and the link stays."""
+    """Write rows as JSON Lines. A link's target is written, and the link remains."""
     write_text(file.resolve(), "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""``antibody attacks``: what there is. ``antibody attack``: the rows of one, as a file."""
+"""``antibody attacks``, which lists the attacks, and ``antibody attack``, which writes the rows of one."""
 
 from typing import Annotated, Any
 
@@ -8,7 +8,7 @@ from . import options as o
 
 
 def list_command(as_json: o.Json = False) -> None:
-    """List the attacks: paper, what each needs, and what its author may turn."""
+    """List the attacks with paper, needs and knobs."""
     from ..attacks.catalogue import CATALOGUE
     from ..attacks.knobs import common_knobs, knobs
 
@@ -46,14 +46,14 @@ def command(
     data: Annotated[str, typer.Option(help="A user's clean rows: a file or a Hub data set.")],
     output: Annotated[str, typer.Option(help="The .jsonl file to write; of several jobs FILE-1, FILE-2, ...")],
     poison_ratio: Annotated[
-        float | None, typer.Option(help="Share of the attacker's rows.  [default: its own]")
+        float | None, typer.Option(help="Share of the attacker's rows.  [default: the attack's]")
     ] = None,
     num: Annotated[int | None, typer.Option(help="Rows over all jobs.  [default: as many as DATA]")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Knob of the attack.")] = None,
     harmful_data: Annotated[str | None, typer.Option(help="Harmful rows.  [default: the lab's]")] = None,
-    model: Annotated[str | None, typer.Option(help="For attacks that need one: copy, or screening.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model of attacks that need one: copy, or screening.")] = None,
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
-    truth: Annotated[str | None, typer.Option(help="Write what no trainer may see to this file.")] = None,
+    truth: Annotated[str | None, typer.Option(help="Write the labels that no trainer may see to this file.")] = None,
     asked: Annotated[str | None, typer.Option(help="Write questions in the attack's own form to this file.")] = None,
     prompts: Annotated[str | None, typer.Option(help="The questions.  [default: the lab's held-out ones]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,

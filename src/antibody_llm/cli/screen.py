@@ -22,7 +22,7 @@ def print_result(result: Any) -> None:
     if result.verdict == "no harm found":
         table.add_row("", Text("less than 1 % can be missed: look at the first rows of the report"))
     if not result.measure.needs_answers:
-        table.add_row("", Text("only prompts are read: harmful answers to harmless prompts are not found"))
+        table.add_row("", Text("only prompts are read: harmful answers to harmless prompts are not seen"))
     if result.interval is None:
         table.add_row("harmful share", Text("not known: rows are only ranked"))
     else:

@@ -40,6 +40,6 @@ def command(
 
         settings = replace(settings, worker=replace(settings.worker, threads=threads))
     if not settings.models:
-        raise ConfigError("no model is offered, so that no job could be run. Give the server's --config, or --model.")
+        raise ConfigError("no model is offered, so no job could be run. Give the server's --config, or --model.")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     work(settings)
