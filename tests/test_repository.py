@@ -29,6 +29,12 @@ def test_the_version_is_written_in_the_package_alone():
     assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
 
 
+def test_mypy_is_strict():
+    checked = PROJECT["tool"]["mypy"]
+    assert checked["strict"]
+    assert checked["warn_unreachable"]
+
+
 def test_the_readme_cites_as_the_citation_file_does():
     paper = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["preferred-citation"]
     entry = dict(re.findall(r"^  (\w+) += \{(.*)\},?$", README.read_text(encoding="utf-8"), re.MULTILINE))

@@ -34,8 +34,8 @@ from ..files import write_text
 from ..parsing import nearest
 from ..settings import Regime
 from .cell import EPOCHS, LONG, VARIANTS, Cell, Figures, Job
+from .cell import carry_out as in_earnest
 from .matrix import CarryOut, all_jobs, carried_out
-from .matrix import carry_out as in_earnest
 
 RESULTS = "results.json"
 TASKS = ("familiar", "novel")

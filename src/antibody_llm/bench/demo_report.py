@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def write_report(folder: Path, results: Mapping[str, Any]) -> Path:
 
 def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows under headings that say what they show, in a reader's order."""
-    headings = {
+    headings: dict[str, Callable[[Row], bool]] = {
         "Headline: familiar task, default budget": lambda r: r["headline"],
         "Before fine-tuning": lambda r: r["finetuning"] == "none",
         "Oracle: plain SFT on the truly benign rows only": lambda r: r["finetuning"] == "oracle",

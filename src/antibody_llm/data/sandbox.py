@@ -51,7 +51,7 @@ class Sandbox:
         """
         try:
             with self._limits:
-                rendered: Any = self.tokenizer.apply_chat_template(
+                made = self.tokenizer.apply_chat_template(
                     list(chat), tools=tools, tokenize=False, add_generation_prompt=prompt
                 )
         except _OverLimit as over:
@@ -64,7 +64,7 @@ class Sandbox:
         except Exception as error:  # a template can raise whatever an expression can
             reason = " ".join(str(error).split()) or type(error).__name__
             raise TemplateRefusal(reason) from error
-        rendered = str(rendered)
+        rendered: str = str(made)
         if len(rendered) > ALLOWANCE and len(rendered) > ALLOWANCE + EXPANSION * len(
             json.dumps([chat, tools], ensure_ascii=False)
         ):

@@ -98,7 +98,8 @@ def pretrain(
         optimizer.zero_grad()
         if progress is not None:
             progress(step, loss.item())
-    return model.eval()
+    model.eval()
+    return model
 
 
 def completion_nll(model: LlamaForCausalLM, input_ids: Tensor, labels: Tensor) -> Tensor:
@@ -114,7 +115,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> list[tupl
 
     def ids(chats: list[list[dict[str, str]]], *, prompt: bool) -> list[list[int]]:
         texts = tokenizer.apply_chat_template(chats, add_generation_prompt=prompt, tokenize=False)
-        return tokenizer(texts, add_special_tokens=False)["input_ids"]  # in one call: 5 times faster than row by row
+        # In one call: 5 times faster than row by row.
+        found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return found
 
     whole = ids([row["messages"] for row in rows], prompt=False)
     prompts = ids([row["messages"][:-1] for row in rows], prompt=True)

@@ -16,7 +16,7 @@ PAPER_TARGETS = ("q_proj", "k_proj", "v_proj")
 
 
 def add_lora(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     *,
     r: int = 32,
     alpha: int = 4,
@@ -43,7 +43,7 @@ def add_lora(
             f"lora: r {r}, alpha {alpha}, dropout {dropout}: needs r >= 1, alpha > 0, 0 <= dropout < 1.", field="lora"
         )
     if isinstance(model, PeftModel):
-        raise ModelError("the model has an adapter already. Go on training that one, or merge it first.")
+        raise ModelError("the model has an adapter already. Continue training that one, or merge it first.")
     # The head is left out: losses read its weight past an adapter, and tied embeddings would change with it.
     head = model.get_output_embeddings()
     sizes = {

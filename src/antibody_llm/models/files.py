@@ -71,7 +71,7 @@ def field(entries: dict[str, Any], path: Path, key: str, *kinds: type) -> Any:
 
 def texts(entries: dict[str, Any], path: Path, key: str) -> list[str] | str | None:
     """The value of ``key`` where that is to be a text or a list of texts."""
-    value = field(entries, path, key, str, list)
+    value: list[str] | str | None = field(entries, path, key, str, list)
     if isinstance(value, list) and not all(isinstance(item, str) for item in value):
         _refuse(path, key, value, (str, list))
     return value

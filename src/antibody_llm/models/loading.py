@@ -136,7 +136,7 @@ def _load_tokenizer(place: str, adapter: Path | None, name: str) -> PreTrainedTo
     config_file = source / "tokenizer_config.json"
     if config_file.is_file():
         read_json(config_file)
-    tokenizer: Any = _guarded(
+    tokenizer: PreTrainedTokenizerBase = _guarded(
         name, "tokenizer", lambda: AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     )
     if not isinstance(tokenizer.model_max_length, int | float) or tokenizer.model_max_length <= 0:
@@ -167,7 +167,8 @@ def _load_weights(place: str, name: str, dtype: torch.dtype) -> PreTrainedModel:
             weights_only=True,  # what a pickle may hold where a model has no safetensors
         ),
     )
-    model, info = loaded
+    model: PreTrainedModel = loaded[0]
+    info: dict[str, Any] = loaded[1]
     for kind in ("missing_keys", "mismatched_keys"):
         if info[kind]:
             wrong = counted(len(info[kind]), "weight is", "weights are")

@@ -58,7 +58,7 @@ def save_adapter(
 
 
 def save_model(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     folder: str | Path,
     *,
     tokenizer: PreTrainedTokenizerBase,

@@ -123,7 +123,8 @@ def _hooked(modules: Sequence[nn.Module], make: Callable[[int], Any], *, inputs:
 
 
 def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    first: Tensor = output[0] if isinstance(output, tuple) else output
+    return first
 
 
 def _with_first(output: Any, state: Tensor) -> Any:

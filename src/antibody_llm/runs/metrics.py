@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from ..data.records import Record
 from ..files import append, disk_errors, whole, write_text
-from ..store.folder import METRICS
+from ..store.contents import METRICS
 from ..training.rowlog import RowLog
 
 SAMPLES = "samples.parquet"

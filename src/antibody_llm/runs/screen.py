@@ -15,6 +15,7 @@ from typing import Any
 from ..data.notices import template_notices
 from ..errors import ConfigError, DataError, OutputError
 from ..events import Measured, emit, inform, report_progress, warn, warned
+from ..files import write_text
 from ..mentions import setting
 from ..models.loading import LoadedModel, load_model
 from ..models.names import resolve
@@ -30,7 +31,7 @@ from ..screening.scan import Scan, scan
 from ..screening.upload import Upload, open_upload
 from ..settings import Rows, ScreenSettings, written_out
 from ..store.environment import environment
-from ..store.folder import RunFolder, State, open_run, write_text
+from ..store.folder import RunFolder, State, open_run
 from ..store.naming import base_of, described_model, model_name
 from ..store.result import RESULT, RunResult
 from ..text import quoted

@@ -63,7 +63,7 @@ def verb(settings: Callable[P, S]) -> Callable[[Callable[Concatenate[S, Q], R]],
         @wraps(run)
         def with_settings(given: S, /, *, listen: Listener | None = None, **others: Any) -> R:
             with listening(listen):
-                return cast(Any, run)(given, **others)
+                return cast(R, cast(Any, run)(given, **others))
 
         @wraps(run)
         def call(*args: Any, listen: Listener | None = None, **given: Any) -> R:

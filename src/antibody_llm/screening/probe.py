@@ -92,7 +92,8 @@ def _fisher(change: Tensor, num_harmful: int) -> Tensor:
     gram = x @ x.T + num * ridge / (1 - SHRINKAGE) * torch.eye(len(x), dtype=x.dtype)
     direction = difference - x.T @ torch.linalg.solve(gram, x @ difference)
     apart = (direction * difference).sum()
-    return (direction / apart.clamp(min=TINY)).float().view(change.shape[1:])
+    scaled: Tensor = direction / apart.clamp(min=TINY)
+    return scaled.float().view(change.shape[1:])
 
 
 def held_out_shifts(now: Tensor, before: Tensor, num_harmful: int) -> Tensor:

@@ -155,7 +155,8 @@ def smoothed(scores: Tensor, where: Tensor) -> Tensor:
     spread = min(float(scores.std()), float(high - low) / 1.34) or float(scores.std()) or 1.0
     width = 0.9 * spread * len(scores) ** -0.2
     z = (where[:, None] - scores) / width
-    return torch.exp(-z.square() / 2).mean(dim=1) / (width * math.sqrt(2 * math.pi))
+    density: Tensor = torch.exp(-z.square() / 2).mean(dim=1) / (width * math.sqrt(2 * math.pi))
+    return density
 
 
 def _edges(values: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def states(
         width = len(layers) * config.get_text_config().hidden_size
         found = walk(reader, model, rows, of, width)
         require_finite(found, rows, name)
-        return found.unflatten(1, (len(layers), -1))
+        return found.view(len(found), len(layers), -1)
 
     if not before:
         return read(reader.model)

@@ -88,7 +88,8 @@ class Blobs:
         Raises:
             FileNotFoundError: there is none.
         """
-        return self.system.open(self._path(key), "rb")
+        file: BinaryIO = self.system.open(self._path(key), "rb")
+        return file
 
     def chunks(self, key: str) -> Iterator[bytes]:
         """The blob, a piece at a time."""

@@ -89,7 +89,7 @@ def own_file(session: Session, principal: Principal, file_id: str, *, now: float
     Raises:
         ApiError: 404: there is none, it is another's, deleted or expired.
     """
-    row = session.scalars(living(principal.project_id, now).where(File.id == file_id)).first()
+    row: File | None = session.scalars(living(principal.project_id, now).where(File.id == file_id)).first()
     if row is None:
         raise not_found("file", file_id, param=param)
     return row

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from .blobs import Blobs
+from .claims import LeaseLost
 from .database.engine import Database
 from .parent import die_with_parent
-from .queue import LeaseLost, Queue
+from .queue import Queue
 from .settings import ServerSettings, settings_of
 from .working.executor import Executor, LocalExecutor
 from .working.held import GivenBack, Held, Paused

@@ -9,7 +9,8 @@ from ..data.roles import Role, Stage, setting_of
 from .fields import ELSEWHERE, FOLDER, Rows, check_choices
 
 if TYPE_CHECKING:
-    from ..training.defence import Defence, Repair
+    from ..training.defence import Defence as Defence
+    from ..training.defence import Repair as Repair
 else:
 
     class Defence:

@@ -11,6 +11,7 @@ ranks; DDP's own hooks stay idle because its forward is never called.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ class DefendedTrainer(SFTTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         state = {f"defence.{name}": tensor for name, tensor in self.defence.state().items()} | self.row_log.state()
         state |= unlogged(self) | warnings_state()
-        save_checkpoint(self, state, lambda: super(DefendedTrainer, self)._save_checkpoint(model, trial))
+        save_checkpoint(self, state, partial(super()._save_checkpoint, model, trial))
 
     def train(  # type: ignore[override]
         self, resume_from_checkpoint: str | Path | None = None, **kwargs: Any

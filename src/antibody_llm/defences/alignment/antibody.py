@@ -116,6 +116,7 @@ def antibody_update(
 class AntibodyAlignment(Defence):
     """Defence that binds the update to the batches of an optimiser step."""
 
+    config: AntibodyAlignmentConfig
     stage = Stage.ALIGNMENT
     about = About(
         summary="flat alignment: refuse, also one attack step away",
@@ -156,7 +157,9 @@ class AntibodyAlignment(Defence):
         )
         metrics = {f"loss_{name}": loss for name, loss in losses.items()}
         metrics["sharpness"] = losses["harmful"] - losses["attacked"]
-        metrics["lam"] = self.config.lam if self.lam is None else float(self.lam)
+        lam = self.config.lam if self.lam is None else self.lam
+        assert lam is not None, "the update has made the average"
+        metrics["lam"] = float(lam)
         return StepResult(update, losses["alignment"], metrics)
 
     def _lambda(self, g_a: Gradients, d: Gradients) -> float | Tensor:

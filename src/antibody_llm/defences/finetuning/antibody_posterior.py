@@ -120,6 +120,7 @@ def weights(harm: Tensor, weight: Weight, caution: float) -> Tensor:
 class AntibodyPosterior(Defence):
     """Defence that binds evidence, weights and rehearsal to an upload and its optimiser steps."""
 
+    config: AntibodyPosteriorConfig
     stage = Stage.FINETUNING
     about = About(
         summary="ours: weighs rows by what alignment changed, read against the provider's anchors; with rehearsal",

@@ -91,6 +91,7 @@ def opening(row: TokenizedRow) -> TokenizedRow:
 class SafeRegion(Defence):
     """Defence of a plain step, and the projection after it."""
 
+    config: SafeRegionConfig
     stage = Stage.FINETUNING
     about = About(
         summary="each update is projected into a region around the aligned weights in which refusals stay likely",

@@ -20,7 +20,8 @@ from ...data.encode import Renderer
 from ...errors import AntibodyError, DataError
 from ...models.deployment import Deployment
 from ...models.layout import context_length
-from ...models.loading import LoadedModel, adapter_base, is_adapter
+from ...models.loading import LoadedModel
+from ...models.names import adapter_base, is_adapter
 from ...models.switching import SwitchedModel
 from ...runs.evaluate import deployment_of
 from .decoding import Reader, Row, decode, row_ends

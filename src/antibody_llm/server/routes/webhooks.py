@@ -163,7 +163,7 @@ def _check_events(names: list[str]) -> None:
 
 
 def _own(session: Session, caller: Principal, webhook_id: str) -> Webhook:
-    row = session.scalars(living_hooks(caller.project_id).where(Webhook.id == webhook_id)).first()
+    row: Webhook | None = session.scalars(living_hooks(caller.project_id).where(Webhook.id == webhook_id)).first()
     if row is None:
         raise not_found("webhook endpoint", webhook_id)
     return row

@@ -9,7 +9,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..queue import Claimed, LeaseLost, Queue
+from ..claims import Claimed, LeaseLost
+from ..queue import Queue
 from .executor import Process
 
 log = logging.getLogger("antibody.server")
