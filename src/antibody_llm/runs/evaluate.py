@@ -22,7 +22,6 @@ from ..events import Measured, emit, inform, warn, warned
 from ..files import whole, write_text
 from ..mentions import setting
 from ..models.deployment import Deployment
-from ..models.files import quoted
 from ..models.loading import LoadedModel, load_model
 from ..models.names import read_provenance, resolve
 from ..paths import checked_path
@@ -33,6 +32,7 @@ from ..store.environment import environment
 from ..store.folder import RunFolder, State, open_run
 from ..store.naming import described_model, model_name
 from ..store.result import RunResult, stored_result
+from ..text import quoted
 from .encoding import make_renderer, report_forgeries
 from .sources import read_rows
 from .trainer_config import check_seed

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trl import SFTConfig
+
 from ..data.roles import ANCHOR_ROLES, MAIN_ROLE, Role, Stage, setting_of
 from ..data.source import Source
 from ..defences.catalogue import make_defence
@@ -17,10 +19,9 @@ from ..models.names import is_adapter
 from ..parsing import parse_options
 from ..profiles import Choice, Profile, profile_of
 from ..settings import TrainingSettings, plain, rows_of, written_out
-from ..store.folder import CHECKPOINTS
+from ..store.contents import CHECKPOINTS
 from ..store.naming import base_of, described_model, model_name
 from ..training.defence import Defence, needed_roles
-from ..training.trainer import SFTConfig
 from .anchors import check_anchor_records
 from .encoding import ControlTokens
 from .sources import read_refusals, read_rows

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from ..data.records import Record
 from ..models.loading import LoadedModel
 from ..models.saving import save_adapter, save_model
-from ..store.folder import METRICS, RunFolder
+from ..store.contents import METRICS
+from ..store.folder import RunFolder
 from ..store.naming import BASE_WEIGHTS
 from ..training.defence import Defence, Repair
 from ..training.trainer import DefendedTrainer

@@ -7,6 +7,7 @@ from dataclasses import replace
 from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback
+from trl import SFTConfig
 
 from ..events import inform, warned
 from ..likelihood.ranks import from_first
@@ -14,11 +15,12 @@ from ..models.adapters import add_lora
 from ..models.loading import LoadedModel, load_model
 from ..screening.anchors import Anchors
 from ..settings import Regime, TrainingSettings, rows_of
+from ..store.contents import CHECKPOINTS
 from ..store.environment import environment
-from ..store.folder import CHECKPOINTS, RunFolder, State, open_run
+from ..store.folder import RunFolder, State, open_run
 from ..store.result import RunResult, stored_result
 from ..training.checkpoints import newest_checkpoint
-from ..training.trainer import DefendedTrainer, SFTConfig
+from ..training.trainer import DefendedTrainer
 from .anchors import store_anchors
 from .inputs import Inputs, LoraOptions, checked_inputs, run_config
 from .metrics import MetricsFile, last_values
