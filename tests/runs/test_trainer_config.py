@@ -45,7 +45,9 @@ def test_weights_that_are_trained_are_float32_and_frozen_ones_as_the_passes(tmp_
 
 
 def test_defences_of_small_perturbations_say_so():
-    twins = {name for (_, name), cls in CATALOGUE.items() if cls.twin_passes}
+    twins = {
+        name for (_, name), cls in CATALOGUE.items() if getattr(cls, "twin_passes", False)
+    }  # a repair takes no step
     assert twins == {"antibody", "booster", "panacea", "seam", "t-vaccine", "tar", "vaccine"}
     assert not CATALOGUE["finetuning", "antibody"].twin_passes
 

@@ -76,7 +76,7 @@ def _measured(settings: EvaluateSettings, started: float) -> RunResult:
     if answer is None:
         answer = profile.answer(settings.task) if settings.test_data is None else Profile().answer(None)
     decoding = DecodingSettings(
-        max_new_tokens=settings.max_new_tokens or profile.max_new_tokens or DecodingSettings.max_new_tokens,
+        max_new_tokens=_first(settings.max_new_tokens, profile.max_new_tokens, DecodingSettings.max_new_tokens),
         batch_size=settings.batch_size,
         temperature=settings.temperature,
         seed=settings.seed,
@@ -159,6 +159,11 @@ def _judged_again(settings: EvaluateSettings, started: float) -> RunResult:
         return rejudge(folder.path / COMPLETIONS, judges)
 
     return _carried_out(folder, settings.seed, measure, started)
+
+
+def _first(*numbers: int | None) -> int:
+    """The first that is given; 0 is given, and refused by whoever takes it."""
+    return next(number for number in numbers if number is not None)
 
 
 def _judges(given: Sequence[str | Judge]) -> list[Judge]:
