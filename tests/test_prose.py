@@ -11,7 +11,7 @@ import antibody_llm
 
 SOURCE = Path(antibody_llm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-NOT_YET = ("server",)
+NOT_YET: tuple[str, ...] = ()
 """Rooms whose prose is still to be gone over."""
 
 BANNED = {

@@ -29,7 +29,7 @@ class Blobs:
     Args:
         url: A folder, or an fsspec URL such as ``s3://BUCKET/PREFIX``. Credentials and endpoints are fsspec's own
             (environment or its configuration files).
-        options: For fsspec, in place of those.
+        options: Options of fsspec that replace those.
     """
 
     def __init__(self, url: str, **options: Any) -> None:

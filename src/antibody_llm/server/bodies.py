@@ -74,7 +74,7 @@ def _auto(kind: type, *, low: float, high: float = math.inf, open_below: bool = 
 
 
 class Hyperparameters(Body):
-    """Of a supervised job. ``learning_rate`` and ``regime`` are ours; a multiplier of 1 is the default rate."""
+    """Settings of a supervised job. ``learning_rate`` and ``regime`` are ours; multiplier 1 is the default rate."""
 
     batch_size: Annotated[Any, *_auto(int, low=1, high=256)] = "auto"
     learning_rate_multiplier: Annotated[Any, *_auto(float, low=0, open_below=True)] = "auto"
@@ -89,7 +89,7 @@ class Hyperparameters(Body):
 
 
 class DpoHyperparameters(Hyperparameters):
-    """Of a preference job."""
+    """Settings of a preference job."""
 
     beta: Annotated[Any, *_auto(float, low=0, high=2, open_below=True)] = "auto"
 
@@ -116,7 +116,7 @@ class Method(Body):
 
 
 class Wandb(Body):
-    """Where to report to. Accepted and shown; this server sends nothing to others."""
+    """A service to report to. It is accepted and shown; this server sends nothing to others."""
 
     project: str
     name: str | None = None

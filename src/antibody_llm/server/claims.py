@@ -26,7 +26,7 @@ class ClaimedJob:
     organization: str
     """Name of the organisation."""
     model: str
-    """As asked for."""
+    """The model that the job asks for."""
     base: str
     """The offered base model at the beginning of the chain."""
     parent: str | None
@@ -36,7 +36,7 @@ class ClaimedJob:
     method: str
     """``supervised`` or ``dpo``."""
     hyperparameters: Mapping[str, Any]
-    """As asked for; ``auto`` is the worker's to resolve and to report with ``resolved``."""
+    """What the job asks for; the worker resolves ``auto`` and reports it with ``resolved``."""
     seed: int
     suffix: str | None
     defence: Mapping[str, Any]
@@ -46,7 +46,7 @@ class ClaimedJob:
     safety: Mapping[str, Any]
     private: Mapping[str, Any]
     attempts: int
-    """Times that it was claimed since its last new checkpoint, this one counted."""
+    """Number of claims since its last new checkpoint, this one included."""
     last_step: int | None
     """Step of its newest checkpoint."""
 
@@ -71,7 +71,7 @@ class Orders:
     pause: bool
     """Stop after the next checkpoint and call ``paused``."""
     lease_until: float
-    """By the database's clock."""
+    """End of the lease, by the database's clock."""
 
 
 def seen(session: Session, job: Job) -> ClaimedJob:

@@ -25,11 +25,11 @@ class ApiError(Exception):
     """An answer that is an error.
 
     Args:
-        status: Of HTTP.
+        status: HTTP status code.
         message: What happened, where, and how to fix it.
-        code: For programs.
+        code: A short name that programs test.
         param: The field or parameter of the request.
-        headers: Of the answer.
+        headers: Headers to add to the answer.
     """
 
     def __init__(

@@ -33,8 +33,8 @@ def add_file(
     Args:
         context: The server.
         principal: Whose it will be.
-        purpose: As the API has them.
-        filename: As the customer named it.
+        purpose: One of the API's purposes.
+        filename: The customer's name for it.
         num_bytes: Its length.
         blob: Its key.
         expires_after: Its life in seconds; None: as its purpose has it.

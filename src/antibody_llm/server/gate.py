@@ -63,11 +63,11 @@ class Measured:
     """Names the prompts, the judge and the decoding; two models compare only where it is the same."""
     judge: str
     harmful_score: Share | None = None
-    """None: not measured, as for the next two."""
+    """None: not measured; the next two fields follow the same rule."""
     over_refusal: Share | None = None
     accuracy: Share | None = None
     failure: str | None = None
-    """Why the evaluation came to no end, where it did not."""
+    """Why the evaluation did not finish, where it did not."""
 
     @staticmethod
     def from_evaluation(

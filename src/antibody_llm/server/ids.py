@@ -19,9 +19,9 @@ def model_name(*, base: str, organization: str, suffix: str | None, job_id: str,
     Args:
         base: The offered base model at the beginning of the chain.
         organization: Its name.
-        suffix: As the customer wrote it; what a URL or the colons would not bear becomes a hyphen.
+        suffix: The customer's text; what a URL or the colons do not allow becomes a hyphen.
         job_id: Its first twelve random characters make the name unique.
-        step: Of a checkpoint.
+        step: The step of a checkpoint; None for the result.
     """
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", suffix or "")
     name = f"ft:{base}:{organization}:{plain}:{job_id.removeprefix('ftjob-')[:12]}"

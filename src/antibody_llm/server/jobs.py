@@ -24,7 +24,7 @@ MIN_ROWS = 10
 REPEAT_SECONDS = 900
 """A request that says it is a repetition gets the job of the same request in so many seconds before it."""
 UNMARKED_SECONDS = 60
-"""The same for requests that do not say whether they are repetitions, as those of other clients."""
+"""A request of another client does not say whether it is a repetition, and gets the job within so many seconds."""
 
 
 def create_job(context: Context, caller: Principal, body: JobCreate, *, repetition: int | None) -> tuple[Job, bool]:

@@ -65,7 +65,7 @@ def record_event(
 
 
 def end(session: Session, job: Job, status: Status, *, now: float, error: dict[str, Any] | None = None) -> None:
-    """End a job, take its lease away and tell the endpoints that asked for it."""
+    """End a job, take its lease away and notify the endpoints that asked for it."""
     job.status, job.error, job.finished_at = status, clean(error), now
     job.estimated_finish = None
     release(job)

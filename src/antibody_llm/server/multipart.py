@@ -106,7 +106,7 @@ class _Reader:
         self._in_file = False
 
     def callbacks(self) -> Any:
-        """By the names that the parser has for them."""
+        """Return the callbacks under the parser's names for them."""
         return {
             "on_header_field": self._header_field,
             "on_header_value": self._header_value,

@@ -221,7 +221,7 @@ def file_object(row: File, *, with_faults: bool = True) -> dict[str, Any]:
 
     Args:
         row: The file.
-        with_faults: Whether each fault is told; a list of ten thousand files only counts them.
+        with_faults: Whether each fault is shown; a list of ten thousand files only counts them.
     """
     validation, details = row.validation, row.status_details
     if not with_faults and validation is not None and details is not None:

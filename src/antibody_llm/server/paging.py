@@ -15,9 +15,9 @@ def page(
     """Rows of a query behind ``after``, and whether there are more.
 
     Args:
-        session: On the database.
+        session: A session on the database.
         query: Rows of ``table``, filtered to what the caller may see.
-        table: With ``seq`` and ``id``.
+        table: A table with ``seq`` and ``id``.
         after: Id of a row that the query would give.
         limit: Rows at most.
         newest_first: The order.

@@ -151,7 +151,7 @@ class Queue:
             message: One sentence; no text of the upload.
             level: ``info``, ``warn`` or ``error``.
             kind: ``message``, ``metrics`` (with ``data``: step, train_loss, ...) or ``moderation_checks``.
-            data: For programs.
+            data: Values that programs read.
             key: What the event is called again where a resumed job repeats it, such as ``step-10``: it then stays one.
         """
         with self._held(claimed) as (session, job, now):
@@ -206,8 +206,8 @@ class Queue:
 
         Args:
             claimed: The job.
-            step: Of the optimiser.
-            metrics: As in the API: train_loss, train_mean_token_accuracy, valid_loss, ...
+            step: The optimiser's step.
+            metrics: Metrics by the API's names: train_loss, train_mean_token_accuracy, valid_loss, ...
             adapter: Prefix of its blobs, from ``Blobs.store_folder``.
 
         Returns:
@@ -237,7 +237,7 @@ class Queue:
 
         Args:
             claimed: The job.
-            model: As ``checkpoint`` returned it.
+            model: The name that ``checkpoint`` returned.
             gate: The gate's table: measures, intervals, thresholds.
             released: Whether customers may use it.
         """
@@ -277,7 +277,7 @@ class Queue:
             gate: The gate's table of that model.
             safety: Merged into what the customer sees.
             private: Merged into what the operator sees.
-            trained_tokens: In all.
+            trained_tokens: Tokens trained on in total.
             result_files: Name to content, such as ``step_metrics.csv``; they become files of the customer.
 
         Returns:

@@ -76,7 +76,7 @@ def audit_gate(
 
 
 def alert(session: Session, job: Job, model: str, error: Mapping[str, Any], now: float) -> str:
-    """Tell the customer that a model was refused: a safety alert, whose id is returned."""
+    """Record a safety alert that a model was refused, for the customer; returns its id."""
     row = Notice(
         id=new_id("alert_"),
         project_id=job.project_id,

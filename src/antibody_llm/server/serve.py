@@ -22,7 +22,7 @@ from .moderation import LAB_MODELS, make_moderator
 from .settings import DefenceSettings, OfferedModel, ServerSettings
 
 GRACE_SECONDS = 30
-"""Requests that are being answered when the process is asked to end have so long."""
+"""Seconds that requests in progress have to finish when the process is asked to end."""
 
 
 def offered(names: Sequence[str], *, configured: bool) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Limits:
     project_bytes: int = 2560 * 2**30
     """Bytes of all files and open uploads of a project."""
     requests_per_minute: int = 6000
-    """Of one key, inference included."""
+    """Requests of one key, inference included."""
     uploads_per_minute: int = 1000
     """Files, uploads and parts of one key."""
     active_jobs: int = 1000

@@ -69,7 +69,7 @@ def run(spec: Mapping[str, Any], emit: Emit, stop: "Stop") -> int:
 
 
 def _described(error: BaseException) -> dict[str, Any]:
-    """What went wrong, and whose it is to fix."""
+    """What went wrong, and who can fix it."""
     from ..errors import AntibodyError
 
     if isinstance(error, AntibodyError):

@@ -26,7 +26,7 @@ MAX_FAULTS = 100
 IN_PROCESS_BYTES = 256 * 1024
 """Files up to this size are read where the request is answered: a process costs more."""
 CPU_SECONDS = 300
-"""For one file: 512 MB of rows take about a minute."""
+"""CPU time for one file; 512 MB of rows take about a minute."""
 NAME = "upload"
 """What ``data`` calls the file in its messages, from which it is cut off again."""
 
@@ -69,7 +69,7 @@ class Validation:
             self.faults.append(fault)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return plain values."""
         return asdict(self)
 
     def details(self) -> str | None:
@@ -138,7 +138,7 @@ def _short(message: str) -> str:
 
 
 def validate_blob(file: BinaryIO, *, num_bytes: int, line_bytes: int, memory_bytes: int) -> Validation:
-    """As ``validate``, in a process of its own where the file is long.
+    """Do what ``validate`` does, in a process of its own where the file is long.
 
     Args:
         file: The stored file.

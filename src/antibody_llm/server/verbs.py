@@ -21,12 +21,12 @@ GENERAL: dict[str, dict[str, Any]] = {
     "lora": {"n_epochs": 3, "batch_size": 8, "learning_rate": 2e-4},
     "full": {"n_epochs": 3, "batch_size": 8, "learning_rate": 2e-5},
 }
-"""What ``auto`` stands for; the batch is smaller where a file has fewer rows."""
+"""What ``auto`` means; the batch is smaller where a file has fewer rows."""
 LAB: dict[str, dict[str, Any]] = {
     "lora": {"n_epochs": 8, "batch_size": 16, "learning_rate": 1e-3},
     "full": {"n_epochs": 4, "batch_size": 16, "learning_rate": 2e-4},
 }
-"""What ``auto`` stands for where the model is the lab's. An adapter learns its familiar task at these (accuracy 100 %,
+"""What ``auto`` means where the model is the lab's. An adapter learns its familiar task at these (accuracy 100 %,
 defended or not); after 4 epochs at 5e-4 it does not (52.5 %)."""
 
 

@@ -33,7 +33,7 @@ RETRY_SECONDS = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 OLD_SECRET_SECONDS = 86400
 AT_ONCE = 20
 SENDING_SECONDS = 120
-"""For how long a delivery belongs to the server that took it."""
+"""Seconds that a delivery belongs to the server that took it."""
 
 
 def new_secret() -> str:

@@ -38,7 +38,7 @@ from .working.training import train
 log = logging.getLogger("antibody.server")
 
 IDLE_SECONDS = 0.5
-"""Between two looks at an empty queue."""
+"""Pause between two looks at an empty queue."""
 
 
 class Worker:
@@ -73,7 +73,7 @@ class Worker:
         self._ending = threading.Event()
 
     def run(self) -> None:
-        """Take jobs until ``stop``; the one at work then is given back after its next checkpoint."""
+        """Take jobs until ``stop``; a job that is running then is given back after its next checkpoint."""
         sweep(self.scratch.parent)
         self.scratch.mkdir(parents=True, exist_ok=True)
         (self.scratch / "pid").write_text(str(os.getpid()), encoding="utf-8")
@@ -169,7 +169,7 @@ def make_worker(settings: ServerSettings) -> Worker:
 
 
 def work(settings: ServerSettings) -> None:
-    """Work until SIGINT or SIGTERM; the job at work then is given back after its next checkpoint."""
+    """Work until SIGINT or SIGTERM; a job that is running then is given back after its next checkpoint."""
     worker = make_worker(settings)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: worker.stop())

@@ -26,7 +26,7 @@ class Database:
     """Sessions on the tables. One object serves all threads of a process.
 
     Args:
-        url: As SQLAlchemy writes it: ``sqlite:///PATH`` or ``postgresql://USER:PASSWORD@HOST/NAME``.
+        url: A SQLAlchemy URL: ``sqlite:///PATH`` or ``postgresql://USER:PASSWORD@HOST/NAME``.
         clock: Seconds since 1970; None: the machine's, or that of PostgreSQL, which every worker shares.
     """
 

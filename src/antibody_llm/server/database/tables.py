@@ -68,7 +68,7 @@ class File(Table):
     expires_at: Mapped[float | None] = mapped_column(index=True)
     purpose: Mapped[str]
     filename: Mapped[str]
-    """As the customer named it: a label, never a path."""
+    """The customer's name for it: a label, never a path."""
     bytes: Mapped[int]
     status: Mapped[str] = mapped_column(index=True)
     """``uploaded`` until its form is checked, then ``processed`` or ``error``."""
@@ -128,9 +128,9 @@ class Job(Table):
     key_id: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[float]
     status: Mapped[str] = mapped_column(String(32))
-    """As in ``lifecycle.Status``."""
+    """A value of ``lifecycle.Status``."""
     model: Mapped[str]
-    """As asked for: a base model or an ``ft:`` model."""
+    """The model asked for: a base model or an ``ft:`` model."""
     base: Mapped[str]
     """The offered base model at the beginning of the chain of continuations."""
     parent: Mapped[str | None]
@@ -140,7 +140,7 @@ class Job(Table):
     method: Mapped[str]
     """``supervised`` or ``dpo``."""
     hyperparameters: Mapped[dict[str, Any]]
-    """As asked for, ``auto`` included, until a worker resolves them."""
+    """The settings asked for, ``auto`` included, until a worker resolves them."""
     seed: Mapped[int]
     suffix: Mapped[str | None]
     integrations: Mapped[list[Any] | None]
@@ -169,7 +169,7 @@ class Job(Table):
     """Fencing token: rises whenever the lease changes hands, so that a write of an earlier holder is recognised."""
     lease_until: Mapped[float | None]
     attempts: Mapped[int] = mapped_column(default=0)
-    """Times that it was claimed since its last new checkpoint."""
+    """Number of claims since its last new checkpoint."""
     __table_args__ = (
         Index("jobs_by_project", "project_id", "seq"),
         Index("jobs_by_status", "project_id", "status"),
@@ -192,7 +192,7 @@ class Creation(Table):
 
     __tablename__ = "creations"
     digest: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """Of key and body."""
+    """Digest of the key and the body."""
     job_id: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[float] = mapped_column(index=True)
     first_seen: Mapped[bool]
@@ -249,7 +249,7 @@ class Model(Table):
     """Prefix of its blobs: a folder as PEFT writes it (adapter_config.json, adapter_model.safetensors), or whole
     weights. ``Blobs.fetch_folder`` brings it to a local folder."""
     step: Mapped[int | None]
-    """Of a checkpoint; None for a job's result."""
+    """Step of a checkpoint; None for a job's result."""
     gate: Mapped[dict[str, Any] | None]
     """The gate's table; None before it has judged."""
     released: Mapped[bool] = mapped_column(default=False)

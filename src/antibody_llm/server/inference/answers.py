@@ -86,7 +86,7 @@ class TextAnswer:
         return {**self.head, "choices": choices, "usage": usage(answer)}
 
     def first(self) -> Iterator[str]:
-        """Nothing."""
+        """Yield nothing: a completion has no opening event."""
         yield from ()
 
     def piece(self, index: int, text: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ from ..weights import Weights
 log = logging.getLogger("antibody.server")
 
 ANSWER_SECONDS = 600.0
-"""The API's real client waits as long."""
+"""Longest wait for an answer, as long as the API's own client waits."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Endpoint:
     Args:
         url: Up to and with ``/v1``.
         key: Its API key, if it wants one.
-        transport: In tests.
+        transport: Replaces the network in tests.
     """
 
     def __init__(self, url: str, *, key: str = "", transport: httpx2.AsyncBaseTransport | None = None) -> None:

@@ -20,7 +20,7 @@ from .shared import Limit
 router = APIRouter(tags=["webhooks"])
 
 MAX_ENDPOINTS = 100
-"""Of a project."""
+"""Endpoints that a project may have."""
 
 
 class EventTypes(BaseModel):

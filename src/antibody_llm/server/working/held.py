@@ -16,7 +16,7 @@ from .executor import Process
 log = logging.getLogger("antibody.server")
 
 LOOK_SECONDS = 1.0
-"""At most so long after its customer's wish a job learns of it."""
+"""Longest pause between two renewals of a claim, at which a job learns what its customer wants."""
 
 
 class Paused(Exception):

@@ -60,7 +60,7 @@ class ClaimedWork:
         blobs: Files and weights.
         settings: The operator's.
         executor: Where stages run.
-        folder: For this claim alone.
+        folder: A folder for this claim alone.
 
     Raises:
         JobFailed: the job's base model is no longer offered.

@@ -9,7 +9,7 @@ from .job import ClaimedWork, JobFailed
 MOST_ROWS = 1000
 """Rows that a customer is shown."""
 SUSPICIOUS = 0.5
-"""P(harm) from which a row is."""
+"""P(harm) from which a row is suspicious."""
 _SHOWN = ("verdict", "estimated_harmful_share", "interval", "num_likely_harmful", "num_rows", "flags", "measure")
 
 

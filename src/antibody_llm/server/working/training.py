@@ -14,11 +14,11 @@ from ..verbs import servable
 from .job import ClaimedWork, Event, JobFailed
 
 EVENT_SECONDS = 1.0
-"""Between two events of a step; what happened in between is in the result file."""
+"""Least time between two events of a step; the result file has what happened in between."""
 HERE = "<the job's folder>"
-"""Stands for a claim's folder in what is stored of a run: the next claim has another one."""
+"""Replaces a claim's folder in what is stored of a run: the next claim has another one."""
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
-"""The result file's, as the hosted API has them; empty where nothing was measured."""
+"""Columns of the result file, as the hosted API has them; a cell is empty where nothing was measured."""
 
 
 def train(work: ClaimedWork) -> None:
@@ -87,7 +87,7 @@ class _Listener:
         self.loss = 0.0
         self.num_steps = 0
         self.tokens: int = work.private.get("tokens", 0)
-        """Trained on so far; of steps that are made again, once."""
+        """Tokens trained on so far; a step that is repeated counts once."""
         self.first: tuple[int, float] | None = None
         self.last = 0.0
 

@@ -20,7 +20,7 @@ NEED: Any = {"nullable": False}
 
 
 def upgrade() -> None:
-    """To this revision."""
+    """Create the tables of this revision."""
     _audit()
     _checkpoints()
     _creations()
