@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from .auth import Principal
-from .bodies import MAX_SEED, DpoHyperparameters, GateChoice, Hyperparameters, JobCreate
+from .bodies import MAX_SEED, GateChoice, Hyperparameters, JobCreate
 from .context import Context
 from .database.tables import Creation, File, Job, JobLabel
 from .errors import ApiError
@@ -25,6 +25,12 @@ REPEAT_SECONDS = 900
 """A request that says it is a repetition gets the job of the same request in so many seconds before it."""
 UNMARKED_SECONDS = 60
 """A request of another client does not say whether it is a repetition, and gets the job within so many seconds."""
+NOT_TRAINED = {
+    "dpo": "this server has no trainer for preferences (DPO) yet, and no defence here has been measured under it.",
+    "reinforcement": "a reward can be raised by harm that no row shows, and no defence here has been measured against "
+    "it.",
+}
+"""Methods of the API that a job is refused for, and why."""
 
 
 def create_job(context: Context, caller: Principal, body: JobCreate, *, repetition: int | None) -> tuple[Job, bool]:
@@ -118,14 +124,9 @@ def _made(session: Session, context: Context, caller: Principal, body: JobCreate
 def _method(body: JobCreate) -> tuple[str, dict[str, Any]]:
     """The method and its hyperparameters, from ``method`` or from the deprecated field beside it."""
     kind = "supervised" if body.method is None else body.method.type
-    if kind == "reinforcement":
-        raise ApiError(
-            400,
-            "method.type 'reinforcement' is not supported: a reward can be raised by harm that no row shows, and no "
-            "defence here has been measured against it. Use 'supervised' or 'dpo'.",
-            code="unsupported_method",
-            param="method.type",
-        )
+    if kind in NOT_TRAINED:
+        message = f"method.type '{kind}' is not supported: {NOT_TRAINED[kind]} Use 'supervised'."
+        raise ApiError(400, message, code="unsupported_method", param="method.type")
     for other in ("supervised", "dpo", "reinforcement"):
         if other != kind and body.method is not None and getattr(body.method, other) is not None:
             raise ApiError(
@@ -143,10 +144,7 @@ def _method(body: JobCreate) -> tuple[str, dict[str, Any]]:
             code="invalid_value",
             param="hyperparameters",
         )
-    if kind == "dpo" and body.hyperparameters is not None:
-        given = DpoHyperparameters(**body.hyperparameters.model_dump())
-    empty = DpoHyperparameters() if kind == "dpo" else Hyperparameters()
-    return kind, (given or body.hyperparameters or empty).asked()
+    return kind, (given or body.hyperparameters or Hyperparameters()).asked()
 
 
 def _rows(
@@ -211,8 +209,6 @@ def _defence(context: Context, body: JobCreate, method: str) -> dict[str, Any]:
     policy = context.settings.defence
     if body.defence is not None:
         name, options = body.defence.name, body.defence.options
-    elif method == "dpo":
-        name, options = "sft", {}
     else:
         name, options = policy.name, dict(policy.options)
     allowed = policy.allowed and (*policy.allowed, policy.name)
