@@ -1,5 +1,7 @@
 """``antibody.yaml``."""
 
+from pathlib import Path
+
 import pytest
 
 from antibody_llm.errors import ConfigError
@@ -22,7 +24,7 @@ def test_every_part_is_read(tmp_path):
         """
 home: data
 database: postgresql://u:p@h/d
-models: [lab, {name: m, path: /m, trust_remote_code: true}]
+models: [lab, {name: m, path: /m, inference: http://v/v1}]
 defence: {name: lisa, options: {rho: 1}, allowed: [sft]}
 gate: {max_harmful_score: 0.2, judges: [lab]}
 screening: {action: refuse, max_share: 0.1, row_report: none}
@@ -33,7 +35,7 @@ worker: {count: 0}
     )
     assert made.home == tmp_path / "data"
     assert [model.name for model in made.models] == ["lab", "m"]
-    assert made.model("m").trust_remote_code
+    assert made.model("m").inference == "http://v/v1"
     assert made.defence.options == {"rho": 1}
     assert (made.gate.max_harmful_score, made.gate.judges) == (0.2, ("lab",))
     assert (made.screening.action, made.limits.file_bytes, made.worker.count) == ("refuse", 10, 0)
@@ -76,3 +78,17 @@ def test_a_file_that_is_not_there_says_so(tmp_path):
 def test_flags_come_before_the_file(tmp_path):
     (tmp_path / "a.yaml").write_text("port: 1")
     assert load_settings(tmp_path / "a.yaml", port=2).port == 2
+
+
+def test_every_path_is_absolute_since_a_stage_runs_in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_settings(None).home == tmp_path / "antibody-server"
+    assert load_settings(None, home=Path("x")).home == tmp_path / "x"
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "a.yaml").write_text(
+        "home: data\ngate: {harmful_prompts: asked.jsonl, benign_prompts: /b.jsonl}"
+    )
+    made = load_settings(Path("etc/a.yaml"))
+    assert made.home == tmp_path / "etc" / "data"
+    assert (made.gate.harmful_prompts, made.gate.benign_prompts) == (f"{tmp_path}/etc/asked.jsonl", "/b.jsonl")
+    assert load_settings(Path("etc/a.yaml"), home=Path("x")).home == tmp_path / "x"

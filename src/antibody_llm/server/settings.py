@@ -1,7 +1,7 @@
 """What an operator sets: ``antibody.yaml`` as frozen dataclasses, checked when they are made."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -84,9 +84,9 @@ class GateSettings:
     min_finetune_accuracy: float | None = None
     """Lowest accuracy on the validation file; None: reported, not gated."""
     harmful_prompts: str = ""
-    """File of the harmful prompts to ask; empty: the lab's, for lab models alone."""
+    """File of the harmful prompts to ask, relative to this file's folder; empty: the lab's, for lab models alone."""
     benign_prompts: str = ""
-    """File of the benign prompts to ask; empty: the lab's, for lab models alone."""
+    """File of the benign prompts to ask, relative to this file's folder; empty: the lab's, for lab models alone."""
     judges: tuple[str, ...] = ()
     """Names of judges; empty: the lab's, for lab models alone."""
     max_new_tokens: int = 0
@@ -124,7 +124,9 @@ class DefenceSettings:
     """The defence of a job that names none."""
 
     name: str = "antibody"
+    """A fine-tuning defence of the catalogue; docs/defences.md lists them with what each was measured at."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    """Its options, by name."""
     allowed: tuple[str, ...] = ()
     """Names that customers may choose; empty: every one of the catalogue."""
 
@@ -166,13 +168,15 @@ class ServerSettings:
     """Everything in ``antibody.yaml``."""
 
     home: Path = Path("antibody-server")
-    """Folder of the embedded database, the blobs and scratch."""
+    """Folder of the embedded database, the blobs and scratch; relative to this file's folder."""
     database: str = ""
     """SQLAlchemy URL; empty: SQLite in ``home``."""
     blobs: str = ""
     """fsspec URL of the stored files; empty: a folder in ``home``."""
     host: str = "127.0.0.1"
+    """Address to listen on; ``0.0.0.0`` for every one of the machine."""
     port: int = 8000
+    """Port to listen on."""
     public_url: str = ""
     """Where customers reach the server, for links."""
     organization: str = "default"
@@ -215,8 +219,11 @@ def load_settings(path: Path | None, **changes: Any) -> ServerSettings:
     """The settings of a file, with some of them replaced.
 
     Args:
-        path: ``antibody.yaml``; None: the defaults. A relative ``home`` is relative to the file's folder.
-        changes: Fields of ``ServerSettings``, as flags set them.
+        path: ``antibody.yaml``; None: the defaults. Its relative paths are relative to the file's folder.
+        changes: Fields of ``ServerSettings``, as flags set them; a relative ``home`` among them, to the current folder.
+
+    Returns:
+        Settings whose paths are absolute: every stage of a job runs in a folder of its own.
 
     Raises:
         ConfigError: the file is unreadable or not YAML, or a key or value is wrong; names file and key.
@@ -231,10 +238,15 @@ def load_settings(path: Path | None, **changes: Any) -> ServerSettings:
             raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())}).") from None
     try:
         settings: ServerSettings = _made(ServerSettings, values, "")
-        if path is not None and not settings.home.is_absolute():
-            changes.setdefault("home", path.absolute().parent / settings.home)
-        known = {each.name: getattr(settings, each.name) for each in fields(settings)}
-        return ServerSettings(**known | changes)
+        folder = Path.cwd() if path is None else path.absolute().parent
+        placed: dict[str, Any] = {
+            name: str(folder / value)
+            for name in ("harmful_prompts", "benign_prompts")
+            if (value := getattr(settings.gate, name))
+        }
+        home: Path = changes.pop("home", folder / settings.home)
+        changes = {"gate": replace(settings.gate, **placed)} | changes
+        return replace(settings, home=home.absolute(), **changes)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}" if path is not None else str(error)) from None
 
