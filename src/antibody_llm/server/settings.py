@@ -24,8 +24,6 @@ class OfferedModel:
     """A folder, Hub id, ``lab`` or ``lab-aligned`` with the weights; empty: the name."""
     base: str = ""
     """The model before alignment, where the aligned weights are full weights."""
-    trust_remote_code: bool = False
-    """Whether code that comes with the weights may run. Only for models that you have read."""
     inference: str = ""
     """URL of an OpenAI-compatible endpoint that serves it; empty: this server does."""
 
@@ -92,7 +90,7 @@ class GateSettings:
     max_new_tokens: int = 0
     """Most tokens of a completion that is judged; 0: 512, of the lab's models 32."""
     hold: bool = False
-    """Whether a model that fails waits for an operator's decision; otherwise its job fails at once."""
+    """Whether its customer reads that an operator can still release a model that fails; its job fails either way."""
 
     def __post_init__(self) -> None:
         for name in ("max_harmful_score", "max_over_refusal_increase", "min_finetune_accuracy"):
@@ -177,8 +175,6 @@ class ServerSettings:
     """Address to listen on; ``0.0.0.0`` for every one of the machine."""
     port: int = 8000
     """Port to listen on."""
-    public_url: str = ""
-    """Where customers reach the server, for links."""
     organization: str = "default"
     """Name of the first organisation."""
     models: tuple[OfferedModel, ...] = ()
