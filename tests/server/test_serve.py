@@ -60,3 +60,19 @@ def test_everything_that_is_wrong_is_named_at_once(tmp_path):
 def test_the_password_of_the_database_is_never_shown(tmp_path, capsys):
     _, shown = check(tmp_path, capsys, "models: [lab]\ndatabase: postgresql://u:hidden@127.0.0.1:1/none")
     assert "hidden" not in shown.err
+
+
+def test_flags_place_the_database_the_files_and_the_workers(tmp_path, capsys):
+    flags = ("--database", f"sqlite:///{tmp_path}/d.sqlite", "--blobs", str(tmp_path / "b"), "--workers", "0")
+    code, shown = check(tmp_path, capsys, "models: [lab]", *flags, "--json")
+    assert code == 0
+    settings = json.loads(shown.out)
+    assert (settings["database"], settings["worker"]["count"]) == ("set", 0)
+    assert (tmp_path / "d.sqlite").exists()
+    assert (tmp_path / "b" / "check").exists()
+
+
+def test_fewer_workers_than_none_are_refused(tmp_path, capsys):
+    code, shown = check(tmp_path, capsys, "models: [lab]", "--workers", "-1")
+    assert code == 2
+    assert "0 or more" in shown.err

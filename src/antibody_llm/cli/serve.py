@@ -1,7 +1,7 @@
 """``antibody serve``: the OpenAI fine-tuning API on your own models."""
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,9 @@ def command(
     config: Annotated[Path | None, typer.Option(help="antibody.yaml; see docs/serving.md.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="A base model to offer; repeatable.")] = None,
     home: Annotated[Path | None, typer.Option(help="Folder of the database, the files and scratch.")] = None,
+    database: Annotated[str | None, typer.Option(help="The database; without it SQLite.", metavar="URL")] = None,
+    blobs: Annotated[str | None, typer.Option(help="Stored files; without it a folder.", metavar="URL")] = None,
+    workers: Annotated[int | None, typer.Option(help="Workers to start on this machine; 0: none.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Check the settings and end.")] = False,
@@ -28,11 +31,13 @@ def command(
         raise ConfigError(
             f"the server's packages are not installed ({error.name}). Install them: pip install 'antibody-llm[server]'"
         ) from None
-    flags: dict[str, Any] = {"home": home, "host": host, "port": port}
+    flags: dict[str, Any] = {"home": home, "database": database, "blobs": blobs, "host": host, "port": port}
     changes = {name: value for name, value in flags.items() if value is not None}
     if model:
         changes |= offered(model, configured=config is not None)
     settings = load_settings(config, **changes)
+    if workers is not None:
+        settings = replace(settings, worker=replace(settings.worker, count=workers))
     if check:
         found = problems(settings)
         if found:
