@@ -8,6 +8,7 @@ The pages in ``docs/`` are written to be read in the repository too. This copies
 - ``{{ readme }}`` is the README, so that the home page cannot say something else.
 - ``{{ verbs }}`` is the reference of every verb's settings, from their dataclasses.
 - ``{{ defences }}`` is the reference of every defence's options, from the catalogue.
+- ``{{ antibody.yaml }}`` is the reference of the server's settings, from their dataclasses.
 - A link that leaves ``docs/`` becomes a link into the repository if mkdocs.yml has a ``repo_url``, and plain text
   otherwise.
 
@@ -15,14 +16,18 @@ Then it calls the generator, which fails on any warning: a dead link, a name tha
 """
 
 import argparse
+import dataclasses
 import importlib
 import inspect
+import json
 import posixpath
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS, PREPARED = ROOT / "docs", ROOT / "build" / "docs"
@@ -59,6 +64,8 @@ def prepared(markdown: str, here: str, repository: str | None) -> str:
         markdown = markdown.replace("{{ verbs }}", _verbs())
     if "{{ defences }}" in markdown:
         markdown = markdown.replace("{{ defences }}", _defences())
+    if "{{ antibody.yaml }}" in markdown:
+        markdown = markdown.replace("{{ antibody.yaml }}", _server_settings())
     markdown = markdown.replace("{{ package }}", PACKAGE)
     return LINK.sub(lambda found: _kept(found, here, repository), markdown)
 
@@ -100,6 +107,42 @@ def _verbs() -> str:
             parts.append(f"- **`{field.name}`** (`{spell(field.name, None)}`, {default}): {field.text}")
         parts.append("")
     return "\n".join(parts)
+
+
+def _server_settings() -> str:
+    """Every key of antibody.yaml with its default and its meaning: those at the top, then a heading for each group."""
+    kind = importlib.import_module(f"{PACKAGE}.server.settings").ServerSettings
+    top, groups = [], []
+    for field, text, hint, default in _keys(kind):
+        inner = next((each for each in (hint, *get_args(hint)) if dataclasses.is_dataclass(each)), None)
+        if inner is None:
+            top.append(_key(field, default, text))
+            continue
+        intro = [inspect.getdoc(inner) or "", *([text] if text else [])]
+        groups += [
+            f"### {field}",
+            "",
+            *intro,
+            "",
+            *(_key(name, given, means) for name, means, _, given in _keys(inner)),
+            "",
+        ]
+    return "\n".join(["### At the top", "", *top, "", *groups])
+
+
+def _keys(kind: type) -> Iterator[tuple[str, str, Any, Any]]:
+    """Name, meaning, type and default of every field of a dataclass; the default is MISSING where there is none."""
+    about = {field.name: field for field in importlib.import_module(f"{PACKAGE}.settings").fields_of(kind)}
+    for field in dataclasses.fields(kind):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        yield field.name, about[field.name].text, about[field.name].hint, default
+
+
+def _key(name: str, default: Any, text: str) -> str:
+    if default is dataclasses.MISSING:
+        return f"- **`{name}`** (required): {text}"
+    shown = str(default) if isinstance(default, Path) else list(default) if isinstance(default, tuple) else default
+    return f"- **`{name}`** (default `{json.dumps(shown)}`): {text}"
 
 
 def _defences() -> str:
