@@ -69,6 +69,11 @@ def test_what_happens_is_reported_as_an_event_and_not_logged():
             assert "logging" not in {target[0] for target in _imports(path)}, path
 
 
+def test_the_verbs_do_not_know_the_lab():
+    for path in SOURCE.glob("runs/*.py"):
+        assert not re.search(r"\blab\b|\blab[-_.]", path.read_text(encoding="utf-8"), re.IGNORECASE), path.name
+
+
 def test_defences_never_import_each_other():
     for path in SOURCE.glob("defences/*/*.py"):
         for target in _imports(path):

@@ -11,15 +11,15 @@ def print_result(result: Any) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from ..screening.posterior import Finding  # here: it brings torch, which --help need not wait for
+
     console = Console()
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    colour = {"harm found": "bold red", "no harm found": "bold green", "cannot tell": "bold yellow"}.get(
-        result.verdict, "bold"
-    )
-    table.add_row("verdict", Text(result.verdict, style=colour))
-    if result.verdict == "no harm found":
+    colours = {Finding.HARM: "bold red", Finding.NO_HARM: "bold green", Finding.CANNOT_TELL: "bold yellow"}
+    table.add_row("verdict", Text(result.verdict, style=colours.get(result.verdict, "bold")))
+    if result.verdict is Finding.NO_HARM:
         table.add_row("", Text("less than 1 % can be missed: look at the first rows of the report"))
     if not result.measure.needs_answers:
         table.add_row("", Text("only prompts are read: harmful answers to harmless prompts are not seen"))

@@ -1,11 +1,4 @@
-"""The verbs as functions, and the folders that runs leave: the Python API.
-
-from antibody_llm.runs import align, evaluate, finetune
-aligned = align("lab", output="runs/aligned")
-tuned = finetune(aligned.model, output="runs/tuned", poison_ratio=0.2)
-measured = evaluate(tuned.model, output="runs/measured")
-print(measured.metrics["harmful_score"])
-"""
+"""The verbs as functions of their settings: the Python API. They know neither a terminal nor any single model."""
 
 from ..screening.result import ScreenResult
 from ..store.result import RunResult
