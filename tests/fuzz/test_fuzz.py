@@ -92,7 +92,7 @@ def known_flags(verb) -> dict[str, str]:
     pairs = {"options": "tau rho lam alpha", "training": " ".join(HONOURED), "lora": "r alpha targets dropout"}
     known = {}
     for name, hint in get_type_hints(verb, include_extras=True).items():
-        if name in ("return", "output", "truth") or isinstance(get_args(hint)[1], ArgumentInfo):
+        if name in ("return", "output", "events", "truth") or isinstance(get_args(hint)[1], ArgumentInfo):
             continue
         kind, option = get_args(hint)
         # typer takes the first name for a default until it looks at the function.

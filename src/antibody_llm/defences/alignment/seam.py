@@ -11,7 +11,7 @@
     b   benign loss: benign prompts with their completions                              [nats per token]
     n   norms |g_a|, |g_b| over all trainable weights; H the losses' Hessians
 
-The unlearning term has no weight, so no setting makes this plain SFT. Six forward and six backward passes, as in the
+The unlearning term has no weight, so this is not plain SFT at any setting. Six forward and six backward passes, as in the
 release.
 
 Reference: Y. Wang, R. Zhu, T. Wang, "Self-Destructive Language Model", https://arxiv.org/abs/2505.12186. Departures
