@@ -11,8 +11,8 @@
     b   benign loss: benign prompts with their completions                              [nats per token]
     n   norms |g_a|, |g_b| over all trainable weights; H the losses' Hessians
 
-The unlearning term has no weight, so this is not plain SFT at any setting. Six forward and six backward passes, as in the
-release.
+The unlearning term has no weight, so this is not plain SFT at any setting. Six forward and six backward passes, as in
+the release.
 
 Reference: Y. Wang, R. Zhu, T. Wang, "Self-Destructive Language Model", https://arxiv.org/abs/2505.12186. Departures
 from the release: models in half precision are refused (there the weights are bf16, where a step of norm 1e-3 changes

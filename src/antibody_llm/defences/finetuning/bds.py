@@ -24,7 +24,7 @@ N / |D_s| * sum_{D_s} l + sum_i s_i l_i: the posterior is (1) only if |D_s| = N;
 power of N / |D_s|. All this is for plain steps: with Adam's, noise that is not preconditioned does not sample it.
 
 The loss has the safety term and is a mean over rows: no options make it bit for bit the token mean on the upload, so
-no setting is plain SFT.
+this is not plain SFT at any setting.
 
 Reference: Zixuan Hu, Li Shen, Zhenyi Wang, Yongxian Wei, Dacheng Tao, Adaptive Defense against Harmful Fine-Tuning
 for Large Language Models via Bayesian Data Scheduler, NeurIPS 2025, https://arxiv.org/abs/2510.27172.
