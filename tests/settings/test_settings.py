@@ -139,3 +139,49 @@ def test_parsing_a_request_brings_no_torch():
         "print([m for m in ('torch', 'transformers', 'numpy', 'typer') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+class Unready:
+    """A defence as its author's first call would give it: the class."""
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "message"),
+    [
+        (runs.finetune, {"num": "many"}, "num is 'many': it must be a whole number."),
+        (runs.finetune, {"seed": 1.5}, "seed is 1.5: it must be a whole number."),
+        (runs.finetune, {"num": True}, "num is True: it must be a whole number."),
+        (runs.finetune, {"epochs": "1"}, "epochs is '1': it must be a number."),
+        (runs.finetune, {"overwrite": "no"}, "overwrite is 'no': it must be True or False."),
+        (runs.finetune, {"options": ["tau"]}, "it must be a dictionary."),
+        (runs.finetune, {"data": 5}, "data is 5: it must be text or a path or a list."),
+        (runs.finetune, {"defence": 3}, "defence is 3: it must be text or a Defence object."),
+        (runs.finetune, {"defence": Unready}, "defence is the class Unready. Give an object of it."),
+        (runs.evaluate, {"judges": "keywords"}, "judges is 'keywords': it must be a list."),
+        (runs.repair, {"batch_size": "16"}, "batch_size is '16': it must be a whole number."),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_in_python_by_its_setting(call, given, message):
+    with pytest.raises(ConfigError) as refused:
+        call("m", output="o", **given)
+    assert message in str(refused.value)
+    assert refused.value.field == next(iter(given))
+
+
+def test_a_settings_object_with_a_value_of_the_wrong_kind_is_refused():
+    with pytest.raises(ConfigError, match="num is 'many': it must be a whole number"):
+        runs.finetune.with_settings(FinetuneSettings("m", output="o", num="many"))
+
+
+@pytest.mark.parametrize(
+    ("args", "given", "message"),
+    [
+        (("m",), {"outptu": "o"}, r"finetune\(\) got an unexpected keyword argument 'outptu'; did you mean 'output'\?"),
+        ((), {"output": "o"}, r"finetune\(\): missing a required argument: 'model'"),
+        (("m", "o"), {}, r"finetune\(\): too many positional arguments"),
+        (("m",), {"output": "o", "listen": "x"}, r"finetune\(\) listen is a str: it must be callable"),
+    ],
+)
+def test_a_wrong_call_is_a_type_error_of_the_verb(args, given, message):
+    with pytest.raises(TypeError, match=message):
+        runs.finetune(*args, **given)

@@ -11,7 +11,8 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast, overloa
 from transformers import TrainerCallback
 
 from ..events import Listener, listening
-from ..settings import fields_of
+from ..parsing import nearest
+from ..settings import check_kinds, fields_of
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -62,12 +63,17 @@ def verb(settings: Callable[P, S]) -> Callable[[Callable[Concatenate[S, Q], R]],
 
         @wraps(run)
         def with_settings(given: S, /, *, listen: Listener | None = None, **others: Any) -> R:
+            check_kinds(kind, vars(given))
+            if listen is not None and not callable(listen):
+                raise TypeError(f"{run.__name__}() listen is a {type(listen).__name__}: it must be callable.")
             with listening(listen):
                 return cast(R, cast(Any, run)(given, **others))
 
         @wraps(run)
         def call(*args: Any, listen: Listener | None = None, **given: Any) -> R:
+            _check_call(run.__name__, made.__signature__, args, given)
             others: dict[str, Any] = {name: given.pop(name) for name in names if name in given}
+            check_kinds(kind, made.__signature__.bind_partial(*args, **given).arguments)  # before they are compared
             return with_settings(settings(*args, **given), listen=listen, **others)
 
         made = cast(Any, call)
@@ -77,6 +83,18 @@ def verb(settings: Callable[P, S]) -> Callable[[Callable[Concatenate[S, Q], R]],
         return cast(Verb[P, S, Q, R], made)
 
     return decorate
+
+
+def _check_call(name: str, signature: inspect.Signature, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+    """Raises TypeError, as Python does of a function: the verb is called, not the dataclass beneath it."""
+    for keyword in given:
+        if keyword not in signature.parameters:
+            close = nearest(keyword, signature.parameters)
+            raise TypeError(f"{name}() got an unexpected keyword argument {keyword!r}{close}")
+    try:
+        signature.bind(*args, **given)
+    except TypeError as error:
+        raise TypeError(f"{name}(): {error}") from None
 
 
 def _signature(settings: type, beside: list[inspect.Parameter], returns: Any) -> inspect.Signature:

@@ -3,11 +3,13 @@
 import ast
 import dataclasses
 import inspect
+import os
 import re
 import textwrap
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from enum import Enum
 from functools import cache
+from numbers import Integral, Number, Real
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
@@ -103,6 +105,56 @@ def check_choices(settings: Any) -> None:
         value = getattr(settings, field.name)
         if field.choices and value not in (*field.choices, field.default):
             raise ConfigError(f"{setting(field.name)} is {quoted(value)}: it must be {' or '.join(field.choices)}.")
+
+
+def check_kinds(settings: type, values: Mapping[str, Any]) -> None:
+    """Refuse values of the wrong kind. Python hands over whatever it is given, a text as a number among it.
+
+    Args:
+        settings: The verb's dataclass.
+        values: Values by the names of its fields.
+
+    Raises:
+        ConfigError: a value is of no kind that its field may have.
+    """
+    for field in fields_of(settings):
+        value = values.get(field.name, field.default)
+        if value is field.default or any(_is_of(kind, value) for kind in field.kinds):
+            continue
+        name = setting(field.name)
+        if isinstance(value, type):
+            raise ConfigError(f"{name} is the class {value.__name__}. Give an object of it.")
+        words = [text for kind, text in _KINDS.items() if kind in field.kinds]
+        words += [f"a {kind.__name__} object" for kind in field.kinds if kind not in _KINDS]
+        raise ConfigError(f"{name} is {quoted(value)}: it must be {' or '.join(words)}.")
+
+
+_KINDS: Mapping[Any, str] = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+    Mapping: "a dictionary",
+    Sequence: "a list",
+}
+"""The kinds that a field may have, in words. Any other is a class of ours."""
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return kind is bool and isinstance(value, bool)
+    if kind is Literal:
+        return True  # check_choices has the list
+    if kind in (int, float):
+        return isinstance(value, Integral if kind is int else Real)
+    if kind is Path:
+        return isinstance(value, os.PathLike)
+    if kind is Sequence:
+        return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | os.PathLike)
+    if kind in (str, Mapping):
+        return isinstance(value, kind)
+    return not isinstance(value, type | str | Number | Iterable)  # an object of a class that only torch would bring
 
 
 def written_out(settings: Any, config: Mapping[str, Any]) -> dict[str, Any]:
