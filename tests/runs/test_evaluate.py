@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from antibody_llm.data.verdicts import Verdict
-from antibody_llm.errors import AntibodyError, ConfigError, DataError, ModelError
+from antibody_llm.errors import AntibodyError, ConfigError, DataError, ModelError, OutputError
 from antibody_llm.lab.rows import build_rows
 from antibody_llm.profiles import Choice
 from antibody_llm.profiles.lab import FINITE, NUM_ROWS, LabProfile
@@ -150,4 +150,11 @@ def test_what_cannot_be_judged_again_is_said_with_its_field(tmp_path, given, sai
 def test_judging_again_needs_a_judge(tmp_path):
     (tmp_path / "completions.parquet").write_bytes(b"")
     with pytest.raises(ConfigError, match="no judge is named. Name one or more with judges"):
-        evaluate(rejudge=tmp_path, output=tmp_path / "run")
+        evaluate(rejudge=tmp_path / "completions.parquet", output=tmp_path / "run")
+
+
+def test_an_evaluation_that_is_judged_again_is_left_as_it_is(tmp_path):
+    (tmp_path / "completions.parquet").write_bytes(b"")
+    with pytest.raises(OutputError, match="output is inside the evaluation that is to be judged again"):
+        evaluate(rejudge=tmp_path, judges=["keywords"], output=tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["completions.parquet"]

@@ -12,7 +12,7 @@ import yaml
 from ..data.duplicates import overlap
 from ..data.formats import fingerprint, load_records
 from ..data.source import Source
-from ..errors import ConfigError, DataError, ModelError
+from ..errors import ConfigError, DataError, ModelError, OutputError
 from ..evaluation.completions import EvaluationSet
 from ..evaluation.decoding import DecodingSettings
 from ..evaluation.evaluate import Evaluation, evaluate_model, rejudge
@@ -24,7 +24,7 @@ from ..mentions import setting
 from ..models.deployment import Deployment
 from ..models.loading import LoadedModel, load_model
 from ..models.names import read_provenance, resolve
-from ..paths import checked_path
+from ..paths import OUTPUT, checked_path
 from ..profiles import Choice, Profile, profile_of
 from ..settings import EvaluateSettings, Rows, written_out
 from ..store.digest import file_digest
@@ -130,10 +130,14 @@ def _judged_again(settings: EvaluateSettings, started: float) -> RunResult:
 
     Raises:
         DataError: the folder holds no completions.
+        OutputError: the output is inside that folder.
         ConfigError: no judge is named.
     """
     source = checked_path(cast(str | Path, settings.rejudge), setting("rejudge")).expanduser()
-    source = source / COMPLETIONS if source.is_dir() else source
+    if source.is_dir():
+        if source.resolve() in Path(settings.output).resolve().parents:
+            raise OutputError(f"{OUTPUT} is inside the evaluation that is to be judged again. Choose another folder.")
+        source = source / COMPLETIONS
     if not source.is_file():
         raise DataError(
             f"{source}: there are no stored completions. Name the folder of a finished evaluation, or its "
