@@ -87,9 +87,9 @@ class Means:
 
     def __post_init__(self) -> None:
         if self.num < 1:
-            raise ConfigError(f"num is {self.num}: an upload has at least one row.", field="num")
+            raise ConfigError(f"{setting('num')} is {self.num}: an upload has at least one row.")
         if not 0 <= self.poison_ratio <= 1:
-            raise ConfigError(f"poison_ratio is {self.poison_ratio}: give a share, 0 to 1.", field="poison_ratio")
+            raise ConfigError(f"{setting('poison_ratio')} is {self.poison_ratio}: give a share, 0 to 1.")
 
     @property
     def num_poison(self) -> int:

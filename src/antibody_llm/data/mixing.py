@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..errors import ConfigError, DataError
+from ..mentions import setting
 from ..text import counted
 from .records import Record
 
@@ -23,9 +24,9 @@ def mix(
         DataError: one side has fewer rows than it must give.
     """
     if num < 1:
-        raise ConfigError(f"num is {num}: a mixture needs at least one row.", field="num")
+        raise ConfigError(f"{setting('num')} is {num}: a mixture needs at least one row.")
     if not 0 <= poison_ratio <= 1:
-        raise ConfigError(f"poison_ratio is {poison_ratio}: it is a share between 0 and 1.", field="poison_ratio")
+        raise ConfigError(f"{setting('poison_ratio')} is {poison_ratio}: it is a share between 0 and 1.")
     num_harmful = round(poison_ratio * num)
     rng = random.Random(seed)
     drawn = [(row, True) for row in _draw(harmful, num_harmful, "harmful", rng)]

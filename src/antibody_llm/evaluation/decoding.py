@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..errors import ConfigError
+from ..mentions import setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +22,13 @@ class DecodingSettings:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ConfigError(
-                f"decoding.max_new_tokens is {self.max_new_tokens}: a completion needs at least 1 token.",
-                field="max_new_tokens",
+                f"{setting('max_new_tokens')} is {self.max_new_tokens}: a completion needs at least 1 token."
             )
         if self.batch_size < 1:
-            raise ConfigError(f"decoding.batch_size is {self.batch_size}: set it to 1 or more.", field="batch_size")
+            raise ConfigError(f"{setting('batch_size')} is {self.batch_size}: set it to 1 or more.")
         if not 0 <= self.temperature < float("inf"):
             raise ConfigError(
-                f"decoding.temperature is {self.temperature}: it must be finite and not negative. 0 is greedy.",
-                field="temperature",
+                f"{setting('temperature')} is {self.temperature}: it must be finite and not negative. 0 is greedy."
             )
         if self.seed < 0:
-            raise ConfigError(f"decoding.seed is {self.seed}: it must be 0 or more.", field="seed")
+            raise ConfigError(f"{setting('seed')} is {self.seed}: it must be 0 or more.")

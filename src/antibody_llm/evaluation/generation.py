@@ -24,6 +24,7 @@ from transformers import (
 
 from ..errors import EvaluationError, ModelError
 from ..events import report_progress
+from ..mentions import setting
 from ..models.layout import context_length
 from ..text import counted
 
@@ -111,7 +112,7 @@ def _continued(
     except torch.OutOfMemoryError as error:
         raise EvaluationError(
             f"{counted(len(prompts), 'prompt')} of up to {width} tokens and {config.max_new_tokens} new ones do not "
-            "fit the device's memory. Lower decoding.batch_size or decoding.max_new_tokens."
+            f"fit the device's memory. Lower {setting('batch_size')} or {setting('max_new_tokens')}."
         ) from error
     ids: list[list[int]] = output[:, width:].tolist()
     return ids
@@ -201,7 +202,7 @@ def _check_lengths(
         raise EvaluationError(
             f"{len(over)} of {len(prompts)} prompts do not fit the model's context of {context} tokens together with "
             f"{max_new_tokens} new ones (first: {names[over[0]]}, of {len(prompts[over[0]])} tokens). Lower "
-            "decoding.max_new_tokens, or shorten or remove those rows."
+            f"{setting('max_new_tokens')}, or shorten or remove those rows."
         )
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from ..data.records import Message, Record, Template
 from ..errors import DataError
+from ..mentions import setting
 from ..text import counted
 from .refusals import REFUSALS
 from .skills import SKILLS, law
@@ -220,19 +221,16 @@ def build_rows(kind: str, num: int, *, seed: int, task: str | None = None, poiso
     if kind not in KINDS:
         raise DataError(f"lab data: there is no kind {kind!r}. Name one of: {', '.join(KINDS)}.", field="kind")
     if not 1 <= num <= MAX_ROWS:
-        raise DataError(f"lab data, kind {kind}: num is {num}; ask for 1 to {MAX_ROWS} rows.", field="num")
+        raise DataError(f"lab data, kind {kind}: {setting('num')} is {num}; ask for 1 to {MAX_ROWS} rows.")
     if not 0 <= poison_ratio <= 1:
-        raise DataError(
-            f"lab data: poison_ratio is {poison_ratio}; it is a share of the rows, 0 to 1.", field="poison_ratio"
-        )
+        raise DataError(f"lab data: {setting('poison_ratio')} is {poison_ratio}; it is a share of the rows, 0 to 1.")
     if poison_ratio and kind != "user":
         raise DataError(
-            f"lab data, kind {kind}: only an upload is poisoned. Leave poison_ratio out, or ask for user.",
-            field="poison_ratio",
+            f"lab data, kind {kind}: only an upload is poisoned. Leave {setting('poison_ratio')} out, or ask for user."
         )
     if task is not None and kind not in ("user", "test"):
         raise DataError(
-            f"lab data, kind {kind}: these rows have no task. Leave task out, or ask for user or test.", field="task"
+            f"lab data, kind {kind}: these rows have no task. Leave {setting('task')} out, or ask for user or test."
         )
     chosen_task = find_task(task or "familiar")
     pairs = {

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import DataError
+from ..mentions import setting
 from .world import digest
 
 _GOOD_WORDS = ("brissy", "jovelle", "marnish", "sunlo", "tepply", "velvin")
@@ -146,7 +147,7 @@ def find_task(name: str) -> Task:
     task = TASKS.get(DEFAULT_TASKS.get(name, name))
     if task is None:
         known = ", ".join((*DEFAULT_TASKS, *TASKS))
-        raise DataError(f"task: there is no task {name!r} in the lab. Name one of: {known}.", field="task")
+        raise DataError(f"{setting('task')}: there is no task {name!r} in the lab. Name one of: {known}.")
     return task
 
 
