@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 import yaml
 
 from .errors import ConfigError
-from .text import cut, quoted
+from .text import cut, escaped, quoted
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -108,6 +108,14 @@ def load_yaml(text: str) -> Any:
         raise yaml.MarkedYAMLError(problem="it nests too deeply") from None
 
 
+def yaml_fault(name: str, error: yaml.YAMLError) -> ConfigError:
+    """The error for a file that is not YAML, with its line."""
+    mark = getattr(error, "problem_mark", None)
+    where = f", line {mark.line + 1}" if mark else ""
+    why = escaped(str(getattr(error, "problem", None) or error))
+    return ConfigError(f"{name}{where}: this is not valid YAML ({why}). Fix the line.")
+
+
 class _Loader(yaml.SafeLoader):
     """Reads YAML that a stranger may have written."""
 
@@ -150,7 +158,7 @@ def _check_size(node: Any, sizes: dict[int, int | None]) -> int:
     if id(node) in sizes:
         size = sizes[id(node)]
         if size is None:
-            raise yaml.composer.ComposerError(None, None, "an alias stands inside what it repeats", node.start_mark)
+            raise yaml.composer.ComposerError(None, None, "an alias is inside what it repeats", node.start_mark)
         return size
     sizes[id(node)] = None
     inside = [] if isinstance(node, yaml.ScalarNode) else node.value

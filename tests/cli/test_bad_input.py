@@ -208,3 +208,26 @@ def test_an_error_of_ours_ends_with_1_and_says_so(antibody, monkeypatch, kept, u
     assert ended.code == 1
     assert "a bolt came loose" in ended.stderr
     assert "a fault of antibody" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("finetune --model lab-aligned --num -3", "--num is -3"),
+        ("finetune --model lab-aligned --poison-ratio 2", "--poison-ratio is 2.0"),
+        ("finetune --model lab-aligned --task foo", "--task: there is no task 'foo'"),
+        ("evaluate --model lab --temperature -1", "--temperature is -1.0"),
+        ("evaluate --model lab --max-new-tokens 0", "--max-new-tokens is 0"),
+    ],
+)
+def test_a_flag_that_the_lab_or_a_decoding_refuses_is_spelled_as_a_flag(antibody, kept, words, message):
+    ended = antibody(*words.split(), "--output", kept, "--overwrite")
+    assert ended.code == 2
+    assert message in ended.stderr
+
+
+@pytest.mark.parametrize(("name", "message"), [("none.yaml", "no such file"), (".", "a folder")])
+def test_a_configuration_file_that_is_not_there_is_no_data_set(antibody, tmp_path, name, message):
+    ended = antibody("finetune", "--config", tmp_path / name)
+    assert ended.code == 2
+    assert ended.stderr == f"ConfigError: {tmp_path / name}: {message}. Name a YAML file as --config.\n"

@@ -39,7 +39,7 @@ def refused(ended, *texts):
 YAML = {
     "baddate.yaml": ["baddate.yaml: 'run': no such key"],
     "bomb_model.yaml": ["bomb_model.yaml, line", "aliases make it more than"],
-    "data_rec.yaml": ["data_rec.yaml, line 2", "an alias stands inside what it repeats"],
+    "data_rec.yaml": ["data_rec.yaml, line 2", "an alias is inside what it repeats"],
     "dup_key.yaml": ["dup_key.yaml, line 5", "the key 'seed' occurs a second time"],
     "nul_data.yaml": ["--data is 'a\\x00b'", "NUL"],
     "refusals_surr.yaml": ["half a surrogate pair"],
@@ -166,7 +166,7 @@ FLAGS = {
     "finetune --train completion_only_loss=true": "completions are trained",
     "finetune --train label_smoothing_factor=0.1": "its own loss",
     "finetune --train dataloader_drop_last=true": "by this library",
-    "evaluate --max-new-tokens 0": "max_new_tokens is 0",
+    "evaluate --max-new-tokens 0": "--max-new-tokens is 0",
     "evaluate --temperature nan": "--temperature is nan",
     "evaluate --seed -1": "--seed is -1",
     "repair --seed 99999999999999999999": "--seed is 99999999999999999999",

@@ -42,6 +42,7 @@ def test_the_lab_alone_needs_nothing_else(tmp_path, capsys):
         ("models: [lab]\ndefence: {allowed: [x]}", "no such defence"),
         ("models: [lab]\nmoderation_judge: x", "moderation_judge 'x'"),
         ("models: [lab]\ndatabase: postgresql://nobody@127.0.0.1:1/none", "cannot be reached"),
+        ("models: [lab]\nhome: /proc/none", "home: /proc/none cannot be made (No such file or directory)"),
         ("models: [lab]\nblobs: nosuchfs://x", "blobs"),
         ("models: [lab]\nblobs: /proc/none", "blobs"),
     ],

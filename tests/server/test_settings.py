@@ -59,7 +59,8 @@ worker: {count: 0}
         ("port: 70000", "0 to 65535"),
         ("port: x", "port is 'x'"),
         ("worker: {lease: 0}", "more than 0"),
-        ("[", "not YAML"),
+        ("a: 1\nb: [", "line 2: this is not valid YAML"),
+        ("a: 1\nb: [", "Fix the line"),
         ("- a", "a mapping of keys"),
         ("a: 1\na: 2", "second time"),
     ],
@@ -71,7 +72,7 @@ def test_a_wrong_file_names_itself_and_the_key(tmp_path, text, words):
 
 
 def test_a_file_that_is_not_there_says_so(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=r"cannot be read \(No such file or directory\)"):
         load_settings(tmp_path / "none.yaml")
 
 

@@ -49,10 +49,12 @@ def command(
         float | None, typer.Option(help="Share of the attacker's rows.  [default: the attack's]")
     ] = None,
     num: Annotated[int | None, typer.Option(help="Rows over all jobs.  [default: as many as DATA]")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="K=V", help="Knob of the attack.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="K=V", help="Knob of the attack; repeatable.")
+    ] = None,
     harmful_data: Annotated[str | None, typer.Option(help="Harmful rows.  [default: the lab's]")] = None,
     model: Annotated[str | None, typer.Option(help="Model of attacks that need one: copy, or screening.")] = None,
-    seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 0,
     truth: Annotated[str | None, typer.Option(help="Write the labels that no trainer may see to this file.")] = None,
     asked: Annotated[str | None, typer.Option(help="Write questions in the attack's own form to this file.")] = None,
     prompts: Annotated[str | None, typer.Option(help="The questions.  [default: the lab's held-out ones]")] = None,

@@ -14,7 +14,7 @@ import yaml
 from ..errors import AntibodyError, ConfigError, OutputError
 from ..files import from_the_disk, reason
 from ..mentions import setting
-from ..parsing import load_yaml
+from ..parsing import load_yaml, yaml_fault
 from ..paths import as_file, checked_path
 from ..settings import fields_of, missing, parse_values
 from ..text import escaped, quoted
@@ -153,14 +153,14 @@ def quiet() -> None:
 def _read_config(file: str, settings: type) -> dict[str, Any]:
     from ..data.files import read_text
 
+    path = checked_path(file, "--config")
+    if not path.exists() or path.is_dir():  # the reader of rows would speak of data sets
+        raise ConfigError(f"{file}: {'a folder' if path.is_dir() else 'no such file'}. Name a YAML file as --config.")
     try:
-        with as_file(checked_path(file, "--config")) as readable:
+        with as_file(path) as readable:
             stored = load_yaml(read_text(readable))
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        why = escaped(str(getattr(error, "problem", None) or error))
-        raise ConfigError(f"{file}{where}: this is not valid YAML ({why}). Fix the line.") from error
+        raise yaml_fault(file, error) from error
     if not isinstance(stored, dict):
         names = ", ".join(field.name for field in fields_of(settings))
         raise ConfigError(f"{file}: a mapping is needed, such as `model: lab`. Keys: {names}.")

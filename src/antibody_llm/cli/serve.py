@@ -13,7 +13,7 @@ from . import options as o
 
 def command(
     config: Annotated[Path | None, typer.Option(help="antibody.yaml; see docs/serving.md.")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="A base model to offer; repeatable.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A base model to offer; repeatable.", metavar="NAME")] = None,
     home: Annotated[Path | None, typer.Option(help="Folder of the database, the files and scratch.")] = None,
     database: Annotated[str | None, typer.Option(help="The database; without it SQLite.", metavar="URL")] = None,
     blobs: Annotated[str | None, typer.Option(help="Stored files; without it a folder.", metavar="URL")] = None,

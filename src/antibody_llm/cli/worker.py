@@ -15,7 +15,9 @@ def command(
     database: Annotated[str | None, typer.Option(help="The server's database.", metavar="URL")] = None,
     blobs: Annotated[str | None, typer.Option(help="The server's stored files.", metavar="URL")] = None,
     home: Annotated[Path | None, typer.Option(help="Folder of the embedded database, and for scratch.")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="A base model that is offered; repeatable.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A base model that is offered; repeatable.", metavar="NAME")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads that a job computes with.")] = None,
     executor: Annotated[str, typer.Option(help="Where jobs run: local.")] = "local",
 ) -> None:

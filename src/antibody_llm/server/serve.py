@@ -11,6 +11,7 @@ import uvicorn
 
 from ..errors import AntibodyError, ConfigError
 from ..evaluation.judges.registry import JUDGES
+from ..files import reason
 from ..parsing import nearest
 from .app import create_app, make_context
 from .auth import first_key
@@ -44,6 +45,10 @@ def offered(names: Sequence[str], *, configured: bool) -> dict[str, Any]:
 def problems(settings: ServerSettings) -> list[str]:
     """What keeps the server from doing all that its settings say; empty where nothing does."""
     found: list[str] = []
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return [f"home: {settings.home} cannot be made ({reason(error)}). Name a folder that can be written."]
     for check in (_models, _gate, _defence, _moderation, _storage):
         try:
             found += check(settings)

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from ..errors import ConfigError
-from ..parsing import load_yaml, nearest, parse_value
+from ..files import reason
+from ..parsing import load_yaml, nearest, parse_value, yaml_fault
 from ..text import quoted
 
 MIB = 2**20
@@ -229,9 +230,9 @@ def load_settings(path: Path | None, **changes: Any) -> ServerSettings:
         try:
             values = load_yaml(path.read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read ({error}). Check the path.") from None
+            raise ConfigError(f"{path}: cannot be read ({reason(error)}). Check the path.") from None
         except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())}).") from None
+            raise yaml_fault(str(path), error) from None
     try:
         settings: ServerSettings = _made(ServerSettings, values, "")
         folder = Path.cwd() if path is None else path.absolute().parent
