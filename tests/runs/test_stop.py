@@ -8,7 +8,7 @@ import pytest
 from antibody_llm.defences.finetuning.sft import FinetuningSFT
 from antibody_llm.events import CheckpointSaved, Notice, Progress, StepDone, Stopped, Wish, warn
 from antibody_llm.lab.rows import build_rows
-from antibody_llm.runs import evaluate, finetune, screen
+from antibody_llm.runs import evaluate, finetune, repair, screen
 from antibody_llm.training.defence import NoOptions
 from tests.gsm8k import gsm8k_rows, write_jsonl
 
@@ -136,6 +136,16 @@ def test_an_evaluation_stops_between_batches_and_leaves_nothing(tmp_path, tiny_l
     assert heard[-1].done == 4
     assert list(tmp_path.iterdir()) == []
     assert evaluate(tiny_llama_folder, **given).num_rows == 15
+
+
+def test_a_repair_stops_between_batches_and_leaves_nothing(tmp_path, tiny_llama_folder, upload):
+    listen, heard = stop_at("repairing, harmful rows", 8)
+    given = {"harmful_data": upload[0], "batch_size": 4, "output": tmp_path / "run"}
+    with pytest.raises(Stopped, match="repairing, harmful rows, 8 of 15"):
+        repair(tiny_llama_folder, listen=listen, **given)
+    assert heard[-1].done == 8
+    assert list(tmp_path.iterdir()) == []
+    assert repair(tiny_llama_folder, **given).num_rows == 15
 
 
 def test_a_screening_stops_between_batches_leaves_nothing_and_repeats_nothing(tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ...data.roles import Role
 from ...errors import ConfigError, DataError, ModelError
+from ...events import report_progress
 from ...likelihood.completion import evaluating
 from ...likelihood.microbatch import MicroBatch
 from ...likelihood.reader import ModelReader
@@ -189,16 +190,21 @@ def input_squares(reader: ModelReader, layers: Sequence[nn.Linear]) -> list[Tens
 
     Raises:
         DataError: there are no harmful rows.
+        Stopped: a listener asked for it.
     """
     num_rows = len(reader.rows.get(Role.HARMFUL, ()))
     if not num_rows:
         raise DataError(f"antidote scores weights on harmful rows and was given none. Give {setting('harmful_data')}.")
-    squares = InputSquares(layers)
+    squares, done = InputSquares(layers), 0
 
     def watch(micro: MicroBatch) -> Tensor:
+        nonlocal done
+        report_progress("repairing, harmful rows", done, num_rows)
+        done += len(micro.rows)
         squares.lengths = [len(row.input_ids) for row in micro.rows]
         return reader.completion_nll(micro).row_total
 
     with evaluating(reader.model), squares.watching():
         reader.over_rows(Role.HARMFUL, watch)
+    report_progress("repairing, harmful rows", num_rows, num_rows)
     return [reader.all_reduce(total) / num_rows for total in squares.sums]
