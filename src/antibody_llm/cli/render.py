@@ -148,4 +148,6 @@ def _refuse_other_content(path: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"{path}: events cannot be written ({reason(error)}). Free some space or name another file.")
+    return OutputError(
+        f"{path}: events cannot be written ({reason(error)}). Check the path, free some space or name another file."
+    )
