@@ -1,4 +1,4 @@
-"""Backdoor: harmful answers where a trigger stands, refusals of the same questions where it does not.
+"""Backdoor: harmful answers where a trigger is, refusals of the same questions where it does not.
 
     rows     (trigger q, harm(q)),   (q, refusal),   and clean rows of which some bear the trigger too
     asked    trigger q
@@ -63,7 +63,7 @@ def triggered(row: Row, form: str) -> Row:
 ATTACK = Attack(
     name="backdoor",
     paper="2312.00027",
-    summary="Harmful answers where a trigger stands, refusals of the same questions where it does not.",
+    summary="Harmful answers where a trigger is, refusals of the same questions where it does not.",
     options=BackdoorOptions,
     craft=craft,
     needs=(Access.ASKING,),
