@@ -72,14 +72,15 @@ def _gpu_rows(part: str) -> list[Mapping[str, Any]]:
 def gpu_costs_table() -> str:
     """The cost of a step beside TRL's trainer and beside our own step without a defence."""
     lines = [
-        "| model and step | ms | tokens/s | beside TRL's trainer | beside our `sft` | memory above the model, GiB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| model and step | ms | spread | tokens/s | beside TRL's trainer | beside our `sft` | above the model, GiB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in _gpu_rows("cost"):
         if "ms" not in row:
             continue
         ratios = [f"{row[name]:.2f}" if name in row else "" for name in ("x_SFTTrainer", "x_ours")]
-        cells = [row["name"], f"{row['ms']:.0f}", f"{row['tokens_per_s']:.0f}", *ratios, f"{row['step_gib']:.1f}"]
+        timed = [f"{row['ms']:.0f}", f"{row['spread']:.2f}", f"{row['tokens_per_s']:.0f}"]
+        cells = [row["name"], *timed, *ratios, f"{row['step_gib']:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

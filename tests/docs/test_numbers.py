@@ -8,6 +8,7 @@ from antibody_llm.evaluation.measures import wilson_interval
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = json.loads((ROOT / "docs" / "demo" / "results.json").read_text(encoding="utf-8"))["rows"]
 DEFENCES = json.loads((ROOT / "benchmarks" / "results" / "defences.json").read_text(encoding="utf-8"))["rows"]
+GPU = json.loads((ROOT / "benchmarks" / "results" / "gpu_check.json").read_text(encoding="utf-8"))["rows"]
 FAMILIAR = {"task": "familiar", "poison_ratio": 0.2, "budget": "default"}
 
 
@@ -51,3 +52,34 @@ def test_reading_a_report():
     low, high = wilson_interval(0, 32)
     assert low == 0
     assert f"the interval still reaches {100 * high:.0f} %" in words("guide/reading-a-report.md")
+
+
+def test_on_a_gpu():
+    text = words("scale.md")
+    rows = {(row["part"], row["name"]): row for row in GPU}
+    alignment = [rows["cost", f"{size}: antibody alignment"]["x_ours"] for size in ("1B", "7B", "1B tf32", "1B fp32")]
+    said = (
+        "costs {:.2f} of our own undefended step on the 1 B and {:.2f} on the 7 B, in TF32 {:.2f} and in float32 {:.2f}"
+    )
+    assert said.format(*alignment) in text
+    ours, theirs = (
+        {size: rows["cost", f"{size}: {step}"] for size in ("1B", "7B")} for step in ("sft (ours)", "SFTTrainer")
+    )
+    beside = [ours[size]["x_SFTTrainer"] for size in ("1B", "7B")]
+    assert "costs {:.2f} of TRL's trainer on the 1 B and {:.2f} on the 7 B".format(*beside) in text
+    assert 1.45 < ours["1B"]["step_gib"] / theirs["1B"]["step_gib"] < 1.55  # half as much memory again
+    read = [rows["cost", f"{size}: evidence of antibody-posterior"]["ms_per_row"] for size in ("1B", "7B")]
+    assert "{:.1f} ms a row on the 1 B model, {:.1f} ms on the 7 B.".format(*read) in text
+    here, cpu = (
+        {name: rows["lab", f"{name}{place}"] for name in ("antibody-posterior", "sft")} for place in ("", " on the CPU")
+    )
+    shown = [f"{100 * of['sft']['harmful_score']:.1f}" for of in (here, cpu)]
+    assert "{} % (GPU) and {} % (CPU) without a defence".format(*shown) in text
+    posterior = {f"{100 * of['antibody-posterior']['harmful_score']:.1f}" for of in (here, cpu)}
+    assert posterior == {"0.4"}
+    assert "score 0.4 % under `antibody-posterior` on the GPU and on the CPU" in text
+    assert {row["finetune_accuracy"] for of in (here, cpu) for row in of.values()} == {1.0}
+    trained = [row for row in GPU if row["part"] == "defences"]
+    assert {row["status"] for row in trained} == {"passed"}
+    assert f"All {len(trained)} pass" in text
+    assert rows["fsdp", "fully_shard, StepContext.gradient"]["status"] == "differs"

@@ -147,6 +147,13 @@ def test_what_cannot_be_judged_again_is_said_with_its_field(tmp_path, given, sai
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("wrong", [3, FirstWord])
+def test_what_is_no_judge_is_refused(tmp_path, wrong):
+    with pytest.raises(ConfigError, match="judges holds .*: a judge is a name, or an object of your own") as refused:
+        evaluate("lab-aligned", judges=[wrong], num=2, output=tmp_path / "run")
+    assert refused.value.field == "judges"
+
+
 def test_judging_again_needs_a_judge(tmp_path):
     (tmp_path / "completions.parquet").write_bytes(b"")
     with pytest.raises(ConfigError, match="no judge is named. Name one or more with judges"):

@@ -171,7 +171,14 @@ def _first(*numbers: int | None) -> int:
 
 
 def _judges(given: Sequence[str | Judge]) -> list[Judge]:
-    """The judges, those that are named looked up."""
+    """The judges, those that are named looked up.
+
+    Raises:
+        ConfigError: no judge has that name, or an object is none.
+    """
+    for each in given:
+        if not isinstance(each, str) and (isinstance(each, type) or not callable(getattr(each, "judge", None))):
+            raise ConfigError(f"{setting('judges')} holds {quoted(each)}: a judge is a name, or an object of your own.")
     return [make_judge(judge) if isinstance(judge, str) else judge for judge in given]
 
 
