@@ -93,7 +93,7 @@ def test_the_api_s_process_imports_no_torch():
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [(["--model", "lab", "--executor", "ray://x"], "it must be local"), ([], "no model is offered")],
+    [(["--model", "lab", "--executor", "slurm"], "it is local, ray://auto"), ([], "no model is offered")],
 )
 def test_a_worker_that_could_do_nothing_is_refused(flags, words, capsys):
     assert run(["worker", *flags]) == 2

@@ -35,7 +35,7 @@ IMAGE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
 UNIT = configparser.ConfigParser(strict=False, interpolation=None)
 UNIT.optionxform = str
 UNIT.read(DEPLOY / "antibody.service")
-OTHERS = {"pip", "python", "export", "curl", "docker", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"}
+OTHERS = {"pip", "python", "ray", "export", "curl", "docker", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"}
 """What the page's commands begin with, beside ours."""
 
 
@@ -114,6 +114,7 @@ def test_the_settings_of_the_page_pass_the_check(code, tmp_path, monkeypatch):
     settings = load_settings(tmp_path / "antibody.yaml")
     if settings.database:  # a machine that is not here
         monkeypatch.setattr(serve, "_storage", lambda settings: [])
+    monkeypatch.setattr(serve, "_cluster", lambda settings: [])
     assert serve.problems(settings) == []
     assert "lab" not in [model.path or model.name for model in settings.models], "it complies with everything"
 

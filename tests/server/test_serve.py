@@ -73,6 +73,12 @@ def test_flags_place_the_database_the_files_and_the_workers(tmp_path, capsys):
     assert (tmp_path / "b" / "check").exists()
 
 
+def test_a_check_leaves_nothing_where_the_home_folder_is_to_be(tmp_path, capsys):
+    code, _ = check(tmp_path, capsys, "models: [lab]\nhome: deep/home")
+    assert code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["a.yaml"]
+
+
 def test_fewer_workers_than_none_are_refused(tmp_path, capsys):
     code, shown = check(tmp_path, capsys, "models: [lab]", "--workers", "-1")
     assert code == 2

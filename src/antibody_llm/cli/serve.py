@@ -18,6 +18,9 @@ def command(
     database: Annotated[str | None, typer.Option(help="The database; without it SQLite.", metavar="URL")] = None,
     blobs: Annotated[str | None, typer.Option(help="Stored files; without it a folder.", metavar="URL")] = None,
     workers: Annotated[int | None, typer.Option(help="Workers to start on this machine; 0: none.")] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="Where jobs run: local, ray://auto or ray://HOST:PORT.", metavar="WHERE")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Check the settings and end.")] = False,
@@ -36,8 +39,9 @@ def command(
     if model:
         changes |= offered(model, configured=config is not None)
     settings = load_settings(config, **changes)
-    if workers is not None:
-        settings = replace(settings, worker=replace(settings.worker, count=workers))
+    wanted: dict[str, Any] = {"count": workers, "executor": executor}
+    own = {name: value for name, value in wanted.items() if value is not None}
+    settings = replace(settings, worker=replace(settings.worker, **own))
     if check:
         found = problems(settings)
         if found:

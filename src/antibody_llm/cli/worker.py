@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,10 @@ def command(
         list[str] | None, typer.Option(help="A base model that is offered; repeatable.", metavar="NAME")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads that a job computes with.")] = None,
-    executor: Annotated[str, typer.Option(help="Where jobs run: local.")] = "local",
+    executor: Annotated[
+        str | None, typer.Option(help="Where jobs run: local, ray://auto or ray://HOST:PORT.", metavar="WHERE")
+    ] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs of a job on a Ray cluster.")] = None,
 ) -> None:
     """Run the fine-tuning jobs of a server, one at a time, until SIGINT or SIGTERM."""
     try:
@@ -30,17 +34,14 @@ def command(
         raise ConfigError(
             f"the server's packages are not installed ({error.name}). Install them: pip install 'antibody-llm[server]'"
         ) from None
-    if executor != "local":
-        raise ConfigError(f"--executor is {executor!r}: it must be local, a process of this machine for each stage.")
     flags: dict[str, Any] = {"database": database, "blobs": blobs, "home": home}
     changes = {name: value for name, value in flags.items() if value is not None}
     if model:
         changes |= offered(model, configured=config is not None)
     settings = load_settings(config, **changes)
-    if threads is not None:
-        from dataclasses import replace
-
-        settings = replace(settings, worker=replace(settings.worker, threads=threads))
+    wanted: dict[str, Any] = {"threads": threads, "executor": executor, "gpus": gpus}
+    own = {name: value for name, value in wanted.items() if value is not None}
+    settings = replace(settings, worker=replace(settings.worker, **own))
     if not settings.models:
         raise ConfigError("no model is offered, so no job could be run. Give the server's --config, or --model.")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +45,23 @@ def offered(names: Sequence[str], *, configured: bool) -> dict[str, Any]:
 
 
 def problems(settings: ServerSettings) -> list[str]:
-    """What keeps the server from doing all that its settings say; empty where nothing does."""
-    found: list[str] = []
+    """What keeps the server from doing all that its settings say; empty where nothing does.
+
+    A home folder that is not there yet is tried out under another name beside its place, which is removed again.
+    """
+    if settings.home.exists():
+        return _problems(settings)
+    parent = next(folder for folder in settings.home.absolute().parents if folder.exists())
     try:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".antibody-check-", dir=parent) as tried:
+            return _problems(replace(settings, home=Path(tried)))
     except OSError as error:
         return [f"home: {settings.home} cannot be made ({reason(error)}). Name a folder that can be written."]
-    for check in (_models, _gate, _defence, _moderation, _storage):
+
+
+def _problems(settings: ServerSettings) -> list[str]:
+    found: list[str] = []
+    for check in (_models, _gate, _defence, _moderation, _storage, _cluster):
         try:
             found += check(settings)
         except AntibodyError as error:
@@ -126,6 +138,15 @@ def _storage(settings: ServerSettings) -> list[str]:
     return []
 
 
+def _cluster(settings: ServerSettings) -> list[str]:
+    """A worker elsewhere says itself what it lacks."""
+    if settings.worker.executor == "local" or not settings.worker.count:
+        return []
+    from .working.cluster import lacking  # Ray is an extra
+
+    return lacking(settings.worker)
+
+
 def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
     """Answer requests until the process is asked to end.
 
@@ -136,7 +157,10 @@ def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
     Raises:
         ConfigError: something keeps the server from starting; names all of it.
     """
-    settings.home.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"home: {settings.home} cannot be made ({reason(error)}). Name another folder.") from None
     os.chmod(settings.home, 0o700)  # the database and the blobs are its user's alone
     if found := problems(settings):
         raise ConfigError(" ".join(found))

@@ -1,5 +1,6 @@
 """What an operator sets: ``antibody.yaml`` as frozen dataclasses, checked when they are made."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from ..parsing import load_yaml, nearest, parse_value, yaml_fault
 from ..text import quoted
 
 MIB = 2**20
+EXECUTOR = re.compile(r"local|(ray://)?(auto|\S+:[0-9]+)")
+"""Where stages can run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +159,22 @@ class WorkerSettings:
     """Newest checkpoints of a job that the gate measures, and that can be asked where they pass; older ones cannot."""
     threads: int = 0
     """Threads that a job computes with; 0: as many as the machine has cores."""
+    executor: str = "local"
+    """Where a job's stages run: ``local``, or on a Ray cluster, ``ray://auto`` or ``ray://HOST:PORT``."""
+    gpus: float = 0.0
+    """GPUs of a job on a Ray cluster, a fraction to share one."""
 
     def __post_init__(self) -> None:
+        if not EXECUTOR.fullmatch(self.executor):
+            raise ConfigError(
+                f"worker.executor is {quoted(self.executor)}: it is local, ray://auto (the cluster of which this "
+                f"machine is a node) or ray://HOST:PORT, as ray start prints it."
+            )
+        if self.gpus < 0 or (self.gpus and self.executor == "local"):
+            raise ConfigError(
+                f"worker.gpus is {self.gpus:g}: it is 0 or more, and for a Ray cluster alone. A local job computes on "
+                "the GPUs that CUDA_VISIBLE_DEVICES shows its worker."
+            )
         if self.lease <= 0 or self.attempts < 1 or min(self.count, self.checkpoints, self.threads) < 0:
             raise ConfigError("worker: lease is more than 0 seconds, attempts 1 or more, the other numbers 0 or more.")
 

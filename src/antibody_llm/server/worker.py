@@ -28,7 +28,7 @@ from .database.engine import Database
 from .parent import die_with_parent
 from .queue import Queue
 from .settings import ServerSettings, settings_of
-from .working.executor import Executor, LocalExecutor
+from .working.executor import Executor, LocalExecutor, make_executor
 from .working.held import GivenBack, Held, Paused
 from .working.job import ClaimedWork, JobFailed
 from .working.judging import judge
@@ -165,7 +165,7 @@ def make_worker(settings: ServerSettings) -> Worker:
     database = Database(settings.database_url)
     blobs = Blobs(settings.blob_url)
     queue = Queue(database, blobs, lease=settings.worker.lease, max_attempts=settings.worker.attempts)
-    return Worker(queue, blobs, settings, executor=LocalExecutor(settings.worker.threads or None))
+    return Worker(queue, blobs, settings, executor=make_executor(settings.worker))
 
 
 def work(settings: ServerSettings) -> None:

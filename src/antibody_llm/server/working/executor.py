@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..settings import WorkerSettings
+
 PASSED_ON = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
     *("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "ANTIBODY_CACHE"),
@@ -50,6 +52,26 @@ class Executor(Protocol):
             spec: A JSON object.
             folder: To run in, and for its log.
         """
+
+
+def make_executor(settings: WorkerSettings) -> Executor:
+    """What the operator chose.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    threads = settings.threads or None
+    if settings.executor == "local":
+        return LocalExecutor(threads)
+    from .cluster import RayExecutor, address_of  # Ray is an extra
+
+    return RayExecutor(
+        address_of(settings.executor),
+        cpus=threads,
+        gpus=settings.gpus,
+        memory_bytes=settings.memory_bytes,
+        silence=settings.lease / 4,
+    )
 
 
 class LocalExecutor:
