@@ -21,6 +21,7 @@ from .queue import Queue
 from .requests import Requests
 from .routes import files, graders, health, jobs, models, moderations, operator, safety, uploads, webhooks
 from .settings import ServerSettings
+from .traces import make_traces
 
 ROUTERS = tuple(
     module.router for module in (files, uploads, jobs, graders, models, moderations, webhooks, safety, operator)
@@ -57,6 +58,7 @@ def make_context(
         defences=defences or load_defences(settings.home),
         metrics=Metrics(),
         moderator=moderator,
+        traces=make_traces(settings.telemetry),
         post=post,
     )
 

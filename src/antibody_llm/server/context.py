@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .auth import Rates
     from .defences import Defences
     from .metrics import Metrics
+    from .traces import Traces
 
 
 class Moderator(Protocol):
@@ -40,6 +41,8 @@ class Context:
     defences: "Defences"
     metrics: "Metrics"
     moderator: Moderator | None = None
+    traces: "Traces | None" = None
+    """Where spans go; None: nowhere."""
     post: Callable[..., Awaitable[int]] | None = None
     """How a webhook is sent: URL, body and headers to the endpoint's status; None: over the network."""
     swept_at: float = 0.0

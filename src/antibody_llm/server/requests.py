@@ -17,6 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from .context import Context
 from .errors import ApiError, error_body
+from .traces import Span
 
 log = logging.getLogger("antibody.server")
 
@@ -40,6 +41,7 @@ class Requests:
         given = headers.get(b"x-request-id", b"")
         request_id = given.decode() if OWN_ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"
         scope.setdefault("state", {})["request_id"] = request_id
+        span = self.context.traces.request(scope["method"], headers) if self.context.traces else None
         begun, status = time.perf_counter(), 0
         limits = self.context.settings.limits
         most = limits.body_bytes
@@ -77,9 +79,9 @@ class Requests:
             message = f"The server failed. Try again; if it fails again, report the request id {request_id}."
             await _say(answer, ApiError(500, message, code="internal_error"))
         finally:
-            self._record(scope, request_id, status, time.perf_counter() - begun)
+            self._record(scope, request_id, status, time.perf_counter() - begun, span)
 
-    def _record(self, scope: Any, request_id: str, status: int, seconds: float) -> None:
+    def _record(self, scope: Any, request_id: str, status: int, seconds: float, span: Span | None) -> None:
         route = getattr(scope.get("route"), "path", "none")
         metrics = self.context.metrics
         metrics.requests.labels(scope["method"], route, status).inc()
@@ -95,6 +97,11 @@ class Requests:
             "key": None if principal is None else principal.key_id,
             "project": None if principal is None else principal.project_id,
         }
+        if span is not None:
+            entry["trace_id"] = span.trace_id
+            at = {"http.request.method": scope["method"], "http.route": route, "http.response.status_code": status}
+            span.set(**at, **{f"antibody.{name}": entry[name] for name in ("request_id", "key", "project")})
+            span.end(f"{scope['method']} {route}", failed=status >= 500 or not status)
         log.info(json.dumps(entry))
 
 

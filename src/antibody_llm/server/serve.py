@@ -23,6 +23,7 @@ from .database.engine import Database
 from .defences import load_defences
 from .moderation import LAB_MODELS, make_moderator
 from .settings import DefenceSettings, OfferedModel, ServerSettings
+from .traces import lacking
 
 GRACE_SECONDS = 30
 """Seconds that requests in progress have to finish when the process is asked to end."""
@@ -61,7 +62,7 @@ def problems(settings: ServerSettings) -> list[str]:
 
 def _problems(settings: ServerSettings) -> list[str]:
     found: list[str] = []
-    for check in (_models, _gate, _defence, _moderation, _storage, _cluster):
+    for check in (_models, _gate, _defence, _moderation, _storage, _cluster, _telemetry):
         try:
             found += check(settings)
         except AntibodyError as error:
@@ -142,9 +143,14 @@ def _cluster(settings: ServerSettings) -> list[str]:
     """A worker elsewhere says itself what it lacks."""
     if settings.worker.executor == "local" or not settings.worker.count:
         return []
-    from .working.cluster import lacking  # Ray is an extra
+    from .working import cluster  # Ray is an extra
 
-    return lacking(settings.worker)
+    return cluster.lacking(settings.worker)
+
+
+def _telemetry(settings: ServerSettings) -> list[str]:
+    missing = lacking() if settings.telemetry.otlp else ""
+    return [missing] if missing else []
 
 
 def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:

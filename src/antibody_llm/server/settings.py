@@ -180,6 +180,18 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TelemetrySettings:
+    """OpenTelemetry traces of requests and stages, without any text of a customer."""
+
+    otlp: str = ""
+    """Collector (OTLP over HTTP), such as http://collector:4318; empty: OTEL_EXPORTER_OTLP_ENDPOINT's, if it is set."""
+
+    def __post_init__(self) -> None:
+        if self.otlp and not self.otlp.startswith(("http://", "https://")):
+            raise ConfigError(f"telemetry.otlp is {quoted(self.otlp)}: a URL is needed, such as http://collector:4318.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """Everything in ``antibody.yaml``."""
 
@@ -202,6 +214,7 @@ class ServerSettings:
     limits: Limits = field(default_factory=Limits)
     webhooks: WebhookSettings = field(default_factory=WebhookSettings)
     worker: WorkerSettings = field(default_factory=WorkerSettings)
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
     moderation_judge: str = ""
     """Judge behind ``/moderations``; empty: the first of the gate's."""
     housekeeping_seconds: float = 5.0

@@ -28,6 +28,7 @@ from .database.engine import Database
 from .parent import die_with_parent
 from .queue import Queue
 from .settings import ServerSettings, settings_of
+from .traces import TracedExecutor, make_traces
 from .working.executor import Executor, LocalExecutor, make_executor
 from .working.held import GivenBack, Held, Paused
 from .working.job import ClaimedWork, JobFailed
@@ -165,7 +166,10 @@ def make_worker(settings: ServerSettings) -> Worker:
     database = Database(settings.database_url)
     blobs = Blobs(settings.blob_url)
     queue = Queue(database, blobs, lease=settings.worker.lease, max_attempts=settings.worker.attempts)
-    return Worker(queue, blobs, settings, executor=make_executor(settings.worker))
+    executor = make_executor(settings.worker)
+    if traces := make_traces(settings.telemetry):
+        executor = TracedExecutor(executor, traces)
+    return Worker(queue, blobs, settings, executor=executor)
 
 
 def work(settings: ServerSettings) -> None:

@@ -26,7 +26,7 @@ from .executor import Executor, LocalExecutor, Process
 log = logging.getLogger("antibody.server")
 
 RESTARTS = 3
-"""Times that Ray starts a lost place again before the worker is told, who then begins the stage again himself."""
+"""Times that Ray starts a lost place again before the worker has to, which begins the stage again a few times."""
 ASKED_SECONDS = 1.0
 """Longest wait for an event before a place answers that there is none."""
 PATIENCE = 30.0
@@ -281,7 +281,7 @@ def connected(address: str) -> Any:
                 socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError) as error:
-            hint = "This machine must be a node of the cluster: ray start --address=HOST:PORT."
+            hint = "This machine must be a node of the cluster (ray start)."
             if address.endswith(f":{CLIENT_PORT}"):
                 hint = f"Port {CLIENT_PORT} is Ray Client's; name the port of ray start, which is 6379 by default."
             raise ConfigError(

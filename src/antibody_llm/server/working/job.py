@@ -93,7 +93,8 @@ class ClaimedWork:
             JobFailed: it failed.
             LeaseLost: as ``Held.check``; Paused and GivenBack too.
         """
-        spec = {"stage": stage, "memory_bytes": self.settings.worker.memory_bytes, "settings": dict(arguments)}
+        memory = self.settings.worker.memory_bytes
+        spec = {"stage": stage, "job": self.job.id, "memory_bytes": memory, "settings": dict(arguments)}
         left = RETRIES
         while True:
             self.held.check()
