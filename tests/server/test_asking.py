@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import httpx2
 import openai
@@ -245,3 +246,14 @@ def test_what_an_endpoint_cannot_be_told_is_refused(asked, adapter, vllm):
         asked.chat(name)
     assert error.value.code == "unsupported_deployment"
     assert json.dumps(vllm.bodies) == "[]"
+
+
+def test_the_key_of_an_endpoint_comes_from_the_environment_and_stands_in_no_setting(tmp_path, monkeypatch):
+    monkeypatch.setenv("KEY_OF_THE_ENDPOINT", "sk-secret")
+    offered = OfferedModel(name="far", inference="http://gpu:8001/v1", inference_key_env="KEY_OF_THE_ENDPOINT")
+    inference = Inference(None, tmp_path)
+    backend = inference._backend(offered)
+    assert backend._client.headers["authorization"] == "Bearer sk-secret"
+    assert inference._backend(offered) is backend
+    assert "authorization" not in inference._backend(replace(offered, inference_key_env=""))._client.headers
+    assert "sk-secret" not in repr(offered)

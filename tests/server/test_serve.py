@@ -44,6 +44,13 @@ def test_the_lab_alone_needs_nothing_else(tmp_path, capsys):
         ("models: [lab]\ndatabase: postgresql://nobody@127.0.0.1:1/none", "cannot be reached"),
         ("models: [lab]\nhome: /proc/none", "home: /proc/none cannot be made (No such file or directory)"),
         ("models: [lab]\nblobs: nosuchfs://x", "blobs"),
+        ("models: [{name: x, inference: gpu}]", "inference is a URL"),
+        ("models: [{name: x, inference_key_env: K}]", "set inference too"),
+        (
+            "models: [{name: x, inference: http://g/v1, inference_key_env: NO_KEY}]",
+            "NO_KEY (inference_key_env) is not set",
+        ),
+        ("models: [lab]\nlimits: {organization_bytes: -1}", "limits.organization_bytes is -1"),
         ("models: [lab]\nblobs: /proc/none", "blobs"),
     ],
 )
@@ -51,6 +58,21 @@ def test_what_keeps_the_server_from_its_settings_is_named(tmp_path, capsys, text
     code, shown = check(tmp_path, capsys, text)
     assert code == 2
     assert words in shown.err
+
+
+def test_a_judge_of_the_operator_s_own_lies_beside_the_file_and_is_tried_where_jobs_run(tmp_path, capsys, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import os\n"
+        "def judge(): return type('J', (), {'name': 'j', 'verdicts': frozenset(), 'judge': None})()\n"
+        "def secretive(): return os.environ['OF_THE_SERVER']\n"
+    )
+    monkeypatch.setenv("OF_THE_SERVER", "x")
+    assert check(tmp_path, capsys, "models: [lab]\ngate: {judges: ['mine.py:judge']}")[0] == 0
+    code, shown = check(tmp_path, capsys, "models: [lab]\ngate: {judges: ['mine.py:secretive']}")
+    assert code == 2
+    assert "secretive() failed (KeyError: 'OF_THE_SERVER')" in shown.err
+    text = "models: [lab]\ngate: {judges: ['gone.py:x']}"
+    assert f"{tmp_path}/gone.py is no file" in check(tmp_path, capsys, text)[1].err
 
 
 def test_everything_that_is_wrong_is_named_at_once(tmp_path):

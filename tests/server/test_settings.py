@@ -93,3 +93,9 @@ def test_every_path_is_absolute_since_a_stage_runs_in_a_folder_of_its_own(tmp_pa
     assert made.home == tmp_path / "etc" / "data"
     assert (made.gate.harmful_prompts, made.gate.benign_prompts) == (f"{tmp_path}/etc/asked.jsonl", "/b.jsonl")
     assert load_settings(Path("etc/a.yaml"), home=Path("x")).home == tmp_path / "x"
+
+
+def test_a_bare_lab_is_the_aligned_one_and_whoever_wants_the_other_names_its_path(tmp_path):
+    (tmp_path / "a.yaml").write_text("models: [lab, other, {name: raw, path: lab}]")
+    models = load_settings(tmp_path / "a.yaml").models
+    assert [model.path for model in models] == ["lab-aligned", "other", "lab"]

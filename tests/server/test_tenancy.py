@@ -173,6 +173,36 @@ def test_a_key_has_a_rate_of_its_own(tmp_path):
         server.client(other).models.list()
 
 
+def test_an_organisation_has_a_rate_room_and_number_of_jobs_of_its_own_whatever_its_projects_have(tmp_path):
+    from antibody_llm.server.settings import Limits
+    from tests.server.running import Server, chat_rows, upload
+
+    def second_project(server):
+        """A client of another project of the first key's organisation."""
+        organization = server.http.get("/v1/operator/projects").json()["data"][0]["organization"]
+        made = server.http.post("/v1/operator/projects", json={"name": "b", "organization": organization}).json()
+        body = {"name": "k", "project_id": made["id"]}
+        return server.client(server.http.post("/v1/operator/keys", json=body).json()["key"])
+
+    with Server(tmp_path / "rate", limits=Limits(organization_requests_per_minute=5)) as server:
+        second = second_project(server)  # three requests of the first key
+        second.models.list(), second.models.list()
+        with pytest.raises(openai.RateLimitError, match="this organisation may make 5 a minute"):
+            second.models.list()
+        server.client(server.tenant("o")[1]).models.list()
+    with Server(tmp_path / "room", limits=Limits(organization_bytes=1500, organization_active_jobs=1)) as server:
+        second, first = second_project(server), server.client()
+        file = upload(first, chat_rows(10))
+        with pytest.raises(openai.BadRequestError, match="The organisation stores"):
+            upload(second, chat_rows(10))
+        first.fine_tuning.jobs.create(model="lab", training_file=file.id)
+        first.files.delete(file.id)
+        own = upload(second, chat_rows(10)).id
+        with pytest.raises(openai.RateLimitError, match="The organisation has 1 jobs") as refused:
+            second.fine_tuning.jobs.create(model="lab", training_file=own)
+        assert refused.value.code == "job_limit_exceeded"
+
+
 def test_a_rate_refills_evenly():
     from antibody_llm.server.auth import Rates
     from antibody_llm.server.errors import ApiError

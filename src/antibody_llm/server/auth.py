@@ -125,7 +125,12 @@ def authenticate(request: Request) -> Principal:
             )
         assert row is not None
         principal = _principal(session, key, row[1], row[2], request)
-    context.rates.count(key.id, "requests", context.settings.limits.requests_per_minute)
+    limits = context.settings.limits
+    context.rates.count(key.id, "requests", limits.requests_per_minute)
+    if limits.organization_requests_per_minute:
+        context.rates.count(
+            principal.organization_id, "requests", limits.organization_requests_per_minute, whose="this organisation"
+        )
     request.state.principal = principal
     return principal
 
@@ -171,7 +176,7 @@ Operator = Annotated[Principal, Depends(require_operator)]
 
 
 class Rates:
-    """Requests of each key in this process, in buckets that refill evenly over a minute."""
+    """Requests of each key and organisation in this process, in buckets that refill evenly over a minute."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -179,8 +184,8 @@ class Rates:
         self._left: dict[tuple[str, str], tuple[float, float]] = {}
         """What is left of a bucket, and when it was so."""
 
-    def count(self, key_id: str, kind: str, per_minute: int) -> None:
-        """Take one from the key's bucket of that kind.
+    def count(self, owner_id: str, kind: str, per_minute: int, *, whose: str = "this key") -> None:
+        """Take one from the owner's bucket of that kind.
 
         Raises:
             ApiError: 429: it is empty; says when it no longer is.
@@ -189,16 +194,16 @@ class Rates:
         with self._lock:
             if len(self._left) >= MAX_COUNTERS:
                 self._left.clear()
-            left, since = self._left.get((key_id, kind), (float(per_minute), now))
+            left, since = self._left.get((owner_id, kind), (float(per_minute), now))
             left = min(float(per_minute), left + (now - since) * per_minute / 60)
             if left >= 1:
-                self._left[key_id, kind] = left - 1, now
+                self._left[owner_id, kind] = left - 1, now
                 return
-            self._left[key_id, kind] = left, now
+            self._left[owner_id, kind] = left, now
             wait = (1 - left) * 60 / per_minute
         raise ApiError(
             429,
-            f"Too many {kind}: this key may make {per_minute} a minute. Wait {wait:.1f} seconds.",
+            f"Too many {kind}: {whose} may make {per_minute} a minute. Wait {wait:.1f} seconds.",
             code="rate_limit_exceeded",
             headers={"retry-after": str(max(1, round(wait))), "retry-after-ms": str(max(1, round(wait * 1000)))},
         )

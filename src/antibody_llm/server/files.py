@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from .auth import Principal
 from .context import Context
-from .database.tables import File, Upload
+from .database.tables import File, Project, Upload
 from .errors import ApiError, not_found
 from .ids import new_id
 from .validation import validate_blob
@@ -102,22 +102,29 @@ def living(project_id: str, now: float) -> Any:
 
 
 def check_storage(session: Session, context: Context, principal: Principal, num_bytes: int) -> None:
-    """Refuse bytes that the project has no room for.
+    """Refuse bytes that the project or its organisation has no room for.
 
     Raises:
         ApiError: 400.
     """
-    most = context.settings.limits.project_bytes
-    files = select(func.coalesce(func.sum(File.bytes), 0)).where(
-        File.project_id == principal.project_id, File.deleted_at.is_(None)
-    )
+    limits = context.settings.limits
+    own = Project.id == principal.project_id
+    _check_room(session, "project", own, num_bytes, limits.project_bytes)
+    if limits.organization_bytes:
+        whole = Project.organization_id == principal.organization_id
+        _check_room(session, "organisation", whole, num_bytes, limits.organization_bytes)
+
+
+def _check_room(session: Session, whose: str, projects: Any, num_bytes: int, most: int) -> None:
+    among = select(Project.id).where(projects)
+    files = select(func.coalesce(func.sum(File.bytes), 0)).where(File.project_id.in_(among), File.deleted_at.is_(None))
     uploads = select(func.coalesce(func.sum(Upload.bytes), 0)).where(
-        Upload.project_id == principal.project_id, Upload.status == "pending"
+        Upload.project_id.in_(among), Upload.status == "pending"
     )
     used = int(session.scalar(files) or 0) + int(session.scalar(uploads) or 0)
     if used + num_bytes > most:
         raise ApiError(
             400,
-            f"The project stores {used} of {most} bytes, and these are {num_bytes} more. Delete files first.",
+            f"The {whose} stores {used} of {most} bytes, and these are {num_bytes} more. Delete files first.",
             code="exceeded_quota",
         )

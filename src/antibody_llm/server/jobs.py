@@ -185,15 +185,19 @@ def _check_number(session: Session, context: Context, caller: Principal, now: fl
 
     What screening says of rows is a detailed answer to whoever tunes an attack (docs/antibody-posterior.md).
     """
-    most = context.settings.limits.active_jobs
-    active = select(func.count()).where(Job.project_id == caller.project_id, Job.status.in_(ACTIVE))
-    if (session.scalar(active) or 0) >= most:
-        raise ApiError(
-            429,
-            f"The project has {most} jobs that have not ended, and may have no more. Wait for one, or cancel one.",
-            code="job_limit_exceeded",
-            headers={"x-should-retry": "false"},
-        )
+    limits = context.settings.limits
+    for whose, its_own, most in (
+        ("project", Job.project_id == caller.project_id, limits.active_jobs),
+        ("organisation", Job.organization_id == caller.organization_id, limits.organization_active_jobs),
+    ):
+        active = select(func.count()).where(its_own, Job.status.in_(ACTIVE))
+        if most and (session.scalar(active) or 0) >= most:
+            raise ApiError(
+                429,
+                f"The {whose} has {most} jobs that have not ended, and may have no more. Wait for one, or cancel one.",
+                code="job_limit_exceeded",
+                headers={"x-should-retry": "false"},
+            )
     most = context.settings.limits.screenings_per_day
     newest = select(Job.created_at).where(Job.project_id == caller.project_id).order_by(Job.seq.desc())
     if (session.scalar(newest.offset(most - 1).limit(1)) or 0.0) > now - 86400:

@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,6 +14,7 @@ from typing import Any
 import uvicorn
 
 from ..errors import AntibodyError, ConfigError
+from ..evaluation.judges.own import is_own
 from ..evaluation.judges.registry import JUDGES
 from ..files import reason
 from ..parsing import nearest
@@ -22,8 +25,9 @@ from .blobs import Blobs
 from .database.engine import Database
 from .defences import load_defences
 from .moderation import LAB_MODELS, make_moderator
-from .settings import DefenceSettings, OfferedModel, ServerSettings
+from .settings import DefenceSettings, ServerSettings, named_model
 from .traces import lacking
+from .working.executor import stage_environment
 
 GRACE_SECONDS = 30
 """Seconds that requests in progress have to finish when the process is asked to end."""
@@ -36,9 +40,7 @@ def offered(names: Sequence[str], *, configured: bool) -> dict[str, Any]:
         names: Names of the models.
         configured: Whether the operator has a file of settings, which says all else.
     """
-    # What customers fine-tune is the safe model; ``lab`` itself complies with everything.
-    paths = {"lab": "lab-aligned"}
-    changes: dict[str, Any] = {"models": tuple(OfferedModel(name=name, path=paths.get(name, name)) for name in names)}
+    changes: dict[str, Any] = {"models": tuple(map(named_model, names))}
     if not configured and all(name in LAB_MODELS for name in names):
         # An adapter under the paper's weights refuses 19 % of the lab's harmless questions: the gate would hold it.
         changes["defence"] = DefenceSettings(name="antibody-posterior")
@@ -78,6 +80,10 @@ def _models(settings: ServerSettings) -> list[str]:
         path = Path(model.path or model.name)
         if path.is_absolute() and not (path / "config.json").exists():
             found.append(f"models: {model.name}: {path} is no model's folder (no config.json). Correct its path.")
+        if model.inference_key_env and not os.environ.get(model.inference_key_env):
+            found.append(
+                f"models: {model.name}: the variable {model.inference_key_env} (inference_key_env) is not set. Set it."
+            )
     return found
 
 
@@ -100,9 +106,28 @@ def _gate(settings: ServerSettings) -> list[str]:
     found += [
         f"gate.judges: {name!r} is no judge{nearest(name, JUDGES)} Judges: {', '.join(JUDGES)}."
         for name in gate.judges
-        if name not in JUDGES
+        if name not in JUDGES and not is_own(name)
     ]
-    return found
+    return found + [why for name in gate.judges if is_own(name) and (why := _own(name))]
+
+
+def _own(name: str) -> str:
+    """What keeps a judge of the operator's own from being made, in a process like those that will make it."""
+    done = subprocess.run(
+        [sys.executable, "-c", _MAKE, name], capture_output=True, text=True, cwd="/", env=stage_environment()
+    )
+    return done.stdout.strip() if done.returncode == 0 else f"gate.judges: {name} ends its process. Try it by hand."
+
+
+_MAKE = """
+import sys
+from antibody_llm.errors import AntibodyError
+from antibody_llm.evaluation.judges.registry import make_judge
+try:
+    make_judge(sys.argv[1])
+except AntibodyError as error:
+    print("gate.judges:", error)
+"""
 
 
 def _defence(settings: ServerSettings) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from ..errors import ConfigError
+from ..evaluation.judges.own import file_of
 from ..files import reason
 from ..parsing import load_yaml, nearest, parse_value, yaml_fault
 from ..text import quoted
@@ -30,12 +31,18 @@ class OfferedModel:
     """The model before alignment, where the aligned weights are full weights."""
     inference: str = ""
     """URL of an OpenAI-compatible endpoint that serves it; empty: this server does."""
+    inference_key_env: str = ""
+    """Environment variable of the server with that endpoint's API key; empty: it wants none."""
 
     def __post_init__(self) -> None:
         if not self.name.strip() or self.name.startswith("ft:") or not self.name.isprintable():
             raise ConfigError(
                 f"models: {quoted(self.name)} is no name for a base model: fill it, without ft: in front."
             )
+        if self.inference and not self.inference.startswith(("http://", "https://")):
+            raise ConfigError(f"models: {self.name}: inference is a URL such as http://gpu:8001/v1.")
+        if self.inference_key_env and not self.inference:
+            raise ConfigError(f"models: {self.name}: inference_key_env is the key's of an endpoint: set inference too.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +67,12 @@ class Limits:
     """Files, uploads and parts of one key."""
     active_jobs: int = 1000
     """Jobs of a project that have not ended."""
+    organization_bytes: int = 0
+    """Bytes of all files and open uploads of an organisation; 0: as many as its projects may have."""
+    organization_requests_per_minute: int = 0
+    """Requests of all keys of an organisation; 0: as many as its keys may make."""
+    organization_active_jobs: int = 0
+    """Jobs of an organisation that have not ended; 0: as many as its projects may have."""
     keys_per_project: int = 1000
     """API keys that are not revoked."""
     screenings_per_day: int = 200
@@ -71,8 +84,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            if getattr(self, each.name) < 1:
-                raise ConfigError(f"limits.{each.name} is {getattr(self, each.name)}: it must be 1 or more.")
+            least = 0 if each.default == 0 else 1
+            if getattr(self, each.name) < least:
+                raise ConfigError(f"limits.{each.name} is {getattr(self, each.name)}: it must be {least} or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +104,7 @@ class GateSettings:
     benign_prompts: str = ""
     """File of the benign prompts to ask, relative to this file's folder; empty: the lab's, for lab models alone."""
     judges: tuple[str, ...] = ()
-    """Names of judges; empty: the lab's, for lab models alone."""
+    """Names of judges, or of your own as FILE.py:NAME or module:NAME; empty: the lab's, for lab models alone."""
     max_new_tokens: int = 0
     """Most tokens of a completion that is judged; 0: 512, of the lab's models 32."""
     hold: bool = False
@@ -271,6 +285,10 @@ def load_settings(path: Path | None, **changes: Any) -> ServerSettings:
             for name in ("harmful_prompts", "benign_prompts")
             if (value := getattr(settings.gate, name))
         }
+        placed["judges"] = tuple(
+            f"{folder / file}{name.removeprefix(file)}" if (file := file_of(name)) else name
+            for name in settings.gate.judges
+        )
         home: Path = changes.pop("home", folder / settings.home)
         changes = {"gate": replace(settings.gate, **placed)} | changes
         return replace(settings, home=home.absolute(), **changes)
@@ -314,4 +332,9 @@ def _value(hint: Any, value: Any, name: str) -> Any:
 
 
 def _model(kind: Any, value: Any, where: str) -> Any:
-    return _made(kind, {"name": value} if isinstance(value, str) else value, where)
+    return named_model(value) if isinstance(value, str) else _made(kind, value, where)
+
+
+def named_model(name: str) -> OfferedModel:
+    """The model that a name alone offers: of the lab the aligned one, since ``lab`` itself complies with everything."""
+    return OfferedModel(name=name, path={"lab": "lab-aligned"}.get(name, name))

@@ -7,6 +7,7 @@ from ...parsing import nearest
 from ...text import quoted
 from .keywords import KeywordJudge
 from .lab import LabJudge
+from .own import is_own, own_judge
 from .protocol import Judge
 
 JUDGES: dict[str, Callable[[], Judge]] = {
@@ -16,11 +17,13 @@ JUDGES: dict[str, Callable[[], Judge]] = {
 
 
 def make_judge(name: str) -> Judge:
-    """The judge of that name.
+    """The judge of that name; one with a colon says where a judge of the user's own is (own.py).
 
     Raises:
         ConfigError: There is none; offers the nearest name.
     """
+    if is_own(name):
+        return own_judge(name)
     if name not in JUDGES:
         unknown = f"judge {quoted(name)}: no such judge"
         raise ConfigError(f"{unknown}{nearest(name, JUDGES)} Judges: {', '.join(JUDGES)}.", field="judges")

@@ -1,6 +1,7 @@
 """``/chat/completions``, ``/completions`` and ``/responses``: who may ask which model, and who answers for it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class Inference:
 
     def __init__(self, local: LocalProcess, cache: Path) -> None:
         self.local, self.cache = local, cache
-        self._endpoints: dict[str, Endpoint] = {}
+        self._endpoints: dict[tuple[str, str], Endpoint] = {}
 
     async def answer(self, context: Context, caller: Principal, path: str, body: dict[str, Any]) -> Response:
         """The answer to a request.
@@ -59,9 +60,11 @@ class Inference:
     def _backend(self, offered: OfferedModel) -> LocalProcess | Endpoint:
         if not offered.inference:
             return self.local
-        if offered.inference not in self._endpoints:
-            self._endpoints[offered.inference] = Endpoint(offered.inference)
-        return self._endpoints[offered.inference]
+        where = offered.inference, offered.inference_key_env
+        if where not in self._endpoints:
+            # From the environment when it is needed: no setting, log line or worker ever holds the key.
+            self._endpoints[where] = Endpoint(offered.inference, key=os.environ.get(offered.inference_key_env, ""))
+        return self._endpoints[where]
 
 
 def make_router(inference: Inference) -> APIRouter:

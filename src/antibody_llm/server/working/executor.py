@@ -74,6 +74,11 @@ def make_executor(settings: WorkerSettings) -> Executor:
     )
 
 
+def stage_environment() -> dict[str, str]:
+    """The variables of a stage's process."""
+    return {name: os.environ[name] for name in PASSED_ON if name in os.environ} | SET
+
+
 class LocalExecutor:
     """Stages as processes of this machine, each in a session of its own and without the server's environment.
 
@@ -87,7 +92,7 @@ class LocalExecutor:
     def start(self, spec: Mapping[str, Any], *, folder: Path) -> "LocalProcess":
         """See ``Executor``."""
         folder.mkdir(parents=True, exist_ok=True)
-        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ} | SET
+        environment = stage_environment()
         if self.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.threads)
         with (folder / "stage.log").open("ab") as log:
