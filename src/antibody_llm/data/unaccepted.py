@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..mentions import setting
 from .problems import BadRow
 
 PREFERRED = ("preferred_output", "preferred_completion", "chosen")
@@ -87,7 +88,7 @@ def _preferences(row: Mapping[str, Any], field: str) -> BadRow:
     return BadRow(
         "preference rows",
         f"a row of preferences (DPO), a better and a worse answer. This is supervised training, which takes the better "
-        f"one alone: {_jq(program)}.",
+        f"one alone: {_jq(program)}. `antibody finetune` trains on both with {setting('method', 'dpo')}.",
         field,
     )
 
