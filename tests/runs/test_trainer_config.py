@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from trl import SFTConfig
+from trl import DPOConfig, SFTConfig
 
 from antibody_llm.defences.catalogue import CATALOGUE
 from antibody_llm.errors import ConfigError
@@ -52,9 +52,24 @@ def test_defences_of_small_perturbations_say_so():
     assert not CATALOGUE["finetuning", "antibody"].twin_passes
 
 
-def test_every_field_of_sftconfig_is_honoured_or_refused_or_has_a_flag():
+FIELDS = {field.name: (kind, field) for kind in (DPOConfig, SFTConfig) for field in fields(kind)}
+
+
+def test_every_field_of_sftconfig_and_dpoconfig_is_honoured_or_refused_or_has_a_flag():
     refused = [name for names in REFUSED.values() for name in names]
-    assert sorted([*HONOURED, *refused, *RESERVED]) == sorted(field.name for field in fields(SFTConfig))
+    assert sorted([*HONOURED, *refused, *RESERVED]) == sorted(FIELDS)
+    assert set(HONOURED) <= {field.name for field in fields(DPOConfig)} & {field.name for field in fields(SFTConfig)}
+
+
+def test_beta_makes_the_configuration_one_of_dpo_with_its_own_default_rate(tmp_path):
+    config = make_training_config(tmp_path, {}, seed=0, beta=0.25)
+    assert isinstance(config, DPOConfig)
+    assert (config.beta, config.learning_rate, config.loss_type) == (0.25, 1e-6, ["sigmoid"])
+    assert isinstance(make_training_config(tmp_path, {}, seed=0), SFTConfig)
+    for beta in (0.0, -1.0, float("nan")):
+        with pytest.raises(ConfigError, match="beta is .* it must be above 0") as caught:
+            make_training_config(tmp_path, {}, seed=0, beta=beta)
+        assert caught.value.field == "beta"
 
 
 # One value for each field, other than its default; ddp_backend needs several processes, and tf32 a GPU.
@@ -107,11 +122,11 @@ def test_a_field_that_is_honoured_arrives_and_is_stored(tmp_path, name):
 @pytest.mark.parametrize("name", [name for names in REFUSED.values() for name in names])
 def test_a_field_that_is_refused_says_why_and_its_default_may_be_written_out(name):
     (why,) = [why for why, names in REFUSED.items() if name in names]
+    kind, field = FIELDS[name]
     with pytest.raises(ConfigError) as caught:
-        parse_training({name: "\x1b[1mother"})
+        parse_training({name: "\x1b[1mother"}, kind)
     assert str(caught.value) == f"training.{name} cannot be set to '\\x1b[1mother': {spelled(why, in_python)}."
-    (default,) = [_default(field) for field in fields(SFTConfig) if field.name == name]
-    assert parse_training({name: default}) == {}
+    assert parse_training({name: _default(field)}, kind) == {}
 
 
 BAD: dict[str, object] = {

@@ -5,9 +5,10 @@ from typing import Any
 
 from ..data.roles import Stage
 from ..errors import ConfigError
+from ..mentions import setting
 from ..parsing import nearest, parse_options
 from ..text import quoted
-from ..training.defence import Defence, Repair
+from ..training.defence import Defence, PairDefence, Repair
 from .alignment.adversarial_loss import AdversarialLoss
 from .alignment.antibody import AntibodyAlignment
 from .alignment.booster import Booster
@@ -34,6 +35,8 @@ from .finetuning.safe_region import SafeRegion
 from .finetuning.safeinstr import SafeInstr
 from .finetuning.sft import FinetuningSFT
 from .post.antidote import Antidote
+from .preference.antibody_posterior import PreferencePosterior
+from .preference.sft import PreferenceSFT
 
 CATALOGUE: dict[tuple[Stage, str], type[Defence] | type[Repair]] = {
     (Stage.ALIGNMENT, "sft"): AlignmentSFT,
@@ -64,6 +67,12 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence] | type[Repair]] = {
     (Stage.POST, "antidote"): Antidote,
 }
 
+PAIR_DEFENCES: dict[str, type[PairDefence]] = {
+    "sft": PreferenceSFT,
+    "antibody-posterior": PreferencePosterior,
+}
+"""What fine-tuning on pairs (DPO) has; the others weigh the rows of supervised training, and say nothing of pairs."""
+
 
 def defence_names(stage: Stage) -> list[str]:
     """The names of a stage's defences, in the order of the catalogue."""
@@ -84,6 +93,28 @@ def make_defence(stage: Stage, name: str, options: Mapping[str, Any] | None = No
     made = _made(stage, name, options)
     assert isinstance(made, Defence), "the post stage has repairs: make_repair"
     return made
+
+
+def make_pair_defence(name: Any, options: Mapping[str, Any] | None = None) -> PairDefence:
+    """Make a defence of fine-tuning on pairs.
+
+    Args:
+        name: The defence's name in ``PAIR_DEFENCES``.
+        options: The hyperparameters by name.
+
+    Raises:
+        ConfigError: it is not one of them, has no such option, or is an object.
+    """
+    if not isinstance(name, str) or name not in PAIR_DEFENCES:
+        shown = quoted(name) if isinstance(name, str) else type(name).__name__
+        there = " or ".join(setting("defence", each) for each in PAIR_DEFENCES)
+        raise ConfigError(
+            f"defence {shown} does not exist for {setting('method', 'dpo')}: it would have to be measured on pairs. "
+            f"Give {there}.",
+            field="defence",
+        )
+    cls = PAIR_DEFENCES[name]
+    return cls(parse_options(cls.options, name, options or {}, group="options"))
 
 
 def make_repair(name: str, options: Mapping[str, Any] | None = None) -> Repair:

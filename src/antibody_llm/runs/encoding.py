@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 
-from trl import SFTConfig
-
 from ..data.encode import Renderer, TooLong
 from ..data.records import Message, Record, Template, TokenizedRow
 from ..data.tokens import encode_roles
@@ -16,6 +14,7 @@ from ..mentions import setting
 from ..models.layout import context_length
 from ..models.loading import LoadedModel
 from ..store.result import Skipped
+from .trainer_config import TrainingConfig
 
 SEAM = 200
 """Characters of a text row's prompt before its answer; no token is longer."""
@@ -31,7 +30,7 @@ def make_renderer(loaded: LoadedModel, max_length: int | None = None) -> Rendere
 def encode(
     records: Mapping[str, Sequence[Record]],
     renderer: Renderer,
-    args: SFTConfig | None = None,
+    args: TrainingConfig | None = None,
     *,
     skip: bool,
     refusals: Refusals | None = None,
@@ -60,7 +59,7 @@ def encode(
     if skipped:
         shown = ", ".join(f"{row.source}, line {row.line}" for row in skipped[:5])
         warn(f"{len(skipped)} rows are longer than {renderer.max_length} tokens and left out: {shown}.")
-        _report_skipped(skipped)
+        report_skipped(skipped)
     return encoded.rows, skipped
 
 
@@ -112,11 +111,12 @@ def without_forgeries(
             f"train them as text ({setting('control_tokens', 'text')})."
         )
     skipped = [Skipped(source=r.source, line=r.line, num_tokens=0, why="control tokens") for r in spelling]
-    _report_skipped(skipped)
+    report_skipped(skipped)
     return rest, skipped
 
 
-def _report_skipped(skipped: Sequence[Skipped]) -> None:
+def report_skipped(skipped: Sequence[Skipped]) -> None:
+    """Report the rows that are left out, by source and reason."""
     for source, why in dict.fromkeys((row.source, row.why) for row in skipped):
         lines = tuple(row.line for row in skipped if (row.source, row.why) == (source, why))
         emit(RowsSkipped(source=source, lines=lines, why=why))

@@ -6,11 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trl import SFTConfig
-
 from ..data.roles import ANCHOR_ROLES, MAIN_ROLE, Role, Stage, setting_of
 from ..data.source import Source
-from ..defences.catalogue import make_defence
+from ..defences.catalogue import make_defence, make_pair_defence
 from ..errors import ConfigError, DataError
 from ..events import warn
 from ..mentions import setting
@@ -24,8 +22,11 @@ from ..store.naming import base_of, described_model, model_name
 from ..training.defence import Defence, needed_roles
 from .anchors import check_anchor_records
 from .encoding import ControlTokens
-from .sources import read_refusals, read_rows
-from .trainer_config import make_training_config, merged_training, stored_training
+from .sources import read_preferences, read_refusals, read_rows
+from .trainer_config import TrainingConfig, make_training_config, merged_training, stored_training
+
+BETA = 0.1
+"""DPO's beta unless one is given: TRL's, and the paper's for summaries and dialogue (Appendix B)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,9 @@ class Inputs:
     before: str | None
     """That model, as far as it is known."""
     defence: Defence
-    args: SFTConfig
+    args: TrainingConfig
+    beta: float | None
+    """DPO's; None for supervised training."""
     lora: LoraOptions
     control_tokens: ControlTokens
     main: Role
@@ -78,13 +81,14 @@ def checked_inputs(run: TrainingSettings) -> Inputs:
     name = model_name(run.model)
     adapter = None if run.adapter is None else model_name(run.adapter)
     profile = profile_of(name)
-    defence, args, lora = _settings(run, profile)
+    beta = _beta(run)
+    defence, args, lora = _settings(run, profile, beta)
     if run.regime == "full" and (adapter is not None or is_adapter(name)):
         raise ConfigError(
             f"{setting('regime', 'full')} cannot train through an adapter. Use {setting('regime', 'lora')}, or merge "
             "it into its base."
         )
-    sources = _sources(run, defence, profile)
+    sources = _sources(run, defence, profile) if beta is None else _pairs(run)
     anchors = _anchor_sources(run, profile, sources)
     texts = None
     if defence.needs_refusals or anchors:
@@ -99,6 +103,7 @@ def checked_inputs(run: TrainingSettings) -> Inputs:
         before=named_base or base_of(name, adapter),
         defence=defence,
         args=args,
+        beta=beta,
         lora=lora,
         control_tokens=control_tokens,
         main=MAIN_ROLE[run.stage],
@@ -126,14 +131,38 @@ def run_config(run: TrainingSettings, given: Inputs) -> dict[str, Any]:
         "training": stored_training(given.args),
         "refusals": None if given.refusals is None else list(given.refusals),
     }
+    if given.beta is not None:  # runs of earlier releases, which were all supervised, have neither
+        config |= {"method": "dpo", "beta": given.beta}
     return written_out(run, config)
 
 
-def _settings(run: TrainingSettings, profile: Profile) -> tuple[Defence, SFTConfig, LoraOptions]:
+def _beta(run: TrainingSettings) -> float | None:
+    """DPO's beta; None where the run is supervised.
+
+    Raises:
+        ConfigError: it is given to a supervised run.
+    """
+    beta: float | None = getattr(run, "beta", None)
+    if getattr(run, "method", "sft") == "dpo":
+        return BETA if beta is None else float(beta)
+    if beta is not None:
+        raise ConfigError(
+            f"{setting('beta')} has no effect on supervised training. Leave it out, or learn from pairs with "
+            f"{setting('method', 'dpo')}."
+        )
+    return None
+
+
+def _settings(
+    run: TrainingSettings, profile: Profile, beta: float | None
+) -> tuple[Defence, TrainingConfig, LoraOptions]:
     """The defence and the configurations of trainer and adapter, with the profile's calibration beneath."""
     name = run.defence if isinstance(run.defence, str) else type(run.defence).__name__
-    options, training = profile.calibration(run.stage, name, run.regime)
-    if isinstance(run.defence, str):
+    options, training = profile.calibration(run.stage, "dpo" if beta is not None else name, run.regime)
+    defence: Defence
+    if beta is not None:
+        defence = make_pair_defence(run.defence, run.options)
+    elif isinstance(run.defence, str):
         defence = make_defence(run.stage, run.defence, options | dict(run.options or {}))
     elif run.options:
         raise ConfigError("options belong to a defence that is given by name; this one is an object with its own.")
@@ -142,8 +171,13 @@ def _settings(run: TrainingSettings, profile: Profile) -> tuple[Defence, SFTConf
     else:
         defence = run.defence
     checkpoints, wanted = Path(run.output) / CHECKPOINTS, training | merged_training(run)
-    args = make_training_config(checkpoints, wanted, seed=run.seed, exact=defence.twin_passes)
+    args = make_training_config(checkpoints, wanted, seed=run.seed, exact=defence.twin_passes, beta=beta)
     lora: LoraOptions = parse_options(LoraOptions, "lora", dict(profile.adapter) | dict(run.lora or {}))
+    if beta is not None and lora.dropout:
+        raise ConfigError(
+            f"{setting('lora.dropout')} is {lora.dropout:g}: {setting('method', 'dpo')} trains without dropout, since "
+            "the model and its reference must compute the same function. Leave it out."
+        )
     return defence, args, lora
 
 
@@ -174,6 +208,25 @@ def _sources(run: TrainingSettings, defence: Defence, profile: Profile) -> dict[
         ):
             warn(f"{role} rows are not used: {type(defence).__name__} does not need them.")
     return sources
+
+
+def _pairs(run: TrainingSettings) -> dict[Role, Source]:
+    """The upload's pairs.
+
+    Raises:
+        DataError: there are none, or they cannot be used.
+        ConfigError: rows are chosen that no model brings.
+    """
+    given = rows_of(run).get(Role.USER)
+    if given is None:
+        raise DataError(
+            f"{setting('method', 'dpo')} learns from pairs, and no model brings any. Give {setting('data')}."
+        )
+    Choice.of(run).refuse(str(run.model))
+    for role, rows in rows_of(run).items():
+        if rows is not None and role is not Role.USER:
+            warn(f"{role} rows are not used: training on pairs has no other rows.")
+    return {Role.USER: read_preferences(given, name=f"{setting_of(Role.USER)} rows")}
 
 
 def _anchor_sources(run: TrainingSettings, profile: Profile, sources: Mapping[Role, Source]) -> dict[Role, Source]:
@@ -210,7 +263,7 @@ def _joined(first: Source, second: Source) -> Source:
     return Source(f"{first.name} and {second.name}", [*first.records, *moved])
 
 
-def require_one_step(source: str, num_rows: int, args: SFTConfig) -> None:
+def require_one_step(source: str, num_rows: int, args: TrainingConfig) -> None:
     """An upload smaller than one optimiser step would be trained as one odd step an epoch."""
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
     size, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps

@@ -15,12 +15,12 @@ from ..store.contents import METRICS
 from ..store.folder import RunFolder
 from ..store.naming import BASE_WEIGHTS
 from ..training.defence import Defence, Repair
-from ..training.trainer import DefendedTrainer
+from ..training.trainer import StepTrainer
 from .metrics import SAMPLES, write_metrics, write_samples
 
 
 def save_run(
-    folder: RunFolder, trainer: DefendedTrainer, loaded: LoadedModel, defence: Defence, upload: Sequence[Record]
+    folder: RunFolder, trainer: StepTrainer, loaded: LoadedModel, defence: Defence, upload: Sequence[Record]
 ) -> str:
     """Write what training left; returns the name of the folder with the weights."""
     write_metrics(folder.path / METRICS, trainer.state.log_history)

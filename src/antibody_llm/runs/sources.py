@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..data.formats import load_refusals
 from ..data.raw import RawRows, raw_rows
-from ..data.source import Source, read_source
+from ..data.source import Source, read_pairs, read_source
 from ..errors import DataError
 from ..mentions import setting
 from ..paths import as_file, checked_path
@@ -29,6 +29,12 @@ def read_rows(rows: Rows, *, name: str, prompts: bool = False, upload: bool = Fa
     """
     with opened(rows, name=name) as raw:
         return read_source(raw, prompts=prompts, upload=upload)
+
+
+def read_preferences(rows: Rows, *, name: str) -> Source:
+    """The pairs of a data argument; see ``read_rows``."""
+    with opened(rows, name=name) as raw:
+        return read_pairs(raw)
 
 
 @contextmanager

@@ -22,6 +22,10 @@ class RunTokens:
     """Refusals that the defence scores in place of an answer."""
     skipped: list[Skipped]
     """Rows that were left out."""
+    rejected: tuple[TokenizedRow, ...] = ()
+    """Rows of pairs: the prompts of the upload with the answers that are not preferred."""
+    left_out: tuple[int, ...] = ()
+    """Rows of pairs: the ids of those that the defence leaves out."""
 
 
 def run_tokens(given: Inputs, loaded: LoadedModel, *, seed: int, skip: bool) -> RunTokens:

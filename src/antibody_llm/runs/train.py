@@ -7,7 +7,7 @@ from dataclasses import replace
 from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback
-from trl import SFTConfig
+from trl import DPOConfig
 
 from ..events import inform, warned
 from ..likelihood.ranks import from_first
@@ -20,13 +20,16 @@ from ..store.environment import environment
 from ..store.folder import RunFolder, State, open_run
 from ..store.result import RunResult, stored_result
 from ..training.checkpoints import newest_checkpoint
-from ..training.trainer import DefendedTrainer
+from ..training.preference import PreferenceTrainer
+from ..training.trainer import DefendedTrainer, StepTrainer
 from .anchors import store_anchors
 from .inputs import Inputs, LoraOptions, checked_inputs, run_config
 from .metrics import MetricsFile, last_values
+from .pairs import pair_tokens, without_left_out
 from .resources import before_alignment, checked_resources
 from .saving import save_run
 from .tokens import RunTokens, run_tokens
+from .trainer_config import TrainingConfig
 
 
 def train(run: TrainingSettings, *, callbacks: tuple[TrainerCallback, ...]) -> RunResult:
@@ -53,12 +56,21 @@ def train(run: TrainingSettings, *, callbacks: tuple[TrainerCallback, ...]) -> R
     dtype = _weights_dtype(run.regime, given.args)
     loaded = load_model(given.model, adapter=given.adapter, base=given.named_base, dtype=dtype, trainable_adapter=True)
     loaded = _with_trainable_weights(loaded, run.regime, given.lora, run.seed)
-    tokens = run_tokens(given, loaded, seed=run.seed, skip=run.skip_too_long)
+    if given.beta is None:
+        tokens = run_tokens(given, loaded, seed=run.seed, skip=run.skip_too_long)
+    else:
+        tokens = pair_tokens(given, loaded, skip=run.skip_too_long)
     base = before_alignment(loaded, dtype) if given.defence.needs_base else None
     try:
         if _is_main_process():
             folder.begin(environment(run.seed))
-        trainer = _trained(folder, loaded, given, tokens, base, stored, callbacks)
+        checkpoint = newest_checkpoint(folder.path / CHECKPOINTS) if folder.state is State.PARTIAL else None
+        if given.beta is not None:
+            tokens = without_left_out(tokens, given, loaded, base=base, anchors=stored, checkpoint=checkpoint)
+        trainer = _trainer(folder, loaded, given, tokens, base, stored, callbacks)
+        if checkpoint is not None:
+            inform(f"{folder.path}: going on from {checkpoint.name}.")
+        trainer.train(resume_from_checkpoint=checkpoint)
         if _is_main_process():
             kind = save_run(folder, trainer, loaded, given.defence, given.upload.records)
             if given.anchors and given.refusals:
@@ -82,7 +94,7 @@ def train(run: TrainingSettings, *, callbacks: tuple[TrainerCallback, ...]) -> R
     return result
 
 
-def _weights_dtype(regime: Regime, args: SFTConfig) -> str:
+def _weights_dtype(regime: Regime, args: TrainingConfig) -> str:
     """bfloat16 is for frozen weights alone: an update of bf16 weights is mostly lost in rounding."""
     return "auto" if regime == "lora" and args.bf16 else "float32"
 
@@ -94,7 +106,7 @@ def _with_trainable_weights(loaded: LoadedModel, regime: Regime, lora: LoraOptio
     return replace(loaded, model=model)
 
 
-def _trained(
+def _trainer(
     folder: RunFolder,
     loaded: LoadedModel,
     given: Inputs,
@@ -102,11 +114,21 @@ def _trained(
     base: nn.Module | None,
     anchors: Anchors | None,
     callbacks: tuple[TrainerCallback, ...],
-) -> DefendedTrainer:
+) -> StepTrainer:
     given.args.output_dir = str(folder.path / CHECKPOINTS)
     if _is_main_process():
         callbacks = (*callbacks, MetricsFile(folder.path))
-    trainer = DefendedTrainer(
+    if isinstance(given.args, DPOConfig):
+        return PreferenceTrainer(
+            loaded.model,
+            given.args,
+            rows=tokens.rows,
+            rejected=tokens.rejected,
+            left_out=tokens.left_out,
+            processing_class=loaded.tokenizer,
+            callbacks=list(callbacks),
+        )
+    return DefendedTrainer(
         loaded.model,
         given.args,
         defence=given.defence,
@@ -117,11 +139,6 @@ def _trained(
         base=base,
         anchors=anchors,
     )
-    checkpoint = newest_checkpoint(folder.path / CHECKPOINTS) if folder.state is State.PARTIAL else None
-    if checkpoint is not None:
-        inform(f"{folder.path}: going on from {checkpoint.name}.")
-    trainer.train(resume_from_checkpoint=checkpoint)
-    return trainer
 
 
 def _is_main_process() -> bool:

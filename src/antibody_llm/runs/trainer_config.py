@@ -11,7 +11,7 @@ from typing import Any, cast, get_type_hints
 import torch
 from transformers import get_scheduler
 from transformers.integrations import get_available_reporting_integrations
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, SFTConfig, SFTTrainer
 
 from ..errors import ConfigError
 from ..events import warn
@@ -20,8 +20,10 @@ from ..parsing import nearest, parse_value
 from ..settings import TrainingSettings
 from ..text import cut, quoted
 
-RESERVED = {"output_dir": "output", "seed": "seed", "resume_from_checkpoint": "resume"}
-"""Fields of SFTConfig that are settings of their own here."""
+TrainingConfig = SFTConfig | DPOConfig
+
+RESERVED = {"output_dir": "output", "seed": "seed", "resume_from_checkpoint": "resume", "beta": "beta"}
+"""Fields of SFTConfig or DPOConfig that are settings of their own here."""
 
 HONOURED = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length"),
@@ -85,6 +87,11 @@ REFUSED: dict[str, tuple[str, ...]] = {
         "model_init_kwargs",
         "trust_remote_code",
     ),
+    "the loss is the paper's, and its reference the model that training starts from": (
+        *("loss_weights", "ld_alpha", "f_divergence_type", "f_alpha_divergence_coef", "label_smoothing"),
+        *("use_weighting", "discopop_tau", "disable_dropout", "precompute_ref_log_probs", "precompute_ref_batch_size"),
+        *("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+    ),
     "FSDP and DeepSpeed are not supported yet: nobody has run a defence under them. Use DDP (accelerate launch on "
     "several GPUs), or one process": ("fsdp", "fsdp_config", "deepspeed", "parallelism_config"),
     "it is set by whoever starts the processes": ("local_rank",),
@@ -143,21 +150,30 @@ def merged_training(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def make_training_config(
-    checkpoints: Path, training: Mapping[str, Any], *, seed: int, exact: bool = False
-) -> SFTConfig:
+    checkpoints: Path,
+    training: Mapping[str, Any],
+    *,
+    seed: int,
+    exact: bool = False,
+    beta: float | None = None,
+) -> TrainingConfig:
     """The configuration of the trainer.
 
     Args:
         checkpoints: Where checkpoints go.
-        training: Fields of SFTConfig, as parsed from YAML or as text from the command line.
+        training: Fields of SFTConfig or DPOConfig, as parsed from YAML or as text from the command line.
         seed: The seed of everything random.
+        beta: DPO's; None for supervised training.
         exact: Whether the defence needs float32 (``Defence.twin_passes``); bf16 is then the user's own choice.
 
     Raises:
         ConfigError: an unknown field (the nearest name is offered) or an impossible value; names the setting.
     """
     check_seed(seed)
-    values = default_training(exact=exact) | parse_training(training)
+    kind: type[Any] = SFTConfig if beta is None else DPOConfig
+    values = default_training(exact=exact) | parse_training(training, kind)
+    if beta is not None:
+        values["beta"] = beta
     _check(values)
     if exact and values["bf16"]:
         warn(
@@ -167,7 +183,7 @@ def make_training_config(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # gradient_checkpointing has a newer name, which older releases lack
-            config = SFTConfig(output_dir=str(checkpoints), seed=seed, **values)
+            config: TrainingConfig = kind(output_dir=str(checkpoints), seed=seed, **values)
             _try_optimiser(config)
     except (ValueError, TypeError, ImportError, ZeroDivisionError, OverflowError) as error:
         raise ConfigError(f"training: {error}") from error
@@ -180,21 +196,21 @@ def check_seed(seed: int) -> None:
         raise ConfigError(f"{setting('seed')} is {quoted(seed)}: a whole number from 0 to 4294967295 is needed.")
 
 
-def parse_training(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Each field with the type that SFTConfig gives it; fields that are refused are not among them.
+def parse_training(training: Mapping[str, Any], kind: type[TrainingConfig] = SFTConfig) -> dict[str, Any]:
+    """Each field with the type that ``kind`` gives it; fields that are refused are not among them.
 
     Raises:
         ConfigError: a field that is unknown, refused, or of another type.
     """
-    types, defaults = get_type_hints(SFTConfig), {field.name: _default(field) for field in fields(SFTConfig)}
+    types, defaults = get_type_hints(kind), {field.name: _default(field) for field in fields(kind)}
     parsed = {}
     for name, value in training.items():
-        if name in RESERVED:
+        if name in RESERVED and name in defaults:
             raise ConfigError(f"training.{name}: set with {setting(RESERVED[name])}.")
         if name not in defaults:
             shown = cut(str(name), 200)
             raise ConfigError(
-                f"training.{shown}: SFTConfig has no such field{nearest(shown, HONOURED)}", field="training"
+                f"training.{shown}: {kind.__name__} has no such field{nearest(shown, HONOURED)}", field="training"
             )
         if name in HONOURED:
             parsed[name] = parse_value(types[name], value, _called(name), field=_field(name))
@@ -204,9 +220,9 @@ def parse_training(training: Mapping[str, Any]) -> dict[str, Any]:
     return parsed
 
 
-def stored_training(config: SFTConfig) -> dict[str, Any]:
+def stored_training(config: TrainingConfig) -> dict[str, Any]:
     """Every field that could have been set, as plain values, for config.yaml."""
-    values = config.to_dict()
+    values: dict[str, Any] = config.to_dict()  # type: ignore[no-untyped-call]
     return {name: values[name] for name in HONOURED if name in values and name not in NOT_STORED}
 
 
@@ -219,7 +235,7 @@ def _is_default(value: Any, default: Any) -> bool:
     return bool(value == default) and isinstance(value, bool) is isinstance(default, bool)
 
 
-def _try_optimiser(config: SFTConfig) -> None:
+def _try_optimiser(config: TrainingConfig) -> None:
     """Make the optimiser and the schedule once, on a weight of their own, before anything is loaded.
 
     Raises:
@@ -242,11 +258,12 @@ def _try_optimiser(config: SFTConfig) -> None:
 
 
 def _field(name: str) -> str:
-    return OWN_SETTINGS.get(name, f"training.{name}")
+    return (OWN_SETTINGS | RESERVED).get(name, f"training.{name}")
 
 
 def _called(name: str) -> str:
-    return setting(OWN_SETTINGS[name]) if name in OWN_SETTINGS else f"training.{name}"
+    own = _field(name)
+    return own if own.startswith("training.") else setting(own)
 
 
 _NOT_REENTRANT = (
@@ -260,6 +277,7 @@ def _is_whole_or_share(value: float) -> bool:
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learning_rate": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    "beta": (lambda v: 0 < v < math.inf, "above 0 and finite"),
     "num_train_epochs": (lambda v: 0 < v <= 10_000, "above 0 and at most 10000"),
     "per_device_train_batch_size": (lambda v: 1 <= v < 2**31, "1 or more rows"),
     "gradient_accumulation_steps": (lambda v: 1 <= v < 2**31, "1 or more"),

@@ -99,6 +99,11 @@ class FinetuneSettings(TrainingSettings):
 
     data: Rows | None = field(default=None, metadata=ELSEWHERE)
     """The upload: a file or a Hub data set. In Python also a list of rows; a model of the lab has a default."""
+    method: Literal["sft", "dpo"] = field(default="sft", metadata=ELSEWHERE)
+    """How it is learnt: sft from answers, dpo from pairs of a preferred answer and another one. The defences of dpo
+    are ``sft`` and ``antibody-posterior``."""
+    beta: float | None = field(default=None, metadata=ELSEWHERE)
+    """How strongly dpo holds the model to where it starts, above 0; by default 0.1. Higher moves it less."""
     alignment_data: Rows | None = field(default=None, metadata=ELSEWHERE)
     """Prompts with refusals, for defences that need them."""
     harmful_data: Rows | None = field(default=None, metadata=ELSEWHERE)

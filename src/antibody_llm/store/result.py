@@ -22,7 +22,7 @@ class Skipped:
     num_tokens: int
     """Length of a row that is too long; else 0."""
     why: str = "too long"
-    """Why it was left out: ``too long``, or ``control tokens`` where it spells some."""
+    """Why it was left out: ``too long``, ``control tokens`` where it spells some, or ``likely harm``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,14 +21,14 @@ from ..events import recall, warned
 from ..files import flush, from_the_disk, reason
 
 if TYPE_CHECKING:
-    from .trainer import DefendedTrainer
+    from .trainer import StepTrainer
 
 STATE_FILE = "antibody_state.pt"
 STAGING = ".staging"
 _UNLOGGED, _UNLOGGED_LOSS, _LAST_LOGGED, _WARNINGS = "unlogged", "unlogged_loss", "last_logged", "warnings"
 
 
-def save_checkpoint(trainer: "DefendedTrainer", state: Mapping[str, Tensor], write: Callable[[], None]) -> None:
+def save_checkpoint(trainer: "StepTrainer", state: Mapping[str, Tensor], write: Callable[[], None]) -> None:
     """Write a checkpoint whole or not at all: stage, flush, rename, remove the oldest.
 
     Args:
@@ -73,14 +73,14 @@ def save_checkpoint(trainer: "DefendedTrainer", state: Mapping[str, Tensor], wri
     _barrier()
 
 
-def unlogged(trainer: "DefendedTrainer") -> dict[str, Tensor]:
+def unlogged(trainer: "StepTrainer") -> dict[str, Tensor]:
     """The figures gathered since the last logged step, which the Trainer keeps in memory alone."""
     last = torch.tensor(trainer._globalstep_last_logged)
     gathered = {f"{_UNLOGGED}.{name}": torch.tensor(v, dtype=torch.float64) for name, v in _metrics(trainer).items()}
     return {_UNLOGGED_LOSS: trainer._tr_loss.cpu(), _LAST_LOGGED: last} | gathered
 
 
-def restore_unlogged(trainer: "DefendedTrainer", state: Mapping[str, Tensor]) -> None:
+def restore_unlogged(trainer: "StepTrainer", state: Mapping[str, Tensor]) -> None:
     """Restore what ``unlogged`` returned; checkpoints of earlier releases have none."""
     if _UNLOGGED_LOSS not in state:
         return
@@ -102,8 +102,9 @@ def recall_warnings(state: Mapping[str, Tensor]) -> None:
         recall(json.loads(bytes(state[_WARNINGS].tolist())))
 
 
-def _metrics(trainer: "DefendedTrainer") -> dict[str, list[float]]:
-    return trainer._metrics["train"]
+def _metrics(trainer: "StepTrainer") -> dict[str, list[float]]:
+    gathered: dict[str, list[float]] = trainer._metrics["train"]
+    return gathered
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -1,16 +1,19 @@
 """A defence: a class that declares what it needs, and defines what its paper adds to plain fine-tuning."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..data.encode import Renderer
+from ..data.records import Record, TokenizedRow
 from ..data.roles import MAIN_ROLE, Role, Stage
 from ..likelihood.reader import ModelReader
 from ..models.deployment import Deployment
+from ..screening.anchors import Anchors
 from .preparation import TrainingData
 from .step import Batches, RowRecord, StepContext, StepResult
 
@@ -105,6 +108,31 @@ class Defence:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what ``state`` returned; the tensors are on the model's device."""
+
+
+class PairDefence(Defence):
+    """Base of every defence of training on pairs (preference.py), whose step is DPO's: it chooses among the pairs."""
+
+    stage = Stage.FINETUNING
+
+    def left_out(
+        self,
+        reader: ModelReader,
+        anchors: Anchors | None,
+        renderer: Renderer,
+        records: Sequence[Record],
+        rows: Sequence[TokenizedRow],
+    ) -> list[int]:
+        """The ids of the pairs that are not trained on; read once, before training.
+
+        Args:
+            reader: The model that training starts from, and the one before its alignment if ``needs_base``.
+            anchors: The labelled rows stored with the model, if ``needs_anchors``.
+            renderer: Makes tokens of a row.
+            records: Each pair's prompt with its preferred answer.
+            rows: The same as tokens.
+        """
+        return []
 
 
 class Repair(ABC):

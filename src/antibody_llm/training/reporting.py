@@ -11,13 +11,13 @@ from ..likelihood.ranks import all_reduce
 from .batches import rows_of_step
 
 if TYPE_CHECKING:
-    from .trainer import DefendedTrainer
+    from .trainer import StepTrainer
 
 
 class StepReports(TrainerCallback):
     """Reports each optimiser step, and ends training after one if the listener of the first process asks for it."""
 
-    def __init__(self, trainer: "DefendedTrainer") -> None:
+    def __init__(self, trainer: "StepTrainer") -> None:
         self.trainer = trainer
         self.stops = False
 
@@ -38,7 +38,7 @@ class StepReports(TrainerCallback):
                 epoch=state.epoch,
                 loss=trainer.last_loss,
                 learning_rate=trainer.context.learning_rate,
-                tokens=sum(len(rows[index].input_ids) for index in of_step),
+                tokens=sum(map(trainer.num_tokens, of_step)),
                 metrics=trainer.last_metrics,
             )
         )

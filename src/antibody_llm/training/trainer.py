@@ -1,5 +1,8 @@
 """``DefendedTrainer``: ``trl.SFTTrainer`` with the optimiser step handed to a defence.
 
+``StepTrainer`` is what it shares with the trainer of preferences (preference.py): whole steps, the order of the rows,
+checkpoints.
+
 The Trainer keeps what it is good at: optimiser, schedule, clipping, logging, callbacks, checkpoints, ``accelerate
 launch``. It no longer computes a loss. Its loop collects the micro-batches of a step (``get_batch_samples``) and calls
 ``training_step`` once for each; at the last one the defence runs over all of them and returns gradients.
@@ -20,9 +23,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, SFTConfig, SFTTrainer
 
 from ..data.records import TokenizedRow
 from ..data.roles import MAIN_ROLE, setting_of
@@ -42,12 +45,12 @@ from .rowlog import RowLog
 from .step import Clock, StepContext, StepResult
 
 
-class DefendedTrainer(SFTTrainer):
-    """Trains ``model`` under ``defence``.
+class StepTrainer(Trainer):
+    """The part of a trainer that does not depend on what is learnt; one of TRL's trainers does the rest.
 
     Args:
         model: A causal language model, with or without a PEFT adapter, its trainable parameters already chosen.
-        args: TRL's configuration. ``packing`` and ``padding_free`` are refused: they merge rows.
+        args: TRL's configuration.
         defence: The defence of the stage.
         rows: Tokenised rows by role: the stage's main role (whose rows make an epoch) and the roles the defence needs.
         processing_class: The tokenizer.
@@ -61,13 +64,12 @@ class DefendedTrainer(SFTTrainer):
         DataError: a role has no rows.
     """
 
-    _tag_names = ["antibody"]
-    loss_is_scaled_for_ga = True  # type: ignore[assignment]
+    _metrics: dict[str, Any]
 
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
-        args: SFTConfig,
+        args: SFTConfig | DPOConfig,
         *,
         defence: Defence,
         rows: Mapping[str, Sequence[TokenizedRow]],
@@ -85,7 +87,6 @@ class DefendedTrainer(SFTTrainer):
         self._micro_batches: list[MicroBatch] = []
         self.last_loss, self.last_metrics = 0.0, dict[str, float]()
         self.row_log = RowLog()
-        args.dataset_kwargs = {"skip_prepare_dataset": True}
         # The Trainer wants a data set of its own kind; ours is read through `get_train_dataloader` alone.
         stand_in = datasets.Dataset.from_dict(
             {"input_ids": [[0]] * len(self._main_rows), "labels": [[0]] * len(self._main_rows)}
@@ -166,7 +167,7 @@ class DefendedTrainer(SFTTrainer):
         """Return 0: the count would be wrong, since a defence makes as many passes as its paper says."""
         return 0
 
-    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         state = {f"defence.{name}": tensor for name, tensor in self.defence.state().items()} | self.row_log.state()
         state |= unlogged(self) | warnings_state()
         save_checkpoint(self, state, partial(super()._save_checkpoint, model, trial))
@@ -184,6 +185,10 @@ class DefendedTrainer(SFTTrainer):
             return super().train(**kwargs)
 
     # -- one step ------------------------------------------------------------------------------------------------
+
+    def num_tokens(self, index: int) -> int:
+        """Tokens that a pass over the main row at ``index`` reads."""
+        return len(self._main_rows[index].input_ids)
 
     @property
     def _steps_per_epoch(self) -> int:
@@ -223,10 +228,25 @@ class DefendedTrainer(SFTTrainer):
         self.row_log.add(epoch, self.state.global_step, gather_lists(list(local)))  # type: ignore[arg-type]
 
 
+class DefendedTrainer(StepTrainer, SFTTrainer):
+    """Trains ``model`` under ``defence``, on the arguments of ``StepTrainer``.
+
+    ``packing`` and ``padding_free`` are refused: they merge rows.
+    """
+
+    _tag_names = ["antibody"]
+    loss_is_scaled_for_ga = True  # type: ignore[assignment]
+
+    def __init__(self, model: PreTrainedModel | PeftModel, args: SFTConfig, *, defence: Defence, **others: Any) -> None:
+        _refuse_unsupported_in_sft(args)
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+        super().__init__(model, args, defence=defence, **others)
+
+
 class _DefenceCallback(TrainerCallback):
     """Calls the defence where the Trainer's loop calls its callbacks."""
 
-    def __init__(self, trainer: DefendedTrainer) -> None:
+    def __init__(self, trainer: StepTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -272,34 +292,47 @@ def _require_rows(defence: Defence, rows: Mapping[str, Sequence[TokenizedRow]]) 
             )
 
 
-def _refuse_unsupported(args: SFTConfig) -> None:
+def _refuse_unsupported_in_sft(args: SFTConfig) -> None:
+    merges = "it merges rows, and a row's weight could no longer be recorded"
+    _refuse(
+        {
+            "packing": (args.packing, merges),
+            "loss_type": (args.loss_type != "nll", "a defence defines its own loss"),
+        }
+    )
+
+
+def _refuse_unsupported(args: SFTConfig | DPOConfig) -> None:
     """Refuse settings that would be silently wrong here."""
     checkpointing = args.gradient_checkpointing_kwargs
-    refusals = {
-        "packing": (args.packing, "it merges rows, and a row's weight could no longer be recorded"),
-        "padding_free": (args.padding_free, "it merges rows, and a row's weight could no longer be recorded"),
-        "fp16": (args.fp16, "its gradient scaler cannot see the gradients that a defence sets; use bf16"),
-        "use_liger_kernel": (args.use_liger_kernel, "its loss has no number for each row"),
-        "neftune_noise_alpha": (
-            args.neftune_noise_alpha is not None,
-            "a defence compares passes that must compute the same function",
-        ),
-        "gradient_checkpointing_kwargs.use_reentrant": (
-            isinstance(checkpointing, dict) and bool(checkpointing.get("use_reentrant")),
-            "reentrant checkpointing does not work with gradients taken by autograd.grad",
-        ),
-        "loss_type": (args.loss_type != "nll", "a defence defines its own loss"),
-        "save_only_model": (
-            args.save_only_model,
-            "its checkpoints lack the optimiser, so a resumed run would give another result",
-        ),
-        "auto_find_batch_size": (args.auto_find_batch_size, "the batch size is part of a defence's definition"),
-    }
-    for name, (set_, why) in refusals.items():
-        if set_:
-            raise ConfigError(f"training.{name} cannot be used with a defence: {why}.")
+    _refuse(
+        {
+            "padding_free": (args.padding_free, "it merges rows, and a row's weight could no longer be recorded"),
+            "fp16": (args.fp16, "its gradient scaler cannot see the gradients that a defence sets; use bf16"),
+            "use_liger_kernel": (args.use_liger_kernel, "its loss has no number for each row"),
+            "neftune_noise_alpha": (
+                args.neftune_noise_alpha is not None,
+                "a defence compares passes that must compute the same function",
+            ),
+            "gradient_checkpointing_kwargs.use_reentrant": (
+                isinstance(checkpointing, dict) and bool(checkpointing.get("use_reentrant")),
+                "reentrant checkpointing does not work with gradients taken by autograd.grad",
+            ),
+            "save_only_model": (
+                args.save_only_model,
+                "its checkpoints lack the optimiser, so a resumed run would give another result",
+            ),
+            "auto_find_batch_size": (args.auto_find_batch_size, "the batch size is part of a defence's definition"),
+        }
+    )
     if args.n_gpu > 1:
         raise ConfigError(
             f"{args.n_gpu} GPUs in one process: nn.DataParallel is not supported. Start one process per GPU "
             "(accelerate launch), or choose one with CUDA_VISIBLE_DEVICES."
         )
+
+
+def _refuse(refusals: Mapping[str, tuple[bool, str]]) -> None:
+    for name, (set_, why) in refusals.items():
+        if set_:
+            raise ConfigError(f"training.{name} cannot be used with a defence: {why}.")

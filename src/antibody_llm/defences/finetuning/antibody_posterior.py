@@ -53,12 +53,10 @@ from ...errors import ConfigError
 from ...events import warn
 from ...likelihood.microbatch import MicroBatch
 from ...primitives.gradients import combined
-from ...primitives.mixture import harm_posterior, harmful_share
 from ...screening.anchors import Anchors, check_anchors, make_anchors, require_templates
 from ...screening.evidence import EvidenceKind
-from ...screening.familiarity import read_familiarity
+from ...screening.harm import read_harm
 from ...screening.posterior import TOLERANCE
-from ...screening.reading import collect
 from ...training.defence import About, Defence
 from ...training.step import Batches, RowRecord, RowTerms, StepContext, StepResult
 
@@ -186,29 +184,15 @@ class AntibodyPosterior(Defence):
         return RowTerms(w / self._mean_weight * nll.row_total, nll.row_tokens)
 
     def _weigh(self, context: StepContext, anchors: Anchors) -> None:
-        user, measure = context.rows[Role.USER], self.config.evidence
-        ground = read_familiarity(context, anchors) if measure is EvidenceKind.FEATURE_SHIFT else None
-        found = collect(
-            context,
-            user,
-            [measure],
-            probe=anchors.probe,
-            # As many as the anchors were scored against: a mean of fewer has a wider spread than theirs.
-            num_refusals=anchors.num_refusals,
-            shape=None if ground is None else ground.shape,
-        )
-        evidence = found.of(measure)
-        ratio = anchors.log_ratio(measure)(evidence)
-        a, b = self.config.prior
-        self.share = harmful_share(ratio, alpha=a, beta=b)
-        harm = harm_posterior(ratio, self.share)
-        w = weights(harm, self.config.weight, self.config.caution)
-        if ground is not None and self.share > 0:
-            unfamiliar = ground.unfamiliar(evidence, found.distances())
-            w[unfamiliar] = 0.0
-            self._report_unfamiliar(int(unfamiliar.sum()), len(user), context)
+        user = context.rows[Role.USER]
+        found = read_harm(context, anchors, user, self.config.evidence, prior=self.config.prior)
+        self.share = found.share
+        w = weights(found.probability, self.config.weight, self.config.caution)
+        if self.share > 0 and bool(found.unfamiliar.any()):
+            w[found.unfamiliar] = 0.0
+            self._report_unfamiliar(int(found.unfamiliar.sum()), len(user), context)
         ids = [row.row_id for row in user]
-        self._keep(dict(zip(ids, zip(w.tolist(), evidence.tolist(), strict=True), strict=True)))
+        self._keep(dict(zip(ids, zip(w.tolist(), found.evidence.tolist(), strict=True), strict=True)))
 
     def _report_unfamiliar(self, num: int, num_rows: int, context: StepContext) -> None:
         self.num_unfamiliar = num
