@@ -37,16 +37,6 @@ def test_the_deprecated_hyperparameters_are_those_of_the_method(client, rows):
     assert job.hyperparameters.n_epochs == job.method.supervised.hyperparameters.n_epochs == 4
 
 
-def test_preferences_are_refused_for_want_of_a_trainer_and_no_job_is_made(client, rows):
-    pairs = upload(client, dpo_rows()).id
-    before = [job.id for job in client.fine_tuning.jobs.list()]
-    for method in ({"type": "dpo"}, {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2}}}):
-        with pytest.raises(openai.BadRequestError, match=r"no trainer for preferences \(DPO\) yet") as refused:
-            client.fine_tuning.jobs.create(model="lab", training_file=pairs, method=method)
-        assert (refused.value.code, refused.value.param) == ("unsupported_method", "method.type")
-    assert [job.id for job in client.fine_tuning.jobs.list()] == before
-
-
 def test_rows_of_preferences_are_no_rows_of_a_supervised_job(client):
     pairs = upload(client, dpo_rows()).id
     with pytest.raises(openai.BadRequestError, match="rows for method 'dpo'") as refused:

@@ -19,8 +19,8 @@ from ..text import quoted
 from .errors import ApiError
 
 KINDS: dict[str, Any] = {"float": float, "int": int, "bool": bool, "str": str}
-DPO_DEFENCES = ("sft",)
-"""Defences that preference training has; another one is refused there, never ignored."""
+DPO_DEFENCES = ("sft", "antibody-posterior")
+"""Defences that preference training has, none with an option; another one is refused there, never ignored."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,14 @@ class Defences:
         if name not in names:
             known = name in self.options
             why = f"not offered for method {method}" if known else "no such defence"
+            there = ", ".join(names) or "none"
             raise ApiError(
                 400,
-                f"defence {quoted(name)}: {why}{'.' if known else nearest(name, names)} Defences: {', '.join(names)}.",
+                f"defence {quoted(name)}: {why}{'.' if known else nearest(name, names)} Defences: {there}.",
                 code="unknown_defence",
                 param="defence.name",
             )
-        fields = self.options[name]
+        fields = {} if method == "dpo" else self.options[name]
         for option, value in options.items():
             where = f"defence.options.{option}"
             if option not in fields:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from .auth import Principal
-from .bodies import MAX_SEED, GateChoice, Hyperparameters, JobCreate
+from .bodies import MAX_SEED, DpoHyperparameters, GateChoice, Hyperparameters, JobCreate
 from .context import Context
 from .database.tables import Creation, File, Job, JobLabel
 from .errors import ApiError
@@ -26,7 +26,6 @@ REPEAT_SECONDS = 900
 UNMARKED_SECONDS = 60
 """A request of another client does not say whether it is a repetition, and gets the job within so many seconds."""
 NOT_TRAINED = {
-    "dpo": "this server has no trainer for preferences (DPO) yet, and no defence here has been measured under it.",
     "reinforcement": "a reward can be raised by harm that no row shows, and no defence here has been measured against "
     "it.",
 }
@@ -125,7 +124,7 @@ def _method(body: JobCreate) -> tuple[str, dict[str, Any]]:
     """The method and its hyperparameters, from ``method`` or from the deprecated field beside it."""
     kind = "supervised" if body.method is None else body.method.type
     if kind in NOT_TRAINED:
-        message = f"method.type '{kind}' is not supported: {NOT_TRAINED[kind]} Use 'supervised'."
+        message = f"method.type '{kind}' is not supported: {NOT_TRAINED[kind]} Use 'supervised' or 'dpo'."
         raise ApiError(400, message, code="unsupported_method", param="method.type")
     for other in ("supervised", "dpo", "reinforcement"):
         if other != kind and body.method is not None and getattr(body.method, other) is not None:
@@ -144,7 +143,15 @@ def _method(body: JobCreate) -> tuple[str, dict[str, Any]]:
             code="invalid_value",
             param="hyperparameters",
         )
-    return kind, (given or body.hyperparameters or Hyperparameters()).asked()
+    if kind == "dpo" and body.hyperparameters is not None:
+        raise ApiError(
+            400,
+            "hyperparameters are those of the supervised method. Give method.dpo.hyperparameters.",
+            code="invalid_value",
+            param="hyperparameters",
+        )
+    default = DpoHyperparameters() if kind == "dpo" else Hyperparameters()
+    return kind, (given or body.hyperparameters or default).asked()
 
 
 def _rows(
@@ -167,7 +174,9 @@ def _rows(
             400, f"{row.id} is still being checked. Wait until its status is 'processed'.", code=code, param=param
         )
     if found.get("method") != method:
-        message = f"{row.id} holds rows for method '{found.get('method')}', and this job's method is '{method}'."
+        held = found.get("method")
+        message = f"{row.id} holds rows for method '{held}', and this job's method is '{method}'. Set method.type to "
+        message += f"'{held}', or give a file with rows for '{method}'."
         raise ApiError(400, message, code=code, param=param)
     if found.get("num_rows", 0) < least:
         raise ApiError(
@@ -214,7 +223,8 @@ def _defence(context: Context, body: JobCreate, method: str) -> dict[str, Any]:
     if body.defence is not None:
         name, options = body.defence.name, body.defence.options
     else:
-        name, options = policy.name, dict(policy.options)
+        # The operator's options weigh the rows of supervised training; a choice among pairs has none.
+        name, options = policy.name, {} if method == "dpo" else dict(policy.options)
     allowed = policy.allowed and (*policy.allowed, policy.name)
     context.defences.check(name, options, method=method, allowed=allowed)
     return {"name": name, "options": options}

@@ -46,8 +46,8 @@ def _measure(work: ClaimedWork, prefixes: dict[str, str], base_measures: dict[st
     for name, prefix in prefixes.items():
         folder = work.blobs.fetch_folder(prefix, work.folder / "models" / name)
         models.append({"name": name, **work.loaded_from(folder)})
-    if work.job.validation_file is not None:
-        test = str(work.fetched([work.job.validation_file], "validation.jsonl"))
+    if (validation := _measured_on(work)) is not None:
+        test = str(work.fetched([validation], "validation.jsonl"))
         models = [model if model["name"] == BASE else model | {"test_data": test} for model in models]
     gate = work.settings.gate
     arguments = {
@@ -69,6 +69,11 @@ def _measure(work: ClaimedWork, prefixes: dict[str, str], base_measures: dict[st
     return {name: _measured(work, found.get(name)) for name in (BASE, *prefixes)}
 
 
+def _measured_on(work: ClaimedWork) -> str | None:
+    """The file that accuracy is measured on; None for pairs, which have no exact answer."""
+    return work.job.validation_file if work.job.method == "supervised" else None
+
+
 def _measured(work: ClaimedWork, found: Event | None) -> Measured:
     if found is None or "failure" in found:
         failure = "the evaluation did not come to its end." if found is None else str(found["failure"])
@@ -84,7 +89,7 @@ def _decided(work: ClaimedWork, measured: Measured, base: Measured) -> GateDecis
         base,
         base_name=work.job.base,
         thresholds=GateThresholds(**work.job.gate),
-        validated=work.job.validation_file is not None,
+        validated=_measured_on(work) is not None,
     )
 
 

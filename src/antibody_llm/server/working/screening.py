@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from ...data.preferences import is_preference, preferred_row
 from .job import ClaimedWork, JobFailed
 
 MOST_ROWS = 1000
@@ -19,14 +21,10 @@ def screen(work: ClaimedWork) -> None:
     Raises:
         JobFailed: the upload cannot be read, or the operator refuses as much harm as it holds.
     """
-    if work.job.method != "supervised":
-        reason = f"Rows of method {work.job.method} are not screened."
-        work.queue.screened(work.claimed, safety={"screening": {"status": "skipped", "reason": reason}})
-        return
     policy = work.settings.screening
     earlier = [job.training_file for job in work.queue.chain(work.claimed)]
     # The job's own rows first, so that they keep their lines.
-    data = work.fetched([work.job.training_file, *earlier], "training.jsonl")
+    data = with_preferred_answers(work.fetched([work.job.training_file, *earlier], "training.jsonl"))
     arguments = {"data": str(data), "model": work.model, "output": str(work.folder / "screened")}
     if work.offered.base:
         arguments["base"] = work.offered.base
@@ -52,6 +50,24 @@ def screen(work: ClaimedWork) -> None:
         told = {"safety": {"screening": report}, "private": {"rows": rows}}
         raise JobFailed("screening_refused", message, "training_file", **told)
     work.queue.screened(work.claimed, safety={"screening": report}, private={"rows": rows})
+
+
+def with_preferred_answers(path: Path) -> Path:
+    """A file of rows in which every pair of preferences is a row with the preferred answer, each in its line.
+
+    Without a pair, the file itself.
+    """
+    made, found = path.with_name(f"preferred-{path.name}"), False
+    with path.open("rb") as source, made.open("wb") as target:
+        for line in source:
+            row: Any = json.loads(line) if line.strip() else None
+            if is_preference(row):
+                found, line = True, json.dumps(preferred_row(row), ensure_ascii=False).encode() + b"\n"
+            target.write(line)
+    if not found:
+        made.unlink()
+        return path
+    return made.replace(path)
 
 
 def _report(work: ClaimedWork, found: Mapping[str, Any], *, chained: bool) -> dict[str, Any]:

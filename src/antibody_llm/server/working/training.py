@@ -10,13 +10,18 @@ from typing import Any
 
 import yaml
 
+from ...text import counted
 from ..verbs import servable
-from .job import ClaimedWork, Event, JobFailed
+from .job import ClaimedWork, Event
 
 EVENT_SECONDS = 1.0
 """Least time between two events of a step; the result file has what happened in between."""
 HERE = "<the job's folder>"
 """Replaces a claim's folder in what is stored of a run: the next claim has another one."""
+LIKELY_HARM = "likely harm"
+"""Why a defence leaves out a row, in ``store.result.Skipped``."""
+PAIRS_RIGHT = "rewards/accuracies"
+"""DPO's metric of a step: the share of its pairs whose preferred answer has gained more than the other."""
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
 """Columns of the result file, as the hosted API has them; a cell is empty where nothing was measured."""
 
@@ -27,13 +32,14 @@ def train(work: ClaimedWork) -> None:
     Raises:
         JobFailed: it cannot be trained.
     """
-    if work.job.method != "supervised":
-        message = f"Jobs of method {work.job.method} are not run by this worker. Use 'supervised'."
-        raise JobFailed("unsupported_method", message, "method")
+    if work.job.method == "dpo" and work.job.validation_file is not None:
+        told = "The pairs of the validation file are not measured: accuracy counts exact answers, and a pair has none."
+        work.event(told, level="warn", key="validation")
     data = work.fetched([work.job.training_file], "training.jsonl")
     _restore(work)
     start = work.start()
     arguments = {
+        "method": work.job.method,
         "model": start.model,
         "adapter": start.adapter,
         "base": work.offered.base or None,
@@ -46,12 +52,7 @@ def train(work: ClaimedWork) -> None:
     }
     listener = _Listener(work)
     result = work.run("train", arguments, listener)
-    if skipped := result["skipped"]:
-        lines = ", ".join(str(row["line"]) for row in skipped[:20]) + (", ..." if len(skipped) > 20 else "")
-        told = (
-            f"{len(skipped)} rows were left out, for example because they are longer than the context: lines {lines}."
-        )
-        work.event(told, level="warn", key="skipped")
+    _tell_skipped(work, result["skipped"])
     folder = Path(result["model"])
     for step in work.private.get("steps", ()):
         row = work.queue.model(work.job.model_name(step))
@@ -68,6 +69,16 @@ def train(work: ClaimedWork) -> None:
     work.keep(trained=trained)
 
 
+def _tell_skipped(work: ClaimedWork, skipped: list[dict[str, Any]]) -> None:
+    """An event for each reason why rows were left out. Which rows are likely harm is screening's to show, or not."""
+    for why in dict.fromkeys(row["why"] for row in skipped):
+        of_kind = [row["line"] for row in skipped if row["why"] == why]
+        told = f"{counted(len(of_kind), 'row was', 'rows were')} left out ({why})"
+        if why != LIKELY_HARM or work.settings.screening.row_report != "none":
+            told += f": lines {', '.join(map(str, of_kind[:20]))}" + (", ..." if len(of_kind) > 20 else "")
+        work.event(f"{told}.", level="warn", key=f"skipped-{why}")
+
+
 def step_metrics(metrics: str) -> bytes:
     """The result file of metrics.jsonl."""
     text = io.StringIO()
@@ -75,7 +86,8 @@ def step_metrics(metrics: str) -> bytes:
     writer.writeheader()
     for entry in map(json.loads, metrics.splitlines()):
         if "loss" in entry:
-            writer.writerow({"step": entry["step"], "train_loss": entry["loss"]})
+            accuracy = {"train_accuracy": entry[PAIRS_RIGHT]} if PAIRS_RIGHT in entry else {}
+            writer.writerow({"step": entry["step"], "train_loss": entry["loss"]} | accuracy)
     return text.getvalue().encode()
 
 
@@ -108,10 +120,11 @@ class _Listener:
         if now - self.last < EVENT_SECONDS and step < num_steps:
             return
         self.last = now
+        accuracy = {"train_accuracy": metrics[PAIRS_RIGHT]} if PAIRS_RIGHT in metrics else {}
         self.work.event(
             f"Step {step}/{num_steps}: training loss={self.loss:.4f}",
             kind="metrics",
-            data={"step": step, "total_steps": num_steps, "train_loss": self.loss},
+            data={"step": step, "total_steps": num_steps, "train_loss": self.loss} | accuracy,
             key=f"step-{step}",
         )
         if (done := step - self.first[0]) > 0:
