@@ -38,7 +38,7 @@ LAB_DPO: dict[str, dict[str, Any]] = {
     "lora": {"n_epochs": 4, "batch_size": 16, "learning_rate": 1e-3, "beta": 0.1},
     "full": {"n_epochs": 4, "batch_size": 16, "learning_rate": 2e-4, "beta": 0.1},
 }
-"""The same where the model is the lab's."""
+"""What ``auto`` means for preferences where the model is the lab's."""
 
 
 class Stop:

@@ -130,7 +130,7 @@ class PairDefence(Defence):
             anchors: The labelled rows stored with the model, if ``needs_anchors``.
             renderer: Makes tokens of a row.
             records: Each pair's prompt with its preferred answer.
-            rows: The same as tokens.
+            rows: Those records as tokens.
         """
         return []
 

@@ -59,7 +59,7 @@ class PreferenceTrainer(StepTrainer, DPOTrainer):
         model: See ``StepTrainer``, for this argument and those that are not listed here.
         args: TRL's configuration, with beta.
         rows: Each pair's prompt with its preferred answer, as role ``user``.
-        rejected: The same prompts with the other answers, in any order, by row id.
+        rejected: Each prompt with the other answer, in any order; the row id says which pair it is of.
         left_out: Ids of the upload's pairs that are not among ``rows``; every checkpoint has them.
     """
 

@@ -8,10 +8,10 @@ from torch.testing import assert_close
 from antibody_llm.data.records import Template
 from antibody_llm.data.roles import Role, Stage
 from antibody_llm.defences.catalogue import make_defence
-from antibody_llm.defences.finetuning import antibody_posterior as module
 from antibody_llm.defences.finetuning.antibody_posterior import Weight, weights
 from antibody_llm.errors import ConfigError, DataError, ModelError, TrainingError
 from antibody_llm.primitives.mixture import harmful_share
+from antibody_llm.screening import harm as module
 from antibody_llm.screening.anchors import make_anchors, write_anchors
 from antibody_llm.screening.evidence import EvidenceKind
 from antibody_llm.screening.reading import collect
