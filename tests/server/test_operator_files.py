@@ -8,6 +8,8 @@ import inspect
 import json
 import re
 import shlex
+import shutil
+import subprocess
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -20,7 +22,7 @@ from sqlalchemy import text
 
 from antibody_llm.cli.main import app
 from antibody_llm.models.adapters import add_lora
-from antibody_llm.server import serve
+from antibody_llm.server import beside, serve
 from antibody_llm.server.auth import first_key
 from antibody_llm.server.settings import GateSettings, OfferedModel, ServerSettings, load_settings
 from tests.server.running import DEFENCES
@@ -251,3 +253,46 @@ def test_the_unit_runs_a_command_that_parses_as_a_user_of_its_own_and_lets_jobs_
     assert service["User"] == "antibody"
     assert set(service["RestrictNamespaces"].split()) == {"user", "net"}  # stages.py
     assert service["KillMode"] == "mixed"  # beside.py ends the others itself
+
+
+def test_the_container_listens_lives_and_is_probed_where_the_compose_file_says(server):
+    port = str(ServerSettings().port)
+    (exposed,) = re.findall(r"^EXPOSE (\d+)$", IMAGE, re.MULTILINE)
+    (published,) = COMPOSE["services"]["server"]["ports"]
+    assert published.split(":")[-2:] == [port, exposed]
+    probe = COMPOSE["services"]["server"]["healthcheck"]["test"]
+    compile(probe[-1], "healthcheck", "exec")
+    (asked_port, path) = re.findall(r"http://127\.0\.0\.1:(\d+)(/\w+)'", probe[-1])[0]
+    assert asked_port == port
+    assert server.http.get(path, headers={"authorization": ""}).status_code == 200
+    (home,) = re.findall(r"--home-dir (\S+) ", IMAGE)
+    command = json.loads(re.findall(r"^CMD (.+)$", IMAGE, re.MULTILINE)[0])
+    assert f"VOLUME {home}" in IMAGE
+    assert f"WORKDIR {home}" in IMAGE
+    assert command[command.index("--home") + 1] == home
+    for name in ("server", "worker"):
+        service = COMPOSE["services"][name]
+        words = shlex.split(service["command"])
+        targets = dict(volume.split(":")[:2] for volume in service["volumes"])
+        assert targets["data"] == words[words.index("--home") + 1] == home
+        assert targets["./antibody.yaml"] == words[words.index("--config") + 1]
+    assert re.search(r"^USER antibody$", IMAGE, re.MULTILINE)
+
+
+def test_a_container_has_the_time_to_end_that_the_server_takes():
+    def seconds(text):
+        return float(text.removesuffix("min").removesuffix("m")) * 60
+
+    for given in (COMPOSE["services"]["server"]["stop_grace_period"], UNIT["Service"]["TimeoutStopSec"]):
+        assert seconds(given) > serve.GRACE_SECONDS + beside.GRACE
+
+
+def test_systemd_accepts_the_unit(tmp_path):
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd-analyze is not installed (Debian: apt install systemd)")
+    text = (DEPLOY / "antibody.service").read_text(encoding="utf-8").replace("/opt/antibody/bin/antibody", "/bin/true")
+    (tmp_path / "antibody.service").write_text(text)
+    done = subprocess.run([program, "verify", str(tmp_path / "antibody.service")], capture_output=True, text=True)
+    assert "antibody.service" not in done.stderr
+    assert done.returncode == 0
