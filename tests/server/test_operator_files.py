@@ -37,7 +37,20 @@ IMAGE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
 UNIT = configparser.ConfigParser(strict=False, interpolation=None)
 UNIT.optionxform = str
 UNIT.read(DEPLOY / "antibody.service")
-OTHERS = {"pip", "python", "ray", "export", "curl", "docker", "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"}
+OTHERS = {
+    "pip",
+    "python",
+    "ray",
+    "sqlite3",
+    "cp",
+    "pg_dump",
+    "createdb",
+    "pg_restore",
+    "export",
+    "curl",
+    "docker",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True",
+}
 """What the page's commands begin with, beside ours."""
 
 
