@@ -1,10 +1,12 @@
 """``antibody serve --check``."""
 
 import json
+import socket
 
 import pytest
 
 from antibody_llm.cli.main import run
+from antibody_llm.errors import ConfigError
 from antibody_llm.server import serve
 from antibody_llm.server.settings import GateSettings, OfferedModel, ServerSettings
 from tests.server.running import DEFENCES
@@ -99,6 +101,27 @@ def test_a_check_leaves_nothing_where_the_home_folder_is_to_be(tmp_path, capsys)
     code, _ = check(tmp_path, capsys, "models: [lab]\nhome: deep/home")
     assert code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["a.yaml"]
+
+
+def test_a_port_that_is_taken_is_said_before_a_key_is_shown_or_a_process_started(tmp_path, monkeypatch):
+    said = []
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = ServerSettings(home=tmp_path, models=(LAB,), port=taken.getsockname()[1])
+        with pytest.raises(ConfigError, match="Address already in use.*Name another port"):
+            serve.serve(settings, said.append)
+    assert said == []
+
+
+def test_a_second_server_in_the_same_folder_is_refused(tmp_path):
+    settings = ServerSettings(home=tmp_path, models=(LAB,), port=0)
+    with serve._alone(tmp_path), pytest.raises(ConfigError, match="another server runs in"):
+        serve.serve(settings, print)
+
+
+def test_a_home_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="home: .* cannot be used"):
+        serve.serve(ServerSettings(home=tmp_path / "file", models=(LAB,)), print)
 
 
 def test_fewer_workers_than_none_are_refused(tmp_path, capsys):

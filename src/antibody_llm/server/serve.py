@@ -3,10 +3,12 @@
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import uvicorn
 from ..errors import AntibodyError, ConfigError
 from ..evaluation.judges.own import is_own
 from ..evaluation.judges.registry import JUDGES
-from ..files import reason
+from ..files import reason, try_lock
 from ..parsing import nearest
 from .app import create_app, make_context
 from .auth import first_key
@@ -188,36 +190,76 @@ def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
     Raises:
         ConfigError: something keeps the server from starting; names all of it.
     """
+    with _alone(settings.home), _listening(settings) as listener:
+        say(f"starting; everything is kept in {settings.home}")
+        if found := problems(settings):
+            raise ConfigError(" ".join(found))
+        context = make_context(settings, moderator=make_moderator(settings))
+        try:
+            secret = first_key(context.database, settings.organization)
+            if secret is not None:
+                say(f"operator key (shown once): {secret}")
+            with processes(context) as routers:
+                app = create_app(context, routers=routers)
+                host = f"[{settings.host}]" if ":" in settings.host else settings.host
+                port = listener.getsockname()[1]
+                say(f"http://{host}:{port}/v1 offers {', '.join(model.name for model in settings.models)}")
+                _log_to_stderr()
+                config = uvicorn.Config(
+                    app,
+                    log_config=None,
+                    access_log=False,  # ours has the request's id and no query
+                    server_header=False,
+                    timeout_graceful_shutdown=GRACE_SECONDS,
+                    h11_max_incomplete_event_size=64 * 1024,
+                )
+                uvicorn.Server(config).run(sockets=[listener])
+        finally:
+            context.database.close()
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """The home folder, made where it is missing, for this server alone.
+
+    Raises:
+        ConfigError: it cannot be made, or another server is in it.
+    """
     try:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        home.mkdir(parents=True, exist_ok=True)
+        os.chmod(home, 0o700)  # the database and the blobs are its user's alone
+        descriptor = os.open(home, os.O_RDONLY)
     except OSError as error:
-        raise ConfigError(f"home: {settings.home} cannot be made ({reason(error)}). Name another folder.") from None
-    os.chmod(settings.home, 0o700)  # the database and the blobs are its user's alone
-    if found := problems(settings):
-        raise ConfigError(" ".join(found))
-    context = make_context(settings, moderator=make_moderator(settings))
+        raise ConfigError(f"home: {home} cannot be used ({reason(error)}). Name another folder.") from None
     try:
-        secret = first_key(context.database, settings.organization)
-        if secret is not None:
-            say(f"operator key (shown once): {secret}")
-        with processes(context) as routers:
-            app = create_app(context, routers=routers)
-            host = f"[{settings.host}]" if ":" in settings.host else settings.host
-            say(f"http://{host}:{settings.port}/v1 offers {', '.join(model.name for model in settings.models)}")
-            _log_to_stderr()
-            config = uvicorn.Config(
-                app,
-                host=settings.host,
-                port=settings.port,
-                log_config=None,
-                access_log=False,  # ours has the request's id and no query
-                server_header=False,
-                timeout_graceful_shutdown=GRACE_SECONDS,
-                h11_max_incomplete_event_size=64 * 1024,
-            )
-            uvicorn.Server(config).run()
+        held = True
+        with suppress(OSError):  # a file system without locks
+            held = try_lock(descriptor)
+        if not held:
+            raise ConfigError(f"home: another server runs in {home}. Stop it, or name another folder.")
+        yield
     finally:
-        context.database.close()
+        os.close(descriptor)
+
+
+@contextmanager
+def _listening(settings: ServerSettings) -> Iterator[socket.socket]:
+    """A socket at the server's address, before anything is printed or started that would be in vain.
+
+    Raises:
+        ConfigError: the address is another's, or not this machine's.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))  # who connects before uvicorn listens is refused
+        except OSError as error:
+            raise ConfigError(
+                f"port: {settings.host}:{settings.port} cannot be listened on ({reason(error)}). Name another port, or "
+                "stop what listens there."
+            ) from None
+        yield listener
 
 
 class _Lines(logging.Formatter):
