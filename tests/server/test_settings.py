@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from antibody_llm.errors import ConfigError
+from antibody_llm.server.serve import offered
 from antibody_llm.server.settings import ServerSettings, load_settings
 
 
@@ -99,3 +100,15 @@ def test_a_bare_lab_is_the_aligned_one_and_whoever_wants_the_other_names_its_pat
     (tmp_path / "a.yaml").write_text("models: [lab, other, {name: raw, path: lab}]")
     models = load_settings(tmp_path / "a.yaml").models
     assert [model.path for model in models] == ["lab-aligned", "other", "lab"]
+
+
+def test_a_model_s_folder_is_found_from_the_file_or_from_where_a_flag_is_given(tmp_path, monkeypatch):
+    for name in ("beside/mine", "here/mine"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "beside" / "a.yaml").write_text("models: [{name: m, path: mine, base: ./mine}, meta/x]")
+    monkeypatch.chdir(tmp_path / "here")
+    own, hub = load_settings(tmp_path / "beside" / "a.yaml").models
+    assert (own.path, own.base, hub.path) == (str(tmp_path / "beside" / "mine"),) * 2 + ("meta/x",)
+    (flag,) = load_settings(None, **offered(["./mine"], configured=False)).models
+    assert (flag.name, flag.path) == ("./mine", str(tmp_path / "here" / "mine"))

@@ -20,6 +20,7 @@ from ..evaluation.judges.own import is_own
 from ..evaluation.judges.registry import JUDGES
 from ..files import reason, try_lock
 from ..parsing import nearest
+from ..text import quoted
 from .app import create_app, make_context
 from .auth import first_key
 from .beside import processes
@@ -79,14 +80,39 @@ def _models(settings: ServerSettings) -> list[str]:
         return ["models: none is offered. Name one, such as lab."]
     found = []
     for model in settings.models:
-        path = Path(model.path or model.name)
-        if path.is_absolute() and not (path / "config.json").exists():
-            found.append(f"models: {model.name}: {path} is no model's folder (no config.json). Correct its path.")
+        if why := _absent(model.path or model.name, here=settings.worker.count > 0):
+            found.append(f"models: {model.name}: {why}")
         if model.inference_key_env and not os.environ.get(model.inference_key_env):
             found.append(
                 f"models: {model.name}: the variable {model.inference_key_env} (inference_key_env) is not set. Set it."
             )
     return found
+
+
+def _absent(model: str, *, here: bool) -> str:
+    """Why a model cannot be loaded; empty where it can, as far as its files say.
+
+    Args:
+        model: A folder, Hub id or packaged name.
+        here: Whether jobs run on this machine: a Hub id must be downloaded then, since a job reaches no network.
+    """
+    if model in LAB_MODELS:
+        return ""
+    if Path(model).is_absolute():
+        there = (Path(model) / "config.json").exists()
+        return "" if there else f"{model} is no model's folder (no config.json). Correct its path."
+    if "/" not in model:
+        return f"{quoted(model)} is neither a packaged model nor a folder{nearest(model, LAB_MODELS)} Correct it."
+    if not here:
+        return ""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        downloaded = isinstance(try_to_load_from_cache(model, "config.json"), str)
+    except HFValidationError:
+        return f"{quoted(model)} is neither a folder nor a Hub id. Correct it."
+    return "" if downloaded else f"it is not on this machine, and a job reaches no network. Run: hf download {model}"
 
 
 def _gate(settings: ServerSettings) -> list[str]:

@@ -1,7 +1,7 @@
 """What an operator sets: ``antibody.yaml`` as frozen dataclasses, checked when they are made."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -15,8 +15,7 @@ from ..parsing import load_yaml, nearest, parse_value, yaml_fault
 from ..text import quoted
 
 MIB = 2**20
-EXECUTOR = re.compile(r"local|(ray://)?(auto|\S+:[0-9]+)")
-"""Where stages can run."""
+EXECUTOR = re.compile(r"local|(ray://)?(auto|\S+:[0-9]+)")  # where stages can run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,11 +288,22 @@ def load_settings(path: Path | None, **changes: Any) -> ServerSettings:
             f"{folder / file}{name.removeprefix(file)}" if (file := file_of(name)) else name
             for name in settings.gate.judges
         )
+        models = changes.get("models")
+        changes["models"] = _placed(settings.models, folder) if models is None else _placed(models, Path.cwd())
         home: Path = changes.pop("home", folder / settings.home)
         changes = {"gate": replace(settings.gate, **placed)} | changes
         return replace(settings, home=home.absolute(), **changes)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}" if path is not None else str(error)) from None
+
+
+def _placed(models: Sequence[OfferedModel], folder: Path) -> tuple[OfferedModel, ...]:
+    """The models with absolute folders, where a name or path is that of a folder below another one."""
+
+    def whole(path: str) -> str:
+        return str((folder / path).absolute()) if path and (folder / path / "config.json").is_file() else path
+
+    return tuple(replace(model, path=whole(model.path or model.name), base=whole(model.base)) for model in models)
 
 
 def settings_of(values: Mapping[str, Any]) -> ServerSettings:
