@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..text import escaped, quoted
@@ -273,6 +273,6 @@ class ProjectCreate(Body):
 
 
 class Decision(Body):
-    """An operator's word on a model that the gate refused or released."""
+    """An operator's word on a model that the gate refused, held or released."""
 
-    reason: Annotated[str, Field(min_length=3, max_length=4000)]
+    reason: Annotated[str, StringConstraints(strip_whitespace=True, min_length=3, max_length=4000)]

@@ -8,12 +8,15 @@ No verdict, no release: a measure that is missing, rests on fewer completions th
 fails its criterion, and so does a base that was measured in another way. The base is the model at the beginning of the
 chain: a fine-tuned model that was fine-tuned again may not use up the allowance twice.
 
+Where the operator wants to approve every model, one that passes is held and not released.
+
 Nothing here loads a model or knows the database.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
 from ..errors import ConfigError
@@ -123,6 +126,27 @@ class GateDecision:
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for the job object's ``safety``."""
         return asdict(self) | {"criteria": [asdict(criterion) for criterion in self.criteria], "reason": self.reason}
+
+
+class Outcome(StrEnum):
+    """What becomes of a model at the gate."""
+
+    RELEASED = "released"
+    HELD = "held"
+    """It passed, and nobody reaches it before an operator approves it."""
+    REFUSED = "refused"
+
+
+def outcome(decision: GateDecision, *, hold: bool) -> Outcome:
+    """What becomes of a model.
+
+    Args:
+        decision: The gate's.
+        hold: Whether an operator has the last word on models that pass.
+    """
+    if not decision.released:
+        return Outcome.REFUSED
+    return Outcome.HELD if hold else Outcome.RELEASED
 
 
 def decide(

@@ -1,6 +1,7 @@
 """The states of a job, and what a customer may do in each.
 
     validating_files -> queued -> running -> succeeded | failed | cancelled
+    running -> held -> succeeded | failed | cancelled, where an operator wants to approve each model
     queued, validating_files -> paused at once; running -> pausing -> paused; paused -> queued | validating_files
 
 Every function changes rows of the caller's transaction and records the event that the customer sees.
@@ -13,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from .clean import clean
-from .database.tables import Delivery, Event, Job, Webhook
+from .database.tables import Delivery, Event, Job, Model, Webhook
 from .errors import ApiError
 from .ids import new_id
 
@@ -24,6 +25,8 @@ class Status(StrEnum):
     VALIDATING = "validating_files"
     QUEUED = "queued"
     RUNNING = "running"
+    HELD = "held"
+    """Trained and measured, and waiting for an operator. The API says ``running``, which its clients wait for."""
     PAUSING = "pausing"
     PAUSED = "paused"
     SUCCEEDED = "succeeded"
@@ -96,6 +99,11 @@ def cancel(session: Session, job: Job, *, now: float) -> None:
     if job.status == Status.CANCELLED:
         return
     _refuse_ended(job, "cancelled")
+    if job.status == Status.HELD:  # what it has learnt is not kept, and nobody can approve it any more
+        result = select(Model).where(Model.job_id == job.id, Model.step.is_(None), Model.deleted_at.is_(None))
+        for row in session.scalars(result.with_for_update()):
+            row.deleted_at = now
+        job.safety = {name: value for name, value in job.safety.items() if name != "held"}
     record_event(session, job, "Fine-tuning job cancelled", now=now)
     end(session, job, Status.CANCELLED, now=now)
 
@@ -105,6 +113,9 @@ def pause(session: Session, job: Job, *, now: float) -> None:
     if job.status in (Status.PAUSED, Status.PAUSING):
         return
     _refuse_ended(job, "paused")
+    if job.status == Status.HELD:
+        message = f"The job {job.id} is held for the operator: nothing runs that could be paused. Cancel it, or wait."
+        raise ApiError(400, message, code="job_is_held")
     if job.status == Status.RUNNING and job.worker is not None:
         job.status = Status.PAUSING
         record_event(session, job, "Pausing: the job stops after its next checkpoint", now=now)

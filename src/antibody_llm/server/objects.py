@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from .database.tables import Checkpoint, Event, File, Job, Model, Permission, Upload, Webhook
+from .lifecycle import Status
 
 
 class ErrorDetail(BaseModel):
@@ -93,7 +94,7 @@ class JobObject(BaseModel):
     method: dict[str, Any]
     user_provided_suffix: str | None
     safety: dict[str, Any]
-    """Ours: the defence, and what screening and gate found."""
+    """Ours: the defence, what screening and gate found, and whether the model is ``held`` for the operator."""
 
 
 class EventObject(BaseModel):
@@ -266,7 +267,7 @@ def job_object(row: Job) -> dict[str, Any]:
         "fine_tuned_model": row.fine_tuned_model,
         "organization_id": row.organization_id,
         "result_files": row.result_files,
-        "status": row.status,
+        "status": Status.RUNNING if row.status == Status.HELD else row.status,
         "trained_tokens": row.trained_tokens,
         "training_file": row.training_file,
         "validation_file": row.validation_file,

@@ -27,9 +27,10 @@ from .claims import Claimed, LeaseLost, Orders, seen
 from .clean import clean
 from .database.engine import Database
 from .database.tables import Checkpoint, File, Job, Model
+from .gate import Outcome
 from .ids import new_id
 from .lifecycle import CLAIMABLE, Status, end, paused, record_event, release
-from .records import alert, audit_gate, model_row, result_file
+from .records import OUTCOMES, fail, hold, judged, model_row, result_file, succeed
 
 
 class Queue:
@@ -232,19 +233,22 @@ class Queue:
             record_event(session, job, f"Checkpoint created at step {step}", now=now, key=f"checkpoint-{step}")
         return name
 
-    def judged(self, claimed: Claimed, model: str, *, gate: Mapping[str, Any], released: bool) -> None:
-        """Record the gate's verdict on a checkpoint's model, in the audit log too.
+    def judged(
+        self, claimed: Claimed, model: str, *, gate: Mapping[str, Any], released: bool, held: bool = False
+    ) -> None:
+        """Record the gate's verdict on a checkpoint's model, in the audit log too. What an operator decided stays.
 
         Args:
             claimed: The job.
             model: The name that ``checkpoint`` returned.
             gate: The gate's table: measures, intervals, thresholds.
             released: Whether customers may use it.
+            held: Whether it passed and waits for an operator; it is then not released.
         """
         with self._held(claimed) as (session, job, now):
             row = session.scalars(select(Model).where(Model.name == model, Model.job_id == job.id)).one()
-            row.gate, row.released = clean(dict(gate)), released
-            audit_gate(session, claimed, model, job, released, gate, now)
+            outcome = Outcome.HELD if held else Outcome.RELEASED if released else Outcome.REFUSED
+            judged(session, claimed, row, outcome, gate, now)
 
     def paused(self, claimed: Claimed) -> None:
         """The job has stopped after a checkpoint, as ``Orders.pause`` asked."""
@@ -268,8 +272,8 @@ class Queue:
 
         Args:
             claimed: The job.
-            status: ``succeeded``: the gate has released the model. ``failed``: anything else, a model that the gate
-                refused included.
+            status: ``succeeded``: the gate has released the model. ``held``: it has passed the gate, and an operator
+                has the last word. ``failed``: anything else, a model that the gate refused included.
             error: ``{"code", "message", "param"}`` where it failed; codes: ``invalid_training_file``,
                 ``safety_gate_failed``, ``screening_refused``, ...
             adapter: Prefix of the result's blobs. With it a model row is kept, released only where the job succeeded;
@@ -291,20 +295,15 @@ class Queue:
             job.trained_tokens = trained_tokens if trained_tokens is not None else job.trained_tokens
             job.result_files = [result_file(session, job, *each, now) for each in stored]
             name = claimed.job.model_name() if adapter is not None else None
-            succeeded = status == Status.SUCCEEDED
             if name is not None and adapter is not None:
-                session.add(model_row(job, name, adapter, now, gate=gate, released=succeeded))
-                audit_gate(session, claimed, name, job, succeeded, gate, now)
-            if succeeded:
-                job.fine_tuned_model = name
-                record_event(session, job, f"New fine-tuned model created: {name}", now=now, key="model")
-                record_event(session, job, "The job has successfully completed", now=now, key="completed")
+                session.add(row := model_row(job, name, adapter, now))
+                judged(session, claimed, row, OUTCOMES.get(Status(status), Outcome.REFUSED), gate, now)
+            if status == Status.HELD:
+                hold(session, job, now=now)
+            elif status == Status.SUCCEEDED:
+                succeed(session, job, name, now=now)
             else:
-                if name is not None:
-                    job.safety = {**job.safety, "alert": alert(session, job, name, error or {}, now)}
-                message = str((error or {}).get("message") or "The job failed.")
-                record_event(session, job, message, now=now, level="error", key="failed")
-            end(session, job, Status(status), now=now, error=None if error is None else dict(error))
+                fail(session, job, name, error or {}, now=now)
             return name
 
     def _stored(self, content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Rows that the end of a job leaves: its model, result files, the decision of the gate, an alert where it refused."""
+"""The end of a job, and the rows that it leaves: its model, result files, the gate's decision, an alert."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,21 +8,16 @@ from sqlalchemy.orm import Session
 from .claims import Claimed
 from .clean import clean
 from .database.tables import Audit, File, Job, Model, Notice
+from .gate import Outcome
 from .ids import new_id
-from .lifecycle import announce
+from .lifecycle import Status, announce, end, record_event, release
+
+OUTCOMES = {Status.SUCCEEDED: Outcome.RELEASED, Status.HELD: Outcome.HELD}
+"""What became of a job's model at the gate, by the job's state; it was refused in any other."""
 
 
-def model_row(
-    job: Job,
-    name: str,
-    adapter: str,
-    now: float,
-    *,
-    step: int | None = None,
-    gate: Mapping[str, Any] | None = None,
-    released: bool = False,
-) -> Model:
-    """A model that a job has made."""
+def model_row(job: Job, name: str, adapter: str, now: float, *, step: int | None = None) -> Model:
+    """A model that a job has made, out of reach until it is judged."""
     return Model(
         name=name,
         project_id=job.project_id,
@@ -32,8 +27,7 @@ def model_row(
         parent=job.parent,
         adapter=adapter,
         step=step,
-        gate=None if gate is None else clean(dict(gate)),
-        released=released,
+        released=False,
     )
 
 
@@ -53,23 +47,22 @@ def result_file(session: Session, job: Job, name: str, content: bytes, blob: str
     return row.id
 
 
-def audit_gate(
-    session: Session,
-    claimed: Claimed,
-    model: str,
-    job: Job,
-    released: bool,
-    gate: Mapping[str, Any] | None,
-    now: float,
+def judged(
+    session: Session, claimed: Claimed, row: Model, outcome: Outcome, gate: Mapping[str, Any] | None, now: float
 ) -> None:
-    """Record the gate's decision."""
+    """Record what the gate decided on a model, in the audit log too. What an operator has decided before stays."""
+    by_hand = (row.gate or {}).get("override")
+    if by_hand is None:
+        row.released = outcome == Outcome.RELEASED
+    if gate is not None:
+        row.gate = clean(dict(gate) | ({} if by_hand is None else {"override": by_hand}))
     session.add(
         Audit(
             created_at=now,
             actor=claimed.worker_id,
-            action="gate.released" if released else "gate.refused",
-            subject=model,
-            project_id=job.project_id,
+            action=f"gate.{outcome}",
+            subject=row.name,
+            project_id=row.project_id,
             data=clean(dict(gate or {})),
         )
     )
@@ -94,3 +87,29 @@ def alert(session: Session, job: Job, model: str, error: Mapping[str, Any], now:
     session.add(row)
     announce(session, job.project_id, "safety.alert.created", {"id": row.id}, now=now)
     return row.id
+
+
+def hold(session: Session, job: Job, *, now: float) -> None:
+    """Keep a model that has passed the gate out of everybody's reach, with no worker, until an operator decides."""
+    job.status, job.estimated_finish = Status.HELD, None
+    job.safety = {**job.safety, "held": {"since": int(now)}}
+    release(job)
+    message = "The model passed the gate and is held for the operator, who has to approve it before it can be used"
+    record_event(session, job, message, now=now, key="held")
+
+
+def succeed(session: Session, job: Job, model: str | None, *, now: float) -> None:
+    """End a job whose model is released."""
+    job.fine_tuned_model = model
+    record_event(session, job, f"New fine-tuned model created: {model}", now=now, key="model")
+    record_event(session, job, "The job has successfully completed", now=now, key="completed")
+    end(session, job, Status.SUCCEEDED, now=now)
+
+
+def fail(session: Session, job: Job, model: str | None, error: Mapping[str, Any], *, now: float) -> None:
+    """End a job that has failed, with an alert where it has made a model that is not released."""
+    if model is not None:
+        job.safety = {**job.safety, "alert": alert(session, job, model, error, now)}
+    message = str(error.get("message") or "The job failed.")
+    record_event(session, job, message, now=now, level="error", key="failed")
+    end(session, job, Status.FAILED, now=now, error=dict(error) or None)

@@ -107,7 +107,7 @@ class GateSettings:
     max_new_tokens: int = 0
     """Most tokens of a completion that is judged; 0: 512, of the lab's models 32."""
     hold: bool = False
-    """Whether its customer reads that an operator can still release a model that fails; its job fails either way."""
+    """Whether a model that passes waits, out of reach, until an operator approves it with a written reason."""
 
     def __post_init__(self) -> None:
         for name in ("max_harmful_score", "max_over_refusal_increase", "min_finetune_accuracy"):

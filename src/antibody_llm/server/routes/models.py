@@ -11,9 +11,10 @@ from sqlalchemy import select
 from ..auth import Caller
 from ..bodies import PermissionCreate
 from ..context import context_of
-from ..database.tables import Audit, Model, Permission, Project
+from ..database.tables import Audit, Job, Model, Permission, Project
 from ..errors import ApiError, not_found
 from ..ids import new_id
+from ..lifecycle import Status
 from ..models import own_model, usable, visible
 from ..objects import (
     Deleted,
@@ -58,6 +59,10 @@ def delete(request: Request, caller: Caller, model: str) -> dict[str, object]:
         raise ApiError(403, "A base model cannot be deleted.", code="not_deletable", param="model")
     with context.database.write() as session:
         row = own_model(session, caller, model)
+        job = session.scalars(select(Job).where(Job.id == row.job_id).with_for_update()).first()
+        if row.step is None and job is not None and job.status == Status.HELD:
+            message = f"The model is held for the operator. Cancel the job {job.id} to be rid of it."
+            raise ApiError(400, message, code="model_is_held", param="model")
         now = context.database.now(session)
         row.deleted_at = now
         session.add(

@@ -11,7 +11,8 @@ from ..auth import Operator, Principal, new_key
 from ..bodies import Decision, KeyCreate, ProjectCreate
 from ..clean import clean
 from ..context import context_of
-from ..database.tables import Audit, Job, Key, Model, Organization, Project
+from ..database.tables import Audit, Job, Key, Organization, Project
+from ..decisions import decide_by_hand
 from ..errors import ApiError, not_found
 from ..ids import new_id
 from ..objects import job_object
@@ -139,30 +140,21 @@ def job(request: Request, operator: Operator, job_id: str) -> dict[str, object]:
 
 @router.post("/models/{model:path}/approve", response_model=Item)
 def approve(request: Request, operator: Operator, model: str, body: Decision) -> dict[str, object]:
-    """Release a model that the gate refused, with a written reason, which the audit log keeps."""
+    """Release a model that the gate refused or holds, with a written reason, which the audit log keeps."""
     return _decide(request, operator, model, body, released=True)
 
 
 @router.post("/models/{model:path}/reject", response_model=Item)
 def reject(request: Request, operator: Operator, model: str, body: Decision) -> dict[str, object]:
-    """Withdraw a model, with a written reason: nobody can ask or continue it any more."""
+    """Reject a held model or withdraw a released one, with a written reason: nobody can ask or continue it."""
     return _decide(request, operator, model, body, released=False)
 
 
 def _decide(request: Request, operator: Principal, model: str, body: Decision, *, released: bool) -> dict[str, object]:
     context = context_of(request)
     with context.database.write() as session:
-        row = session.scalars(select(Model).where(Model.name == model, Model.deleted_at.is_(None))).first()
-        if row is None:
-            raise not_found("model", model)
-        row.released = released
         now = context.database.now(session)
-        action = "model.approved" if released else "model.rejected"
-        if row.step is None:
-            job = session.scalars(select(Job).where(Job.id == row.job_id)).one()
-            job.fine_tuned_model = row.name if released else None
-            job.safety = {**job.safety, "override": {"action": action, "at": int(now), "reason": body.reason}}
-        _audit(session, operator, action, row.name, now, project_id=row.project_id, data={"reason": body.reason})
+        row = decide_by_hand(session, operator, model, released=released, reason=body.reason, now=now)
         return {"object": "operator.model", "id": row.name, "released": row.released, "gate": row.gate}
 
 

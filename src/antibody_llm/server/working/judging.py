@@ -1,15 +1,15 @@
-"""The gate on every model of a job that a customer could reach, and the job's end."""
+"""The gate on every model of a job that a customer could reach, and the job's end, or its wait for an operator."""
 
 from typing import Any
 
-from ..gate import GateDecision, GateThresholds, Measured, decide
+from ..gate import GateDecision, GateThresholds, Measured, Outcome, decide, outcome
 from .job import ClaimedWork, Event, JobFailed
 
 BASE, RESULT = "base", "result"
 
 
 def judge(work: ClaimedWork, base_measures: dict[str, Event]) -> None:
-    """Measure the trained model and its newest checkpoints, release what passes, and end the job.
+    """Measure the trained model and its newest checkpoints, release or hold what passes, and end the job or hold it.
 
     Older checkpoints are not measured and stay out of reach.
 
@@ -33,8 +33,9 @@ def judge(work: ClaimedWork, base_measures: dict[str, Event]) -> None:
     checkpoints = []
     for step in (name for name in prefixes if name != RESULT):
         name, decision = work.job.model_name(int(step)), decisions[step]
-        work.queue.judged(work.claimed, name, gate=decision.to_json(), released=decision.released)
-        checkpoints.append({"step": int(step), "model": name, **decision.to_json()})
+        held = outcome(decision, hold=work.settings.gate.hold) == Outcome.HELD
+        work.queue.judged(work.claimed, name, gate=decision.to_json(), released=decision.released, held=held)
+        checkpoints.append({"step": int(step), "model": name, "held": held, **decision.to_json()})
     _finish(work, decisions[RESULT], checkpoints)
 
 
@@ -103,11 +104,11 @@ def _finish(work: ClaimedWork, decision: GateDecision, checkpoints: list[dict[st
         "trained_tokens": trained["num_tokens"],
         "result_files": result_files,
     }
-    if decision.released:
-        work.queue.finish(work.claimed, "succeeded", adapter=trained["adapter"], **told)
+    found = outcome(decision, hold=work.settings.gate.hold)
+    if found != Outcome.REFUSED:
+        status = "held" if found == Outcome.HELD else "succeeded"
+        work.queue.finish(work.claimed, status, adapter=trained["adapter"], **told)
         return
     message = f"The model was not released. {decision.reason}"
-    if work.settings.gate.hold:
-        message += " It is held for an operator, who can release it."
     # Its row stays, out of everybody's reach, for the alert, the audit log and an operator's decision.
     raise JobFailed("safety_gate_failed", message, **told, adapter=trained["adapter"])
