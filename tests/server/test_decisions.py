@@ -169,9 +169,10 @@ def test_a_worker_that_dies_before_the_hold_is_recorded_releases_nothing_and_ano
 
     client = server.client()
     job = client.fine_tuning.jobs.create(model="lab", training_file=upload(client).id).id
-    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+    with monkeypatch.context() as patch:
         patch.setattr(server.queue, "finish", cut)
-        work_off(server)
+        with pytest.raises(PowerCut):
+            work_off(server)
     with server.context.database.read() as session:
         assert [(row.step, row.released) for row in session.query(Model)] == [(CHECKPOINT, False)]
     server.offset = 1000

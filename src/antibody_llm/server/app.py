@@ -10,6 +10,7 @@ from fastapi import APIRouter, FastAPI
 from .. import __version__
 from .auth import Rates
 from .blobs import Blobs
+from .console.router import router as console
 from .context import Context, Moderator
 from .database.engine import Database
 from .defences import Defences, load_defences
@@ -85,6 +86,7 @@ def create_app(context: Context, *, routers: Sequence[APIRouter] = ()) -> FastAP
     for router in (*ROUTERS, *routers):
         app.include_router(router, prefix="/v1")
     app.include_router(health.router)
+    app.include_router(console)
     publish(app)
     app.add_middleware(Requests, context=context)
     return app

@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Annotated, Literal
 
 from fastapi import Depends, Request
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from .context import context_of
@@ -99,7 +99,6 @@ def authenticate(request: Request) -> Principal:
     Raises:
         ApiError: 401 without a valid key, 403 for an organisation or project that is not the key's, 429 too often.
     """
-    context = context_of(request)
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     secret = secret.strip()
     if scheme.lower() != "bearer" or not secret:
@@ -109,17 +108,32 @@ def authenticate(request: Request) -> Principal:
             code="missing_api_key",
             headers={"www-authenticate": "Bearer"},
         )
+    return principal_of(request, Key.digest == digest(secret), f"The API key that ends in {secret[-4:]!r}")
+
+
+def principal_of(request: Request, which: ColumnElement[bool], called: str) -> Principal:
+    """The principal of a request whose key was found out, counted against the key's rate.
+
+    Args:
+        request: The request.
+        which: The key, as a condition on its row.
+        called: What a message calls it.
+
+    Raises:
+        ApiError: as ``authenticate``.
+    """
+    context = context_of(request)
     with context.database.read() as session:
         known = select(Key, Project, Organization).join(Project, Project.id == Key.project_id)
         known = known.join(Organization, Organization.id == Project.organization_id)
-        row = session.execute(known.where(Key.digest == digest(secret))).first()
+        row = session.execute(known.where(which)).first()
         key = None if row is None else row[0]
         now = context.database.now(session)
         if key is None or key.revoked_at is not None or (key.expires_at or now) < now:
             why = "unknown" if key is None else "revoked" if key.revoked_at is not None else "expired"
             raise ApiError(
                 401,
-                f"The API key that ends in {secret[-4:]!r} is {why}. Ask the operator for one.",
+                f"{called} is {why}. Ask the operator for one.",
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )

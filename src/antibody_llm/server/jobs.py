@@ -261,5 +261,10 @@ def own_job(session: Session, caller: Principal, job_id: str, *, lock: bool = Fa
     query = select(Job).where(Job.id == job_id, Job.project_id == caller.project_id)
     row = session.scalars(query.with_for_update() if lock else query).first()
     if row is None:
-        raise ApiError(404, f"No such fine-tuning job: {job_id[:64]!r}.", code="fine_tune_not_found", param=None)
+        raise no_job(job_id)
     return row
+
+
+def no_job(job_id: str) -> ApiError:
+    """The answer for the id of a job that does not exist, or is another tenant's."""
+    return ApiError(404, f"No such fine-tuning job: {job_id[:64]!r}.", code="fine_tune_not_found", param=None)

@@ -13,6 +13,7 @@ import yaml
 from ...text import counted
 from ..verbs import servable
 from .job import ClaimedWork, Event
+from .weighing import weight_summary
 
 EVENT_SECONDS = 1.0
 """Least time between two events of a step; the result file has what happened in between."""
@@ -66,7 +67,7 @@ def train(work: ClaimedWork) -> None:
         "num_tokens": listener.tokens,
         "metrics": work.stored(table, "results"),
     }
-    work.keep(trained=trained)
+    work.keep(trained=trained, weights=weight_summary(work.folder / "run" / "samples.parquet"))
 
 
 def _tell_skipped(work: ClaimedWork, skipped: list[dict[str, Any]]) -> None:
