@@ -77,3 +77,7 @@ def test_every_route_of_the_contract_is_described():
         *(("GET", "/safety/alerts/{alert_id}"), ("GET", "/safety/cases/{case_id}")),
     ]
     assert {(verb, "/v1" + path) for verb, path in wanted} - found == set()
+
+
+def test_the_console_is_no_part_of_the_published_api():
+    assert not [path for path in DESCRIPTION["paths"] if "console" in path]

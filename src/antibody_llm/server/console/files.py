@@ -15,7 +15,7 @@ from .render import Page, page
 from .views import projects
 from .visits import Someone, Visitor
 
-router = APIRouter(prefix="/files", route_class=Page)
+router = APIRouter(prefix="/console/files", route_class=Page)
 
 FILES_PER_PAGE = 25
 STATES = {"processed": ("Valid", "good"), "error": ("Faulty", "bad"), "uploaded": ("Being checked", "now")}

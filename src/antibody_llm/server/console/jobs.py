@@ -30,7 +30,7 @@ from .views import (
 )
 from .visits import AnOperator, Form, Someone, Visitor
 
-router = APIRouter(prefix="/jobs", route_class=Page)
+router = APIRouter(prefix="/console/jobs", route_class=Page)
 
 JOBS_PER_PAGE, NEWEST_EVENTS = 25, 12
 SAID = {

@@ -17,7 +17,7 @@ from .render import Page, page, see
 from .views import models, projects
 from .visits import AnOperator, Form
 
-router = APIRouter(route_class=Page)
+router = APIRouter(prefix="/console", route_class=Page)
 
 HELD_AT_ONCE, ENTRIES_PER_PAGE = 20, 50
 

@@ -7,22 +7,23 @@ from fastapi import APIRouter, Request, Response
 from ..errors import not_found
 from . import files, jobs, operating, signing
 from .render import Page, see
+from .visits import Someone
 
 STATIC = {"console.css": "text/css", "console.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
-router = APIRouter(prefix="/console", route_class=Page, include_in_schema=False)
+router = APIRouter(route_class=Page, include_in_schema=False)
 for part in (signing, jobs, files, operating):
     router.include_router(part.router)
 
 
-@router.get("")
-@router.get("/")
+@router.get("/console")
+@router.get("/console/")
 def home() -> Response:
     """The first page."""
     return see(signing.HOME)
 
 
-@router.get("/static/{name}")
+@router.get("/console/static/{name}")
 def static(name: str) -> Response:
     """A file that the pages need; it holds nothing of anybody's."""
     if name not in STATIC:
@@ -31,7 +32,7 @@ def static(name: str) -> Response:
     return Response(content, media_type=STATIC[name], headers={"cache-control": "max-age=300"})
 
 
-@router.get("/{path:path}")
-def nothing(request: Request, path: str) -> Response:
+@router.get("/console/{path:path}")
+def nothing(request: Request, someone: Someone, path: str) -> Response:
     """No such page."""
     raise not_found("page", request.url.path)

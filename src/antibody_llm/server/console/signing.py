@@ -22,7 +22,7 @@ from .visits import (
     visitor,
 )
 
-router = APIRouter(route_class=Page)
+router = APIRouter(prefix="/console", route_class=Page)
 
 HOME = "/console/jobs"
 OWN_PATH = re.compile(r"/console(/[A-Za-z0-9_-]+)*")
