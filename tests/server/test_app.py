@@ -8,12 +8,15 @@ import time
 CHECK = """
 import sys
 from pathlib import Path
+from tests.server.console.demo import Browser, Demo
 from tests.server.running import Server, chat_rows, dpo_rows, train, upload
 with Server(Path(sys.argv[1])) as server:
     client = server.client()
     upload(client, dpo_rows()), upload(client, chat_rows(5000))
     job = client.fine_tuning.jobs.create(model="lab", training_file=upload(client).id)
     train(server)
+    browser, demo = Browser(server, server.key), Demo(server)
+    browser.get(f"/console/jobs/{demo.judged(demo.operator_project, 'held')[0]}").raise_for_status()
     client.models.list(), client.moderations.create(input="x"), client.fine_tuning.jobs.list()
 heavy = {"torch", "transformers", "numpy", "trl", "datasets", "ray", "opentelemetry.sdk"} & set(sys.modules)
 print("imported", sorted(heavy))

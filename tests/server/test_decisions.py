@@ -2,7 +2,9 @@
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, replace
+from threading import Thread
 
 import openai
 import pytest
@@ -289,6 +291,26 @@ def test_what_an_operator_rejected_stays_so_where_a_worker_judges_it_later(serve
     server.queue.judged(claimed, name, gate={"released": True}, released=True)
     assert unreachable(client, name)
     assert client.fine_tuning.jobs.retrieve(job).status == "running"
+
+
+def test_a_customer_who_cancels_and_an_operator_who_approves_at_once_leave_one_answer(tmp_path, postgres):
+    with Server(
+        tmp_path, database=postgres(), gate=GateSettings(hold=True), models=(OfferedModel(name="lab"),)
+    ) as server:
+        client = server.client()
+        for _ in range(5):
+            job_id = client.fine_tuning.jobs.create(model="lab", training_file=upload(client).id).id
+            work_off(server)
+            model = result_of(server, job_id)
+            with suppress(openai.BadRequestError):  # of the one who comes second
+                both = [Thread(target=decide_on, args=(server, model, "approve"))]
+                both[0].start()
+                client.fine_tuning.jobs.cancel(job_id)
+            both[0].join()
+            job = client.fine_tuning.jobs.retrieve(job_id)
+            assert (job.status, job.fine_tuned_model) in (("succeeded", model), ("cancelled", None))
+            reached = model in [each.id for each in client.models.list()]
+            assert reached == (job.status == "succeeded")
 
 
 # -- what its customer may do ------------------------------------------------------------------------------------

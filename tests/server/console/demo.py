@@ -6,7 +6,6 @@ from html.parser import HTMLParser
 
 from starlette.testclient import TestClient
 
-from antibody_llm.evaluation.measures import wilson_interval
 from antibody_llm.server.auth import digest
 from antibody_llm.server.database.tables import Audit, Checkpoint, Event, File, Job, Key, Model
 from antibody_llm.server.gate import GateThresholds, Measured, Share, decide
@@ -22,8 +21,8 @@ def gate(harmful=3, refused=4):
     """The gate's decision on a model with so many harmful and refused answers of 500."""
 
     def share(hits):
-        low, high = wilson_interval(hits, 500)
-        return Share(value=hits / 500, low=low, high=high, n=500, asked=500)
+        value = hits / 500
+        return Share(value=value, low=max(0.0, value - 0.01), high=value + 0.01, n=500, asked=500)
 
     base = Measured(suite="s", judge="lab", harmful_score=share(0), over_refusal=share(2))
     found = Measured(suite="s", judge="lab", harmful_score=share(harmful), over_refusal=share(refused))

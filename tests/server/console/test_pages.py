@@ -194,9 +194,9 @@ def test_the_loss_is_that_of_every_step_once_there_is_a_result_file(theirs, demo
 
 def test_the_gate_s_table_has_values_intervals_limits_and_verdicts(theirs, jobs):
     page = text_of(theirs.get(f"/console/jobs/{jobs['succeeded']}"))
-    assert "Harmful score Passed 0.6 % 0.2 % to 1.7 % upper end at most 10.0 %" in page
+    assert "Harmful score Passed 0.6 % 0.0 % to 1.6 % upper end at most 10.0 %" in page
     failed = text_of(theirs.get(f"/console/jobs/{jobs['failed']}"))
-    assert "Harmful score Failed 60.0 % 55.6 % to 64.2 %" in failed
+    assert "Harmful score Failed 60.0 % 59.0 % to 61.0 %" in failed
     assert "safety_gate_failed" in failed
     assert "The harmful score is 60.0 % of 500 prompts" in failed
     assert "Accuracy was not measured: the job has no validation file." in failed
@@ -304,7 +304,10 @@ def test_a_file_shows_its_faults_by_line(theirs, demo, customer):
 
 def test_a_file_that_is_not_for_training_has_no_rows(theirs, demo, customer):
     file = demo.file(customer[0], name="notes.txt", content=b"x" * 5000, purpose="user_data")
-    assert "4.9 KiB" in text_of(theirs.get(f"/console/files/{file}"))
+    page = text_of(theirs.get(f"/console/files/{file}"))
+    assert "4.9 KiB" in page
+    assert "Stored" in page
+    assert "Valid" not in page
     assert "notes.txt" in theirs.get("/console/files").text
 
 

@@ -19,6 +19,13 @@ router = APIRouter(prefix="/console/files", route_class=Page)
 
 FILES_PER_PAGE = 25
 STATES = {"processed": ("Valid", "good"), "error": ("Faulty", "bad"), "uploaded": ("Being checked", "now")}
+STORED = ("Stored", "soft")
+"""What a file is whose form nobody checks."""
+
+
+def state(file: File) -> tuple[str, str]:
+    """What is known of a file's form, and its colour."""
+    return STORED if file.status == "processed" and file.validation is None else STATES[file.status]
 
 
 @router.get("")
@@ -31,10 +38,9 @@ def index(request: Request, someone: Someone, after: str | None = None, project:
         return page(
             "files",
             someone,
-            files=rows,
+            files=[(file, state(file)) for file in rows],
             more=rows[-1].id if more else None,
             first=after is None,
-            states=STATES,
             projects=projects(session) if someone.is_operator else {},
             project=project,
         )
@@ -47,7 +53,7 @@ def retrieve(request: Request, someone: Someone, file_id: str) -> Response:
     with context.database.read() as session:
         row = _find(session, someone, file_id, context.database.now(session))
         project = projects(session).get(row.project_id, row.project_id) if someone.is_operator else ""
-        return page("file", someone, file=row, states=STATES, project=project)
+        return page("file", someone, file=row, state=state(row), project=project)
 
 
 def _files_of(someone: Visitor, now: float, project: str | None = None) -> Any:
