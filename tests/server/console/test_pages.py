@@ -9,6 +9,7 @@ from html import unescape
 import openai
 import pytest
 
+from antibody_llm.server.console.views import losses
 from antibody_llm.server.database.tables import Audit, File, Job
 from tests.server.console.demo import HOSTILE, LINES, SECRET_TEXT, Browser, Demo, Elements
 from tests.server.running import Server
@@ -178,6 +179,13 @@ def test_progress_and_loss_are_those_of_the_events_while_a_job_runs(theirs, jobs
     assert "Step 8 of 8" in page
     assert 'aria-label="Training loss from 1.5 at step 1 to 0.188 at step 8"' in page
     assert re.search(r'<path class="curve" d="M46 [\d. L]+"', page)
+
+
+def test_the_curve_of_a_long_job_is_made_of_some_of_its_events(theirs, demo, customer):
+    job = demo.job(customer[0], steps=3500)
+    with demo.database.read() as session:
+        assert 700 < len(losses(demo.server.context, session, session.query(Job).filter_by(id=job).one())) < 1001
+    assert "Step 3500 of 3500" in theirs.get(f"/console/jobs/{job}/live").text
 
 
 def test_the_loss_is_that_of_every_step_once_there_is_a_result_file(theirs, demo, customer):

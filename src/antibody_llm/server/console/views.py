@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from ..blobs import Blobs
@@ -18,8 +18,8 @@ from ..lifecycle import ENDED, Status
 from .charts import Chart, Measured, Point, Span, loss_chart, share_chart, span
 from .visits import Visitor
 
-MAX_EVENTS = 20_000
-"""Events of a job that its curve is drawn from where there is no result file yet."""
+MAX_EVENTS = 1000
+"""About as many events of a job at most make its curve, where there is no result file yet."""
 MAX_TABLE_BYTES = 16 * 2**20
 """Longest result file that a curve is drawn from."""
 STATUS = {
@@ -178,8 +178,11 @@ def losses(context: Context, session: Session, job: Job) -> list[Point]:
             found = _losses_of(context.blobs, file.blob)
             if found:
                 return found
-    reported = select(Event.data).where(Event.job_id == job.id, Event.type == "metrics").order_by(Event.seq)
-    rows = [data or {} for data in session.scalars(reported.limit(MAX_EVENTS))]
+    of_steps = (Event.job_id == job.id, Event.type == "metrics")
+    # A job of hours reports thousands of steps, and its page is renewed every other second.
+    every = (session.scalar(select(func.count()).where(*of_steps)) or 0) // MAX_EVENTS + 1
+    reported = select(Event.data).where(*of_steps, Event.seq % every == 0)
+    rows = [data or {} for data in session.scalars(reported)]
     known = {row["step"]: row["train_loss"] for row in rows if _are_numbers(row.get("step"), row.get("train_loss"))}
     return sorted(known.items())
 
