@@ -7,7 +7,8 @@ import pytest
 from antibody_llm.server.auth import digest
 from antibody_llm.server.console.render import HEADERS
 from antibody_llm.server.console.visits import COOKIE, VISIT_SECONDS
-from antibody_llm.server.database.tables import Audit, Visit
+from antibody_llm.server.database.tables import Audit
+from antibody_llm.server.database.visits import Visit
 from antibody_llm.server.settings import Limits
 from tests.server.console.demo import Browser, Demo, token
 from tests.server.running import Server

@@ -157,7 +157,7 @@ class Weights:
     """How the defence weighted rows."""
 
     bars: tuple[Bar, ...]
-    """Of the last epoch."""
+    """The weights of the last epoch."""
     ticks: tuple[Tick, ...]
     epochs: list[dict[str, Any]]
     has_scores: bool

@@ -1,4 +1,4 @@
-"""Who looks at the console: signing in with an API key, the cookie that stands for it, and forms that only we can send.
+"""Who looks at the console: signing in with an API key, the cookie that follows from it, and forms that only we can send.
 
 The cookie is random and known to the database by its digest alone, as a key is. It ends with the key, after
 ``VISIT_SECONDS``, or at signing out. A form carries a token that follows from its cookie, which no other site can read.
@@ -17,7 +17,8 @@ from sqlalchemy import delete, select
 
 from ..auth import Principal, digest, principal_of
 from ..context import context_of
-from ..database.tables import Audit, Key, Visit
+from ..database.tables import Audit, Key
+from ..database.visits import Visit
 from ..errors import ApiError
 
 COOKIE, FORM_COOKIE = "antibody_console", "antibody_console_form"

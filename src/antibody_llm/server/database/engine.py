@@ -15,6 +15,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from ...errors import ConfigError
+from . import visits as visits  # its table is one of those that migrations make
 
 WRITES = "antibody_writes"
 """Execution option of a connection whose transaction is going to write."""
