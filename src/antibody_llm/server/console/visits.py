@@ -1,4 +1,4 @@
-"""Who looks at the console: signing in with an API key, the cookie that follows from it, and forms that only we can send.
+"""Who looks at the console: signing in with an API key, its cookie, and forms that only we can send.
 
 The cookie is random and known to the database by its digest alone, as a key is. It ends with the key, after
 ``VISIT_SECONDS``, or at signing out. A form carries a token that follows from its cookie, which no other site can read.
