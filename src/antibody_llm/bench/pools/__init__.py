@@ -1,0 +1,1 @@
+"""Where jobs are carried out: processes of this machine, or a Ray cluster."""
