@@ -1,0 +1,300 @@
+"""A matrix file: found, read, and checked entry by entry before anything runs."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Iterator, TypeVar
+
+import yaml
+
+from ..attacks.attack import Access, Attack
+from ..attacks.catalogue import CATALOGUE as ATTACKS
+from ..attacks.catalogue import find_attack
+from ..data.files import read_text
+from ..data.roles import Stage
+from ..defences.catalogue import CATALOGUE as DEFENCES
+from ..defences.catalogue import make_defence, make_repair
+from ..errors import AntibodyError, ConfigError
+from ..parsing import load_yaml, nearest, parse_options, yaml_fault
+from ..paths import as_file, checked_path
+from ..runs.trainer_config import check_seed
+from ..settings import missing, parse_settings, plain
+from ..settings.fields import check_choices
+from ..text import quoted
+from .settings import AttackEntry, BudgetEntry, DefenceEntry, Entry, MatrixSettings, PartEntry, PublishedEntry
+
+S = TypeVar("S")
+PRESETS = Path(str(files("antibody_llm"))) / "bench" / "presets"
+NONE, ORACLE = "none", "oracle"
+"""No defence of that stage; and plain SFT on the rows that are truly not the attacker's."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A defence of one stage, as a cell has it."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Defended:
+    """A defence of the matrix."""
+
+    name: str
+    alignment: Part
+    finetuning: Part
+    post: Part
+
+
+@dataclass(frozen=True)
+class Attacking:
+    """An attack of the matrix, with the ratios that it is tried at."""
+
+    name: str
+    attack: Attack
+    options: Mapping[str, Any]
+    poison_ratios: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A checked matrix file."""
+
+    file: str
+    settings: MatrixSettings
+    defences: tuple[Defended, ...]
+    attacks: tuple[Attacking, ...]
+    budgets: Mapping[str, BudgetEntry]
+    seeds: tuple[int, ...]
+    published: tuple[PublishedEntry, ...]
+
+    @property
+    def title(self) -> str:
+        """What the report is called."""
+        return self.settings.title or Path(self.file).stem
+
+
+def presets() -> list[str]:
+    """The names of the matrices of the package."""
+    return sorted(file.stem for file in PRESETS.glob("*.yaml"))
+
+
+def find_matrix(name: str) -> Path:
+    """The file of a path, or of the name of a preset, with or without its ending.
+
+    Raises:
+        ConfigError: there is neither; offers the nearest preset.
+    """
+    path = checked_path(name, "MATRIX")
+    if path.is_dir():
+        raise ConfigError(f"{name}: a folder. Name a matrix file, or one of: {', '.join(presets())}.", field="matrix")
+    if path.exists():
+        return path
+    preset = PRESETS / f"{Path(name).stem}.yaml"
+    if preset.is_file() and str(Path(name).parent) in (".", "presets"):
+        return preset
+    near = nearest(Path(name).stem, presets())
+    raise ConfigError(f"{name}: no such file or preset{near} Presets: {', '.join(presets())}.", field="matrix")
+
+
+def read_matrix(name: str) -> Matrix:
+    """Read and check a matrix file.
+
+    Raises:
+        ConfigError: it is not YAML, a key or a name is unknown (the nearest one is offered), a value does not fit, or
+            what is combined is impossible; the message begins with file and key.
+    """
+    path = find_matrix(name)
+    try:
+        with as_file(path) as readable:
+            found = load_yaml(read_text(readable, str(path)))
+    except yaml.YAMLError as error:
+        raise yaml_fault(str(path), error) from error
+    return make_matrix(found, str(path))
+
+
+def make_matrix(found: Any, file: str) -> Matrix:
+    """Check what a matrix file holds.
+
+    Args:
+        found: Its content.
+        file: What an error calls it.
+
+    Raises:
+        ConfigError: as ``read_matrix``.
+    """
+    settings = _settings(MatrixSettings, found, file)
+    with _at(file):
+        check_choices(settings)
+    for key in ("defences", "attacks", "poison_ratios"):
+        if not getattr(settings, key):
+            raise ConfigError(f"{file}: {key}: the list is empty. Give at least one.", field=key)
+    _check_numbers(settings, file)
+    defences = tuple(_defence(entry, f"{file}: defences[{i}]") for i, entry in enumerate(settings.defences))
+    attacks = tuple(_attack(entry, settings, f"{file}: attacks[{i}]") for i, entry in enumerate(settings.attacks))
+    for key, names in (("defences", [d.name for d in defences]), ("attacks", [a.name for a in attacks])):
+        _refuse_twice(names, f"{file}: {key}", key)
+    named = [defence.name for defence in defences]
+    if settings.baseline not in named:
+        raise ConfigError(
+            f"{file}: baseline: no defence of this matrix is called {quoted(settings.baseline)}"
+            f"{nearest(settings.baseline, named)} There are: {', '.join(named)}.",
+            field="baseline",
+        )
+    budgets = {
+        str(name): _budget(entry, f"{file}: budgets.{name}")
+        for name, entry in (settings.budgets or {"default": {}}).items()
+    }
+    published = tuple(_published(e, f"{file}: published[{i}]") for i, e in enumerate(settings.published))
+    return Matrix(file, settings, defences, attacks, budgets, _seeds(settings, file), published)
+
+
+# -- entries -------------------------------------------------------------------------------------------------------
+
+
+def _settings(kind: type[S], given: Any, where: str) -> S:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where}: a mapping of keys to values is needed, not {quoted(given)}.")
+    if absent := missing(kind, given):
+        raise ConfigError(f"{where}: {absent[0]} is missing. Give it.", field=absent[0])
+    return parse_settings(kind, given, where=where)
+
+
+@contextmanager
+def _at(where: str) -> Iterator[None]:
+    """Begin the message of an error inside with a place."""
+    try:
+        yield
+    except AntibodyError as error:
+        raise ConfigError(f"{where}: {error.message}", field=error.field) from error
+
+
+def _defence(entry: Entry, where: str) -> Defended:
+    given = _settings(DefenceEntry, _by_name(entry, where) if isinstance(entry, str) else entry, where)
+    alignment = _part(Stage.ALIGNMENT, given.alignment, f"{where}.alignment", also=(NONE,))
+    finetuning = _part(Stage.FINETUNING, given.finetuning, f"{where}.finetuning", also=(ORACLE,))
+    post = _part(Stage.POST, given.post, f"{where}.post", also=(NONE,))
+    return Defended(given.name, alignment, finetuning, post)
+
+
+def _by_name(name: str, where: str) -> dict[str, str]:
+    """A defence in every stage that has one of its name."""
+    if name == ORACLE:
+        return {"name": name, "finetuning": ORACLE}
+    stages = [stage for stage in Stage if (stage, name) in DEFENCES]
+    if not stages:
+        known = [*dict.fromkeys(known for _, known in DEFENCES), ORACLE]
+        raise ConfigError(
+            f"{where}: no defence is called {quoted(name)}{nearest(name, known)} There are: {', '.join(known)}.",
+            field="defences",
+        )
+    return {"name": name} | {str(stage): name for stage in stages}
+
+
+def _part(stage: Stage, entry: Entry, where: str, *, also: Sequence[str]) -> Part:
+    given = _settings(PartEntry, {"name": entry} if isinstance(entry, str) else entry, where)
+    if given.name in also:
+        if given.options:
+            raise ConfigError(f"{where}: {given.name} has no options. Leave them out.", field="options")
+        return Part(given.name, training=dict(given.training or {}))
+    names = [*(name for of, name in DEFENCES if of is stage), *also]
+    if given.name not in names:
+        raise ConfigError(
+            f"{where}: no {stage} defence is called {quoted(given.name)}{nearest(given.name, names)} There are: "
+            f"{', '.join(names)}.",
+            field=str(stage),
+        )
+    with _at(where):
+        if stage is Stage.POST:
+            make_repair(given.name, given.options)
+            if given.training:
+                raise ConfigError("a repair does not train. Leave training out.", field="training")
+        else:
+            make_defence(stage, given.name, given.options)
+    return Part(given.name, plain(dict(given.options or {})), plain(dict(given.training or {})))
+
+
+def _attack(entry: Entry, settings: MatrixSettings, where: str) -> Attacking:
+    given = _settings(AttackEntry, {"attack": entry} if isinstance(entry, str) else entry, where)
+    with _at(where):
+        attack = find_attack(given.attack)
+        parse_options(attack.options, given.attack, given.options or {}, group="options")
+    if Access.PREFERENCES in attack.needs:
+        able = ", ".join(name for name, each in ATTACKS.items() if Access.PREFERENCES not in each.needs)
+        raise ConfigError(
+            f"{where}: {attack.name} poisons pairs, and there is no training on pairs yet. Choose among: {able}.",
+            field="attacks",
+        )
+    ratios = tuple(settings.poison_ratios if given.poison_ratios is None else given.poison_ratios)
+    key = f"{where}.poison_ratios" if given.poison_ratios is not None else f"{where.partition(': ')[0]}: poison_ratios"
+    for ratio in ratios:
+        if not 0 <= ratio <= 1:
+            raise ConfigError(f"{key}: {ratio} is not a share. Give a number between 0 and 1.", field="poison_ratios")
+        if ratio > 0 and round(ratio * settings.rows) == 0:
+            raise ConfigError(
+                f"{key}: {ratio} of {settings.rows} rows is not one row. Give a larger ratio, or more rows.",
+                field="poison_ratios",
+            )
+    _refuse_twice(ratios, key, "poison_ratios")
+    return Attacking(given.name or attack.name, attack, plain(dict(given.options or {})), ratios)
+
+
+def _budget(entry: Any, where: str) -> BudgetEntry:
+    given = _settings(BudgetEntry, entry, where)
+    for key in ("epochs", "learning_rate", "batch_size"):
+        value = getattr(given, key)
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{where}: {key} is {value}: it must be above 0.", field=key)
+    return replace(given, training=dict(given.training or {}))
+
+
+def _published(entry: Any, where: str) -> PublishedEntry:
+    given = _settings(PublishedEntry, entry, where)
+    if given.read not in ("P", "R", "S"):
+        raise ConfigError(f"{where}: read is {quoted(given.read)}: it must be P, R or S.", field="read")
+    for key in ("harmful_score", "finetune_accuracy"):
+        value = getattr(given, key)
+        if value is not None and not 0 <= value <= 1:
+            raise ConfigError(f"{where}: {key} is {value}: give a share, 0 to 1.", field=key)
+    return given
+
+
+# -- numbers -------------------------------------------------------------------------------------------------------
+
+
+def _check_numbers(settings: MatrixSettings, file: str) -> None:
+    least: Mapping[str, Callable[[Any], bool]] = {
+        **dict.fromkeys(("rows", "prompts", "batch_size", "threads"), lambda value: value >= 1),
+        "max_new_tokens": lambda value: value is None or value >= 1,
+        "gpus": lambda value: value >= 0,
+        "tolerance": lambda value: 0 <= value <= 1,
+    }
+    for key, holds in least.items():
+        value = getattr(settings, key)
+        if not holds(value):
+            wanted = "a share, 0 to 1" if key == "tolerance" else "0 or more" if key == "gpus" else "1 or more"
+            raise ConfigError(f"{file}: {key} is {value}: it must be {wanted}.", field=key)
+
+
+def _seeds(settings: MatrixSettings, file: str) -> tuple[int, ...]:
+    seeds = tuple(range(settings.seeds)) if isinstance(settings.seeds, int) else tuple(settings.seeds)
+    if not seeds:
+        raise ConfigError(f"{file}: seeds: at least one is needed.", field="seeds")
+    _refuse_twice(seeds, f"{file}: seeds", "seeds")
+    with _at(file):
+        for seed in seeds:
+            check_seed(seed)
+    return seeds
+
+
+def _refuse_twice(values: Iterable[Any], where: str, key: str) -> None:
+    seen = set()
+    for value in values:
+        if value in seen:
+            raise ConfigError(f"{where}: {quoted(value)} is there twice. Give each a name of its own.", field=key)
+        seen.add(value)
