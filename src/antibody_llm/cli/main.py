@@ -21,7 +21,7 @@ from .. import __version__
 from ..errors import AntibodyError
 from ..settings import SETTINGS
 from ..text import cut, escaped
-from . import attacks, defences, demo, lab, serve, worker
+from . import attacks, bench, defences, demo, lab, serve, worker
 from .options import system_errors
 from .verbs import command, spelling
 
@@ -58,6 +58,7 @@ app.command("defences")(defences.command)
 app.command("attacks")(attacks.list_command)
 app.command("attack")(attacks.command)
 app.command("demo")(demo.command)
+app.command("bench")(bench.command)
 app.command("serve")(serve.command)
 app.command("worker")(worker.command)
 app.add_typer(lab.app, name="lab")

@@ -15,6 +15,7 @@ from .options import ConfigFile, Events, Json, as_flag, given_values, print_line
 POSITIONAL: Mapping[str, Mapping[str, str]] = {
     "screen": {"data": "DATA"},
     "convert": {"source": "IN", "output": "OUT"},
+    "bench": {"matrix": "MATRIX"},
 }
 """The fields of a verb that are written without a flag, and their names on the command line."""
 
