@@ -8,6 +8,7 @@ from pathlib import Path
 from .cell import Alignment, Cell, Figures, Job, carry_out
 from .pools.local import LocalPool, num_cores
 from .pools.pool import carried_out as in_order
+from .settle import settle
 
 CarryOut = Callable[[Path, Job], Figures]
 
@@ -51,9 +52,14 @@ def carried_out(
         processes: The number of processes; by default one per core.
         carry_out: The function that a process calls for each job.
     """
-    pool: LocalPool[Job] = LocalPool(partial(carry_out, folder), processes=processes or num_cores())
+    pool: LocalPool[Job] = LocalPool(partial(_in_one_thread, carry_out, folder), processes=processes or num_cores())
     for ended in in_order(jobs, pool, _needs):
         yield Done(ended.job, ended.outcome or {}, ended.error)
+
+
+def _in_one_thread(carry_out: CarryOut, folder: Path, job: Job) -> Figures:
+    settle(1)
+    return carry_out(folder, job)
 
 
 def _needs(job: Job) -> Job | None:

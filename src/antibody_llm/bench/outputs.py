@@ -59,7 +59,9 @@ def report(matrix: Matrix, rows: Sequence[Row], ranked: Sequence[Ranking], table
         defences=[defence.name for defence in matrix.defences],
         attacks=[attack.name for attack in matrix.attacks],
         counts=counted(rows),
-        pictures=[_pictures(ranking, ranked, rows, settings.baseline, settings.tolerance) for ranking in _means(ranked)],
+        pictures=[
+            _pictures(ranking, ranked, rows, settings.baseline, settings.tolerance) for ranking in _means(ranked)
+        ],
         tables=tables,
         failed=[row for row in rows if row["error"] is not None],
     )

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..attacks.catalogue import CATALOGUE as ATTACKS
 from ..data.roles import Stage
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError
 from ..evaluation.judges.registry import make_judge
 from ..lab.tasks import find_task
 from ..profiles import Choice, Profile, profile_of
@@ -166,7 +165,9 @@ class _Maker:
 
     def _files(self, keys: tuple[str, ...]) -> dict[str, str]:
         """The fingerprint of each file that the matrix names."""
-        return {key: self._digest(key, str(given)) for key in keys if (given := getattr(self.settings, key)) is not None}
+        return {
+            key: self._digest(key, str(given)) for key in keys if (given := getattr(self.settings, key)) is not None
+        }
 
     def _digest(self, key: str, given: str) -> str:
         if given not in self._digests:

@@ -11,6 +11,7 @@ Several commands, and several machines that share the disk, may work on one fold
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -73,17 +74,19 @@ class Results:
 
     @contextmanager
     def locked(self, job: Job) -> Iterator[None]:
-        """Wait until no other process does this job; inside, none begins."""
+        """Wait until no other process does this job; inside, none begins. The file has a line for each that held it."""
         file = self.folder / LOCKS / job.key
         with disk_errors(file.parent):
             file.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             try:
                 while not try_lock(descriptor):
                     time.sleep(PATIENCE)
             except OSError as error:
                 warn(f"{file.parent}: cannot be locked here ({error.strerror}): give the folder to one command alone.")
+            with disk_errors(file):
+                os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode())
             yield
         finally:
             os.close(descriptor)

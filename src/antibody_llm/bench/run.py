@@ -125,9 +125,9 @@ def run_plan(
         return found
 
 
-def local(processes: int, threads: int) -> MakePool:
-    """A pool of processes on this machine."""
-    return lambda work: LocalPool(work, processes=processes, threads=threads)
+def local(processes: int) -> MakePool:
+    """What makes a pool of processes on this machine."""
+    return lambda work: LocalPool(work, processes=processes)
 
 
 def failures(found: Outcome, jobs: Iterable[Job]) -> list[str]:
@@ -136,4 +136,6 @@ def failures(found: Outcome, jobs: Iterable[Job]) -> list[str]:
     for job in jobs:
         if job in found.errors:
             lines.setdefault(found.errors[job], []).append(job.label)
-    return [f"{labels[0]}{f' and {len(labels) - 1} more' if len(labels) > 1 else ''}: {e}" for e, labels in lines.items()]
+    return [
+        f"{labels[0]}{f' and {len(labels) - 1} more' if len(labels) > 1 else ''}: {e}" for e, labels in lines.items()
+    ]

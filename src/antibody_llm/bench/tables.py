@@ -21,7 +21,9 @@ class Table:
         """The table under its title."""
         rule = "| --- |" + " ---: |" * (len(self.columns) - 1)
         lines = [f"| {' | '.join(each.replace('|', ' ') for each in line)} |" for line in (self.columns, *self.lines)]
-        return "\n".join([f"## {self.title}", "", lines[0], rule, *lines[1:], *(["", self.note] if self.note else []), ""])
+        return "\n".join(
+            [f"## {self.title}", "", lines[0], rule, *lines[1:], *(["", self.note] if self.note else []), ""]
+        )
 
     def latex(self) -> str:
         r"""A ``table`` with rules of booktabs."""
@@ -141,8 +143,8 @@ def _published(rows: Sequence[Row], published: Sequence[PublishedEntry]) -> list
             )
         )
     note = (
-        "Published figures are of other models, tasks and judges, and are shown for the order of defences alone. P: read "
-        "in the paper; R: in its code; S: second-hand."
+        "Published figures are of other models, tasks and judges, and are shown for the order of defences alone. P: "
+        "read in the paper; R: in its code; S: second-hand."
     )
     columns = ("defence", "attack", "ratio", "published", "accuracy", "here", "accuracy", "source")
     return [Table("Published figures", columns, tuple(lines), note)]

@@ -42,6 +42,7 @@ from ..store.result import RunResult
 from .job import Job
 from .matrix_file import ORACLE
 from .results import Results
+from .settle import settle
 
 POOL = 3
 """Clean rows to choose an upload from, for each row of it."""
@@ -61,6 +62,7 @@ def carry_out(folder: Path, job: Job) -> dict[str, Any]:
         folder: The matrix's folder.
         job: Its need is done.
     """
+    settle(job.config["threads"])
     results = Results(folder)
     with results.locked(job), listening(lambda event: None):
         stored = results.read(job)
@@ -185,9 +187,7 @@ def _plainly(job: Job, model: Path, output: Path) -> dict[str, Any]:
     )
     found = Evaluation.model_validate_json((output / EVALUATION).read_text(encoding="utf-8"))
     return {
-        name: None if measure is None else _share(measure)
-        for name in MEASURES
-        for measure in (getattr(found, name),)
+        name: None if measure is None else _share(measure) for name in MEASURES for measure in (getattr(found, name),)
     }
 
 

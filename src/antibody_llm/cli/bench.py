@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from ..bench.run import MakePool
     from ..bench.tables import Table
 
+WIDTH = 120
+"""Columns that a ranking needs; a narrower terminal wraps it."""
+
 
 def command(
     matrix: Annotated[str, typer.Argument(metavar="MATRIX", help="A YAML file, or a preset such as lab-core.")],
     output: Annotated[
-        str | None, typer.Option(help="Folder for every result; a run that was stopped goes on.  [default: runs/MATRIX]")
+        str | None,
+        typer.Option(help="Folder for every result; a run that was stopped goes on.  [default: runs/MATRIX]"),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes.  [default: as many as the cores have room for]")
@@ -34,7 +38,8 @@ def command(
     """Try every defence against every attack, and rank them."""
     if ray is not None and jobs is not None:
         raise ConfigError(
-            f"{setting('jobs')} is for this machine, and {setting('ray')} for a cluster. Give one of them.", field="jobs"
+            f"{setting('jobs')} is for this machine, and {setting('ray')} for a cluster. Give one of them.",
+            field="jobs",
         )
     o.quiet()
     from ..bench.matrix_file import read_matrix
@@ -55,7 +60,7 @@ def _pool(planned: "Plan", jobs: int | None, ray: str | None) -> "MakePool":
 
     settings = planned.matrix.settings
     if ray is None:
-        return local(jobs or max(1, num_cores() // settings.threads), settings.threads)
+        return local(jobs or max(1, num_cores() // settings.threads))
     from ..bench.pools.ray import on_ray
 
     return on_ray(ray, threads=settings.threads, gpus=settings.gpus)
@@ -90,7 +95,9 @@ def _show_plan(planned: "Plan", folder: Path, *, as_json: bool) -> None:
         "",
     ]
     lines += [f"  {each['label']}" for each in alignments]
-    lines += [f"  {cell.job.label}" + (f", {cell.budget}" if cell.budget != "default" else "") for cell in planned.cells]
+    lines += [
+        f"  {cell.job.label}" + (f", {cell.budget}" if cell.budget != "default" else "") for cell in planned.cells
+    ]
     told = {"cells_left": found.cells_left, "alignments_left": found.alignments_left, "cpu_seconds": found.cpu_seconds}
     o.show({"output": str(folder), "cells": cells, "alignments": alignments, **told}, lines, as_json=as_json)
 
@@ -115,7 +122,11 @@ def _run(planned: "Plan", folder: Path, make_pool: "MakePool", events: str | Non
     files = write_outputs(folder, planned.matrix, rows, ranked, made)
     failed = failures(found, planned.jobs)
     if as_json:
-        o.show({"output": str(folder), "files": files, "failed": failed, "ranking": flat(ranked), "rows": rows}, [], as_json=True)
+        o.show(
+            {"output": str(folder), "files": files, "failed": failed, "ranking": flat(ranked), "rows": rows},
+            [],
+            as_json=True,
+        )
     else:
         _print(made, failed, files)
     return 1 if failed else 0
@@ -127,15 +138,16 @@ def _print(made: "list[Table]", failed: list[str], files: dict[str, str]) -> Non
     from rich.text import Text
 
     console: Any = Console()
+    console.width = max(console.width, WIDTH)
     for table in made:
         console.print(Text(f"\n{table.title}", style="bold"))
         shown = Shown(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
         for number, name in enumerate(table.columns):
-            shown.add_column(name, justify="right" if number else "left")
+            shown.add_column(name, justify="right" if number else "left", no_wrap=True)
         for line in table.lines:
             shown.add_row(*(Text(value) for value in line))
         console.print(shown)
-        console.print(Text(table.note, style="dim"))
+        console.print(Text(table.note, style="dim"), width=min(console.width, WIDTH))
     for line in failed:
         console.print(Text(f"failed: {line}", style="red"), soft_wrap=True)
     console.print(f"\nOpen {files['report']}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Processes of this machine, forked from one that has imported the libraries, each with its share of the cores."""
+"""Processes of this machine, forked from one that has imported the libraries."""
 
 import os
 import pickle
@@ -38,12 +38,11 @@ class LocalPool(Generic[J]):
     Args:
         work: Called for each job; a function that a module has by name, or a ``partial`` of one.
         processes: How many.
-        threads: Threads of each. Numbers may depend on it, so that it is not to depend on the machine.
     """
 
-    def __init__(self, work: Callable[[J], Any], *, processes: int, threads: int = 1) -> None:
+    def __init__(self, work: Callable[[J], Any], *, processes: int) -> None:
         self.capacity = processes
-        self._work, self._threads = work, threads
+        self._work = work
         self._queue: deque[J] = deque()
         self._deaths: Counter[J] = Counter()
         self._workers: list[_Worker[J]] = []
@@ -88,7 +87,7 @@ class LocalPool(Generic[J]):
     def _new(self) -> _Worker[J]:
         ours, theirs = _FORKS.Pipe()
         # Not a daemon: a job may start processes of its own.
-        process = _FORKS.Process(target=_serve, args=(theirs, self._work, self._threads))
+        process = _FORKS.Process(target=_serve, args=(theirs, self._work))
         with _interrupts_held_back():
             process.start()
         theirs.close()
@@ -136,32 +135,17 @@ def num_cores() -> int:
     return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def _serve(line: Connection, work: Callable[[Any], Any], threads: int) -> None:
+def _serve(line: Connection, work: Callable[[Any], Any]) -> None:
     """The life of a process: a job, a reply, until the line is closed."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     Thread(target=_end_with_parent, daemon=True).start()
-    settle(threads)
     while True:
         try:
             job = line.recv()
         except EOFError:
             return
         line.send(attempted(work, job))
-
-
-def settle(threads: int) -> None:
-    """Give this process its threads, and keep the libraries silent."""
-    import logging
-    import warnings
-
-    import torch
-    from transformers.utils import logging as transformers_logging
-
-    torch.set_num_threads(threads)
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
-    transformers_logging.disable_progress_bar()
 
 
 def attempted(work: Callable[[Any], Any], job: Any) -> tuple[Any, Exception | None]:
