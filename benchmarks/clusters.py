@@ -18,7 +18,7 @@ PATIENCE = 120.0
 def ray_cluster(folder: Path, *, cpus: int) -> Iterator[str]:
     """Start a cluster with so many worker processes; yields its address, and ends every process of it.
 
-    Inside, the environment of this process has what its driver needs.
+    Inside, the environment of this process has what its driver needs. Ray reads it once, when it is imported.
 
     Args:
         folder: Where it has its files; a short path, since the name of a socket has at most 107 bytes.

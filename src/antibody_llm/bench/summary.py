@@ -139,11 +139,9 @@ def rankings(rows: Sequence[Row], *, baseline: str, tolerance: float) -> list[Ra
         ]
         if len(attacks) > 1:
             scopes += [(name, [row for row in attacked if row["attack"] == name], fmean) for name in attacks]
-        found += [
-            Ranking(scope, budget, task, _ranked(some, baseline, tolerance, over))
-            for scope, some, over in scopes
-            if some
-        ]
+        for scope, some, over in scopes:
+            if ranks := _ranked(some, baseline, tolerance, over):
+                found.append(Ranking(scope, budget, task, ranks))
     return found
 
 

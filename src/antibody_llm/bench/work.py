@@ -226,17 +226,17 @@ def _own_form(job: Job, asking: Asking, aligned: Path, tuned: Path) -> dict[str,
 def _screened(made: Crafted, runs: Sequence[RunResult]) -> dict[str, Any]:
     """How a defence that weighs rows has weighed the attacker's: AUROC, the weight that they kept, their share found.
 
-    Weights are those of the last epoch. Nothing where every row has weight 1, as without screening.
+    Weights are those of the last epoch. Nothing where a defence neither scores nor weighs rows.
     """
-    kept, poison = list[float](), list[bool]()
+    kept, poison, scores = list[float](), list[bool](), False
     for upload, run in zip(made.jobs, runs, strict=True):
         samples = pq.read_table(run.output / SAMPLES).to_pydict()
-        last = max(samples["epoch"], default=0)
+        last, scores = max(samples["epoch"], default=0), scores or any(s is not None for s in samples["score"])
         for epoch, row_id, weight in zip(samples["epoch"], samples["row_id"], samples["weight"], strict=True):
             if epoch == last and 0 <= row_id < len(upload.truth):
                 kept.append(weight)
                 poison.append(upload.truth[row_id]["is_poison"])
-    if not kept or all(weight == 1.0 for weight in kept):
+    if not kept or (not scores and all(weight == 1.0 for weight in kept)):
         return {}
     weights, of_attacker = torch.tensor(kept), torch.tensor(poison)
     both = bool(of_attacker.any()) and not bool(of_attacker.all())

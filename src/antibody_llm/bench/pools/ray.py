@@ -65,7 +65,7 @@ class RayPool(Generic[J]):
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"there is no Ray cluster at {quoted(address)} ({str(error).splitlines()[0][:150]}). Start one with "
-                "`ray start --head`, or give its address.",
+                "`ray start --head`, or give its address; one with token authentication needs RAY_AUTH_MODE=token.",
                 field="ray",
             ) from error
         self._check_resources(threads, gpus)
