@@ -44,7 +44,7 @@ class Estimate:
     cells_left: int
     alignments_left: int
     cpu_seconds: float | None
-    """Of all that is left, by the stored times of its like; None if nothing is stored."""
+    """The processor time of all that is left, by the stored times of its like; None if nothing is stored."""
 
 
 def known(plan: Plan, folder: Path) -> Outcome:

@@ -96,7 +96,7 @@ def _align(results: Results, job: Job) -> dict[str, Any]:
 
 def _attack(results: Results, job: Job) -> dict[str, Any]:
     config, working = job.config, results.working(job)
-    aligned = Path(job.places["model"]) if job.needs is None else cast(Path, _model(results.aligned(job.needs)))
+    aligned = Path(job.places["model"]) if job.needs is None else _model(results.aligned(job.needs))
     made = crafted(job, aligned)
     tuned, runs = aligned, list[RunResult]()
     for number, upload in enumerate(made.jobs):

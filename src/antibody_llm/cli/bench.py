@@ -148,6 +148,6 @@ def _print(made: "list[Table]", failed: list[str], files: dict[str, str]) -> Non
             shown.add_row(*(Text(value) for value in line))
         console.print(shown)
         console.print(Text(table.note, style="dim"), width=min(console.width, WIDTH))
-    for line in failed:
-        console.print(Text(f"failed: {line}", style="red"), soft_wrap=True)
+    for failure in failed:
+        console.print(Text(f"failed: {failure}", style="red"), soft_wrap=True)
     console.print(f"\nOpen {files['report']}", highlight=False, soft_wrap=True)

@@ -4,8 +4,10 @@ Every node sees the matrix's folder under the same path, since alignments are re
 back to the driver too. An error of a job is its outcome, not Ray's to repeat: the same configuration fails again.
 """
 
+import logging
 import os
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Generic
 
 from ...errors import ConfigError
@@ -35,7 +37,7 @@ def on_ray(address: str, *, threads: int, gpus: float) -> Callable[[Callable[[J]
         ConfigError: Ray is not installed.
     """
     try:
-        import ray  # noqa: F401
+        import_module("ray")
     except ImportError:
         raise ConfigError("Ray is not installed. Install antibody-llm[ray], or run with jobs of one machine.") from None
     return lambda work: RayPool(work, address=address, threads=threads, gpus=gpus)
@@ -55,13 +57,13 @@ class RayPool(Generic[J]):
     """
 
     def __init__(self, work: Callable[[J], Any], *, address: str, threads: int = 1, gpus: float = 0.0) -> None:
-        import ray
-
-        self._ray = ray
+        self._ray: Any = import_module("ray")
         variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         variables |= {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env={"env_vars": variables})
+            self._ray.init(
+                address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": variables}
+            )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"there is no Ray cluster at {quoted(address)} ({str(error).splitlines()[0][:150]}). Start one with "
@@ -69,9 +71,9 @@ class RayPool(Generic[J]):
                 field="ray",
             ) from error
         self._check_resources(threads, gpus)
-        self.capacity = max(LEAST, IN_FLIGHT * int(ray.cluster_resources().get("CPU", 1)))
-        self._work = ray.put(work)
-        self._task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)(_task)
+        self.capacity = max(LEAST, IN_FLIGHT * int(self._ray.cluster_resources().get("CPU", 1)))
+        self._work = self._ray.put(work)
+        self._task = self._ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=RETRIES)(_task)
         self._running: dict[Any, J] = {}
 
     def submit(self, job: J) -> None:
