@@ -226,7 +226,8 @@ def _own_form(job: Job, asking: Asking, aligned: Path, tuned: Path) -> dict[str,
 def _screened(made: Crafted, runs: Sequence[RunResult]) -> dict[str, Any]:
     """How a defence that weighs rows has weighed the attacker's: AUROC, the weight that they kept, their share found.
 
-    Weights are those of the last epoch. Nothing where a defence neither scores nor weighs rows.
+    Weights are those of the last epoch. Nothing where a defence has no score of a row: one that skips whole steps of
+    the user's, as Lisa does, weighs them too, and screens nobody.
     """
     kept, poison, scores = list[float](), list[bool](), False
     for upload, run in zip(made.jobs, runs, strict=True):
@@ -236,7 +237,7 @@ def _screened(made: Crafted, runs: Sequence[RunResult]) -> dict[str, Any]:
             if epoch == last and 0 <= row_id < len(upload.truth):
                 kept.append(weight)
                 poison.append(upload.truth[row_id]["is_poison"])
-    if not kept or (not scores and all(weight == 1.0 for weight in kept)):
+    if not kept or not scores:
         return {}
     weights, of_attacker = torch.tensor(kept), torch.tensor(poison)
     both = bool(of_attacker.any()) and not bool(of_attacker.all())

@@ -62,7 +62,10 @@ class RayPool(Generic[J]):
         variables |= {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         try:
             self._ray.init(
-                address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": variables}
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": variables},
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(
