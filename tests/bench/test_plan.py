@@ -1,10 +1,13 @@
 """The cells of a matrix: what is shared, and what changes a digest."""
 
+import json
+
 import pytest
 
 from antibody_llm.bench.matrix_file import make_matrix, read_matrix
 from antibody_llm.bench.plan import make_plan
 from antibody_llm.errors import AntibodyError, ConfigError
+from antibody_llm.lab.rows import build_rows
 
 SMALL = {
     "defences": ["sft", "lisa", "antibody"],
@@ -16,6 +19,10 @@ SMALL = {
 
 def plan(**changed):
     return make_plan(make_matrix(SMALL | changed, "m.yaml"))
+
+
+def rows_of(kind, num):
+    return "".join(json.dumps(row) + "\n" for row in build_rows(kind, num, seed=0).rows)
 
 
 def keys(of):
@@ -77,7 +84,7 @@ def test_a_model_that_brings_no_rows_needs_files_and_a_judge(tmp_path, tiny_llam
     files = {}
     for key in ("data", "attack_data", "harmful_prompts", "test_data"):
         files[key] = str(tmp_path / f"{key}.jsonl")
-        (tmp_path / f"{key}.jsonl").write_text(key)
+        (tmp_path / f"{key}.jsonl").write_text(rows_of("user", 8))
     with pytest.raises(ConfigError, match="m.yaml: judge is missing"):
         plan(model=str(tiny_llama_folder), **files)
     made = plan(model=str(tiny_llama_folder), judge="keywords", **files)
@@ -85,7 +92,7 @@ def test_a_model_that_brings_no_rows_needs_files_and_a_judge(tmp_path, tiny_llam
     with pytest.raises(ConfigError, match="tasks are those of the lab"):
         plan(model=str(tiny_llama_folder), judge="keywords", tasks=["novel"], **files)
     before = keys(made)
-    (tmp_path / "test_data.jsonl").write_text("changed")
+    (tmp_path / "test_data.jsonl").write_text(rows_of("user", 9))
     cells = {job.key for job in made.jobs if job.kind == "cell"}
     again = keys(plan(model=str(tiny_llama_folder), judge="keywords", **files))
     assert not cells & again
@@ -108,3 +115,9 @@ def test_a_model_that_brings_no_rows_needs_files_and_a_judge(tmp_path, tiny_llam
 def test_what_a_plan_cannot_be_made_of_is_named_with_file_and_key(wrong, message):
     with pytest.raises(AntibodyError, match=message):
         plan(**wrong)
+
+
+def test_a_row_that_cannot_be_used_is_refused_before_any_cell(tmp_path):
+    (tmp_path / "refusals.jsonl").write_text(rows_of("alignment", 2) + '{"messages": []}\n')
+    with pytest.raises(ConfigError, match=r"m.yaml: alignment_data: .*refusals.jsonl, line 3"):
+        plan(alignment_data=str(tmp_path / "refusals.jsonl"))

@@ -10,6 +10,7 @@ from ..errors import ConfigError
 from ..evaluation.judges.registry import make_judge
 from ..lab.tasks import find_task
 from ..profiles import Choice, Profile, profile_of
+from ..runs.sources import read_refusals, read_rows
 from ..settings import plain
 from ..store.digest import file_digest
 from ..store.naming import described_model, model_name
@@ -27,6 +28,8 @@ PROVIDED = ("alignment_data", "harmful_data", "benign_data", "refusals")
 WORLD = ("data", "attack_data", "harmful_prompts", "test_data")
 """The files that a model without rows of its own needs."""
 MORE_SETS = ("benign_prompts", "retention_data")
+SETS = ("harmful_prompts", "test_data", *MORE_SETS)
+"""The files that a model is asked."""
 LONG = 3
 """How many times the tokens of a plain reply are read of one in an attack's own form, which may have talk around it."""
 DEFAULT_TOKENS = 512
@@ -90,6 +93,7 @@ class _Maker:
             self.model = model_name(settings.model)
             self.profile = profile_of(self.model)
             described = described_model(self.model)
+        self._digests: dict[str, str] = {}
         self.own_world = any(getattr(settings, key) is not None for key in (*WORLD, *MORE_SETS))
         self._require_world()
         self.tasks = self._tasks()
@@ -97,7 +101,6 @@ class _Maker:
         # Where a fingerprint says what a model is, its place does not matter.
         self.base = {k: v for k, v in described.items() if k not in ("name", "place") or described["weights"] is None}
         self.versions = versions()
-        self._digests: dict[str, str] = {}
         self._alignments: dict[Job, Job] = {}
 
     def cell(
@@ -196,6 +199,16 @@ class _Maker:
         if absent and (self.own_world or not brings):
             why = "some rows are given as files" if self.own_world else f"{self.settings.model} brings no rows"
             raise ConfigError(f"{self.file}: {absent[0]} is missing: {why}. Give {', '.join(absent)}.", field=absent[0])
+        for key in (*WORLD, *MORE_SETS, *ALIGNING):
+            given = getattr(self.settings, key)
+            if given is None:
+                continue
+            self._digest(key, str(given))  # refuses a file that is not there
+            with _at(f"{self.file}: {key}"):  # a row that cannot be used would fail every cell
+                if key == "refusals":
+                    read_refusals(given)
+                else:
+                    read_rows(given, name=f"{key} rows", prompts=key in SETS)
 
     def _tasks(self) -> tuple[str | None, ...]:
         given = self.settings.tasks
