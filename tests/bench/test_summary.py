@@ -93,8 +93,9 @@ def test_a_table_shows_both_forms_ties_and_what_papers_report():
 
 
 def test_latex_has_no_character_that_it_would_read_as_its_own():
-    text = Table("50 % of a_b & c", ("x", "y"), (("a_b", "1 #"),), "note").latex()
-    assert r"50 \% of a\_b \& c" in text
+    text = Table("50 % of a_b & {c}", ("x", "y"), (("a_b", "1 #"),), "x^2 \\").latex()
+    assert r"50 \% of a\_b \& \{c\}" in text
+    assert r"x\textasciicircum{}2 \textbackslash{}" in text
     assert r"a\_b & 1 \# \\" in text
 
 

@@ -129,7 +129,7 @@ def make_matrix(found: Any, file: str) -> Matrix:
         ConfigError: as ``read_matrix``.
     """
     settings = _settings(MatrixSettings, found, file)
-    with _at(file):
+    with placed(file):
         check_choices(settings)
     for key in ("defences", "attacks", "poison_ratios"):
         if not getattr(settings, key):
@@ -166,7 +166,7 @@ def _settings(kind: type[S], given: Any, where: str) -> S:
 
 
 @contextmanager
-def _at(where: str) -> Iterator[None]:
+def placed(where: str) -> Iterator[None]:
     """Begin the message of an error inside with a place."""
     try:
         yield
@@ -209,7 +209,7 @@ def _part(stage: Stage, entry: Entry, where: str, *, also: Sequence[str]) -> Par
             f"{', '.join(names)}.",
             field=str(stage),
         )
-    with _at(where):
+    with placed(where):
         if stage is Stage.POST:
             make_repair(given.name, given.options)
             if given.training:
@@ -221,7 +221,7 @@ def _part(stage: Stage, entry: Entry, where: str, *, also: Sequence[str]) -> Par
 
 def _attack(entry: Entry, settings: MatrixSettings, where: str) -> Attacking:
     given = _settings(AttackEntry, {"attack": entry} if isinstance(entry, str) else entry, where)
-    with _at(where):
+    with placed(where):
         attack = find_attack(given.attack)
         parse_options(attack.options, given.attack, given.options or {}, group="options")
     if Access.PREFERENCES in attack.needs:
@@ -286,7 +286,7 @@ def _seeds(settings: MatrixSettings, file: str) -> tuple[int, ...]:
     if not seeds:
         raise ConfigError(f"{file}: seeds: at least one is needed.", field="seeds")
     _refuse_twice(seeds, f"{file}: seeds", "seeds")
-    with _at(file):
+    with placed(file):
         for seed in seeds:
             check_seed(seed)
     return seeds

@@ -15,7 +15,7 @@ from ..settings import plain
 from ..store.digest import file_digest
 from ..store.naming import described_model, model_name
 from .job import Job, versions
-from .matrix_file import NONE, ORACLE, Attacking, Defended, Matrix, Part, _at
+from .matrix_file import NONE, ORACLE, Attacking, Defended, Matrix, Part, placed
 from .settings import BudgetEntry
 
 ALIGNING = (
@@ -89,7 +89,7 @@ class _Maker:
     def __init__(self, matrix: Matrix) -> None:
         settings = self.settings = matrix.settings
         self.file = matrix.file
-        with _at(f"{matrix.file}: model"):
+        with placed(f"{matrix.file}: model"):
             self.model = model_name(settings.model)
             self.profile = profile_of(self.model)
             described = described_model(self.model)
@@ -204,7 +204,7 @@ class _Maker:
             if given is None:
                 continue
             self._digest(key, str(given))  # refuses a file that is not there
-            with _at(f"{self.file}: {key}"):  # a row that cannot be used would fail every cell
+            with placed(f"{self.file}: {key}"):  # a row that cannot be used would fail every cell
                 if key == "refusals":
                     read_refusals(given)
                 else:
@@ -217,7 +217,7 @@ class _Maker:
                 raise ConfigError(f"{self.file}: tasks are those of the lab, and test_data is given.", field="tasks")
             return (None,)
         tasks = tuple(given or (self.profile.default_task or "",))
-        with _at(f"{self.file}: tasks"):
+        with placed(f"{self.file}: tasks"):
             for task in tasks:
                 find_task(task)
         return tasks
@@ -226,6 +226,6 @@ class _Maker:
         named = self.settings.judge or next(iter(self.profile.judges), None)
         if named is None:
             raise ConfigError(f"{self.file}: judge is missing: {self.settings.model} brings none.", field="judge")
-        with _at(self.file):
+        with placed(self.file):
             make_judge(named)
         return named

@@ -34,10 +34,15 @@ class Table:
         return "\n".join([*lines, r"\end{tabular}", r"\end{table}", ""])
 
 
+LATEX = str.maketrans(
+    {each: f"\\{each}" for each in "&%_#${}"}
+    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+)
+"""What LaTeX would read as its own, and how it is written."""
+
+
 def _latex(text: str) -> str:
-    for plain, written in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#")):
-        text = text.replace(plain, written)
-    return text
+    return text.translate(LATEX)
 
 
 def tables(

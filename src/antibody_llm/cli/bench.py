@@ -1,11 +1,13 @@
 """``antibody bench``: a matrix of defences and attacks, carried out, ranked and reported."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigError
+from ..events import Event, Progress
 from ..mentions import setting
 from ..paths import checked_output
 from . import options as o
@@ -115,7 +117,13 @@ def _run(planned: "Plan", folder: Path, make_pool: "MakePool", events: str | Non
 
     settings = planned.matrix.settings
     with rendered(events, output=folder) as listen:
-        found = run_plan(planned, folder, make_pool=make_pool, listen=listen)
+
+        def heard(event: Event) -> None:
+            listen(event)
+            if isinstance(event, Progress) and not sys.stderr.isatty():  # there is no bar in a log
+                print(f"[{event.done}/{event.total}] {event.what}", file=sys.stderr, flush=True)
+
+        found = run_plan(planned, folder, make_pool=make_pool, listen=heard)
     rows = rows_of(planned, found)
     ranked = rankings(rows, baseline=settings.baseline, tolerance=settings.tolerance)
     made = tables(rows, ranked, planned.matrix.published, baseline=settings.baseline)
