@@ -227,7 +227,7 @@ def _attack(entry: Entry, settings: MatrixSettings, where: str) -> Attacking:
     if Access.PREFERENCES in attack.needs:
         able = ", ".join(name for name, each in ATTACKS.items() if Access.PREFERENCES not in each.needs)
         raise ConfigError(
-            f"{where}: {attack.name} poisons pairs, and there is no training on pairs yet. Choose among: {able}.",
+            f"{where}: {attack.name} poisons pairs, and a matrix trains on rows alone. Choose among: {able}.",
             field="attacks",
         )
     ratios = tuple(settings.poison_ratios if given.poison_ratios is None else given.poison_ratios)
