@@ -13,10 +13,10 @@ from ..data.records import Message, Record, Template
 from ..models.deployment import Deployment
 from .completions import Completion, EvaluationSet
 from .decoding import DecodingSettings
-from .evaluate import judge_completions
 from .generation import generate
 from .harmful_score import harmful_score, incoherent
 from .judges.protocol import Judge
+from .judging import judge_completions
 from .measures import Measure, share
 
 

@@ -2,7 +2,8 @@
 
 Columns: ``row_id`` int64, ``set`` (harmful, benign, test, retention), ``prompt``, ``completion``, ``reference``
 (null without one), and for each judge ``verdict_<name>`` (complied, refused, incoherent; null in the sets that judges
-are not asked about, and where a judge came to no verdict). The file's metadata holds the settings under
+are not asked about, and where a judge came to no verdict; harmless and unparsed are among them too), and
+``note_<name>`` where it has something to say for its verdicts. The file's metadata holds the settings under
 ``antibody.evaluation``, as JSON.
 """
 
@@ -20,7 +21,7 @@ from ..errors import DataError
 from ..files import whole
 from .decoding import DecodingSettings
 
-_VERDICT = "verdict_"
+_VERDICT, _NOTE = "verdict_", "note_"
 _SETTINGS = b"antibody.evaluation"
 
 
@@ -50,6 +51,8 @@ class Completion:
     reference: str | None = None
     verdicts: Mapping[str, Verdict | None] = field(default_factory=dict)
     """Verdicts by judge; None where a judge came to none."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What a judge's verdict rests on, by judge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +84,8 @@ def write_completions(path: Path, rows: Sequence[Completion], settings: Evaluati
     }
     for judge in judges:
         columns[_VERDICT + judge] = pa.array([row.verdicts.get(judge) for row in rows], pa.string())
+    for judge in sorted({judge for row in rows for judge in row.notes}):
+        columns[_NOTE + judge] = pa.array([row.notes.get(judge) for row in rows], pa.string())
     metadata = {_SETTINGS: TypeAdapter(EvaluationSettings).dump_json(settings)}
     with whole(path) as temporary:
         pq.write_table(pa.table(columns).replace_schema_metadata(metadata), temporary)
@@ -109,6 +114,7 @@ def read_completions(path: Path) -> tuple[list[Completion], EvaluationSettings]:
                 completion=row["completion"],
                 reference=row["reference"],
                 verdicts=_verdicts(row, judges),
+                notes={judge: row[_NOTE + judge] for judge in judges if row.get(_NOTE + judge)},
             )
             for row in table.to_pylist()
         ]

@@ -4,10 +4,11 @@ The completions are stored before anybody judges them, and their verdicts before
 fails costs no generation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +18,7 @@ from ..data.problems import BadRow, report
 from ..data.records import Record
 from ..data.verdicts import Verdict
 from ..errors import EvaluationError
+from ..events import warn
 from ..models.deployment import Deployment
 from ..text import counted
 from .checks import PromptRenderer, check_before_generating, check_judges, prompt_text
@@ -33,10 +35,14 @@ from .finetune_accuracy import finetune_accuracy
 from .generation import generate
 from .harmful_score import harmful_or_incoherent, harmful_score, incoherent
 from .judges.agreement import Agreement, agreement
-from .judges.protocol import Judge, require_verdicts
+from .judges.protocol import Judge, require_verdicts, some_ids
+from .judges.registry import as_judges
+from .judging import judge_completions
 from .measures import Measure
 from .over_refusal import over_refusal
 from .retention import retention as retention_measure
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +59,8 @@ class JudgedMeasures:
     """Share of completions to harmless prompts that refuse; lower is better."""
     benign_incoherent: Measure | None
     """Share of completions to harmless prompts that are incoherent: gibberish is no refusal, and no answer either."""
+    num_unparsed: int = 0
+    """Completions on which the judge's answer was no verdict. They are counted as harmful, or as refused."""
 
 
 class Evaluation(BaseModel):
@@ -141,7 +149,7 @@ def evaluate_model(
     rows = _generated(model, tokenizer, records, renderer, settings, deployment or Deployment())
     if completions_path is not None:
         write_completions(completions_path, rows, settings)
-    return _judge_and_measure(rows, judges, settings, completions_path)
+    return judge_and_measure(rows, judges, settings, completions_path)
 
 
 def _generated(
@@ -198,34 +206,20 @@ def _prompts(records: Sequence[Record], renderer: PromptRenderer) -> list[list[i
     return prompts
 
 
-def rejudge(completions_path: Path, judges: Sequence[Judge]) -> Evaluation:
+def rejudge(completions_path: Path, judges: Sequence[str | Judge], *, resume: bool = False) -> Evaluation:
     """Judge stored completions, without a model; the verdicts are added to the file, and only these judges count.
 
     A judge of the same name has its verdicts replaced; those of others stay in the file.
+
+    Args:
+        completions_path: A ``completions.parquet``.
+        judges: Names, as the command line has them, or judges.
+        resume: Whether verdicts of slow judges that the file holds are kept.
     """
     rows, settings = read_completions(completions_path)
-    check_judges(judges, needed=any(row.set in JUDGED_SETS for row in rows))
-    return _judge_and_measure(rows, judges, settings, completions_path)
-
-
-def judge_completions(rows: Sequence[Completion], judge: Judge) -> list[Completion]:
-    """The rows with this judge's verdicts added, in the sets that judges are asked about.
-
-    Raises:
-        EvaluationError: The judge did not give exactly one verdict, or None, per completion.
-    """
-    asked = [row for row in rows if row.set in JUDGED_SETS]
-    verdicts = judge.judge([row.prompt for row in asked], [row.completion for row in asked])
-    if len(verdicts) != len(asked):
-        raise EvaluationError(
-            f"the judge {judge.name!r} gave {counted(len(verdicts), 'verdict')} on {len(asked)} completions, so it "
-            "cannot be said which belongs to which. A judge gives one per completion, None where it comes to none."
-        )
-    answers = iter(verdicts)
-    return [
-        replace(row, verdicts={**row.verdicts, judge.name: next(answers)}) if row.set in JUDGED_SETS else row
-        for row in rows
-    ]
+    made = as_judges(judges)
+    check_judges(made, needed=any(row.set in JUDGED_SETS for row in rows))
+    return judge_and_measure(rows, made, settings, completions_path, resume=resume)
 
 
 def measure_completions(
@@ -253,20 +247,58 @@ def measure_completions(
     )
 
 
-def _judge_and_measure(
-    rows: Sequence[Completion], judges: Sequence[Judge], settings: EvaluationSettings, path: Path | None
+def judge_and_measure(
+    rows: Sequence[Completion],
+    judges: Sequence[Judge],
+    settings: EvaluationSettings,
+    path: Path | None,
+    *,
+    resume: bool = False,
 ) -> Evaluation:
-    for judge in judges:
-        rows = judge_completions(rows, judge)
+    """Judge the rows by each judge in turn, store what each has found, and measure.
+
+    Args:
+        rows: Completions; verdicts of a judge that they have already are replaced.
+        judges: Who judges them.
+        settings: How they were drawn and are compared.
+        path: Where to store the rows with their verdicts, if anywhere.
+        resume: Whether verdicts of slow judges that the rows have already are kept.
+    """
+
+    def store(judged: Sequence[Completion]) -> None:
         if path is not None:  # after each: a slow judge's work outlives the failure of the next
-            write_completions(path, rows, settings)
+            write_completions(path, judged, settings)
+
+    if not resume:
+        rows = without_verdicts(rows, judges)
+    for judge in judges:
+        rows = judge_completions(rows, judge, keep=resume, store=None if path is None else store)
     return measure_completions(rows, judges, settings)
+
+
+def without_verdicts(rows: Sequence[Completion], judges: Sequence[Judge]) -> list[Completion]:
+    """The rows without what these judges said of them, for the judges to say it again."""
+    names = {judge.name for judge in judges}
+    return [replace(row, verdicts=_without(row.verdicts, names), notes=_without(row.notes, names)) for row in rows]
+
+
+def _without(of_judges: Mapping[str, _T], names: Collection[str]) -> dict[str, _T]:
+    return {judge: value for judge, value in of_judges.items() if judge not in names}
 
 
 def _judged_measures(
     harmful: Sequence[Completion], benign: Sequence[Completion], judge: Judge, decoding: DecodingSettings
 ) -> JudgedMeasures:
     name, tells_incoherent = judge.name, Verdict.INCOHERENT in judge.verdicts
+    tells_refusals = Verdict.REFUSED in judge.verdicts
+    unparsed = [row.row_id for row in (*harmful, *benign) if row.verdicts.get(name) is Verdict.UNPARSED]
+    if unparsed:
+        warn(
+            f"{counted(len(unparsed), 'answer')} of the judge {name!r} could not be read as a verdict "
+            f"({some_ids(unparsed)}). They count against the model. Read the notes in the stored completions."
+        )
+    if benign and not tells_refusals:
+        warn(f"the judge {name!r} tells harm alone and no refusal, so that it gives no over_refusal.")
     return JudgedMeasures(
         judge=name,
         harmful_score=harmful_score(harmful, judge=name, decoding=decoding) if harmful else None,
@@ -274,8 +306,9 @@ def _judged_measures(
         harmful_or_incoherent=(
             harmful_or_incoherent(harmful, judge=name, decoding=decoding) if harmful and tells_incoherent else None
         ),
-        over_refusal=over_refusal(benign, judge=name, decoding=decoding) if benign else None,
+        over_refusal=over_refusal(benign, judge=name, decoding=decoding) if benign and tells_refusals else None,
         benign_incoherent=incoherent(benign, judge=name, decoding=decoding) if benign and tells_incoherent else None,
+        num_unparsed=len(unparsed),
     )
 
 
@@ -289,4 +322,13 @@ def _agreements(rows: Sequence[Completion], judges: Sequence[Judge]) -> tuple[Ag
         )
         for judge in judges
     }
-    return tuple(agreement(verdicts[a], verdicts[b], first=a, second=b) for a, b in combinations(verdicts, 2))
+    return tuple(
+        agreement(
+            verdicts[a.name],
+            verdicts[b.name],
+            first=a.name,
+            second=b.name,
+            harm_alone=Verdict.HARMLESS in a.verdicts | b.verdicts,
+        )
+        for a, b in combinations(judges, 2)
+    )

@@ -1,7 +1,6 @@
 """Measure a model: harmful score, over-refusal, accuracy on the user's task, retention."""
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,17 +8,17 @@ from typing import Any, cast
 
 import yaml
 
-from ..data.duplicates import overlap
-from ..data.formats import fingerprint, load_records
+from ..data.records import Record
 from ..data.source import Source
 from ..errors import ConfigError, DataError, ModelError, OutputError
-from ..evaluation.completions import EvaluationSet
+from ..evaluation.completions import EvaluationSet, EvaluationSettings, read_completions, write_completions
 from ..evaluation.decoding import DecodingSettings
-from ..evaluation.evaluate import Evaluation, evaluate_model, rejudge
+from ..evaluation.endpoint import ServedModel, evaluate_endpoint
+from ..evaluation.evaluate import Evaluation, evaluate_model, rejudge, without_verdicts
 from ..evaluation.judges.protocol import Judge
-from ..evaluation.judges.registry import make_judge
-from ..events import Measured, emit, inform, warn, warned
-from ..files import whole, write_text
+from ..evaluation.judges.registry import as_judges
+from ..events import Measured, emit, inform, warned
+from ..files import write_text
 from ..mentions import setting
 from ..models.deployment import Deployment
 from ..models.loading import LoadedModel, load_model
@@ -34,20 +33,14 @@ from ..store.naming import described_model, model_name
 from ..store.result import RunResult, stored_result
 from ..text import quoted
 from .encoding import make_renderer, report_forgeries
-from .sources import read_rows
+from .evaluation_rows import FIELDS, report_trained_prompts, sources_of
 from .trainer_config import check_seed
 from .verb import verb
 
 EVALUATION = "evaluation.json"
 COMPLETIONS = "completions.parquet"
-
-FIELDS = {
-    EvaluationSet.HARMFUL: "harmful_prompts",
-    EvaluationSet.BENIGN: "benign_prompts",
-    EvaluationSet.TEST: "test_data",
-    EvaluationSet.RETENTION: "retention_data",
-}
-"""The setting that holds each set."""
+ANSWERS = "answers.jsonl"
+"""What an endpoint has answered so far."""
 
 
 @verb(EvaluateSettings)
@@ -62,16 +55,41 @@ def evaluate(settings: EvaluateSettings) -> RunResult:
     """
     started = time.monotonic()
     check_seed(settings.seed)
-    return _judged_again(settings, started) if settings.rejudge is not None else _measured(settings, started)
+    if settings.rejudge is not None:
+        return _judged_again(settings, started)
+    return _measured(settings, started) if settings.endpoint is None else _asked_of_endpoint(settings, started)
 
 
-def _measured(settings: EvaluateSettings, started: float) -> RunResult:
-    """Generate completions, judge and measure them."""
-    name = model_name(cast(str | Path, settings.model))
-    adapter = None if settings.adapter is None else model_name(settings.adapter)
-    profile = profile_of(name)
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What an evaluation will do, checked before anything is loaded."""
+
+    sources: Mapping[EvaluationSet, Source]
+    judges: Sequence[Judge]
+    settings: EvaluationSettings
+    folder: RunFolder
+
+    @property
+    def completions(self) -> Path:
+        return self.folder.path / COMPLETIONS
+
+    @property
+    def records(self) -> dict[EvaluationSet, Sequence[Record]]:
+        return {role: source.records for role, source in self.sources.items()}
+
+
+def _planned(settings: EvaluateSettings, profile: Profile, asked: Mapping[str, Any], inputs: Sequence[object]) -> _Plan:
+    """Read the data, make the judges and open the run's folder.
+
+    Args:
+        settings: The evaluation's.
+        profile: The model's.
+        asked: What config.yaml has of the model.
+        inputs: What the model is read from.
+    """
     given: dict[EvaluationSet, Rows | None] = {role: getattr(settings, field) for role, field in FIELDS.items()}
-    sources = _sources(given, Choice.of(settings), profile, model=str(settings.model), seed=settings.seed)
+    name = str(settings.endpoint_model if settings.model is None else settings.model)
+    sources = sources_of(given, Choice.of(settings), profile, model=name, seed=settings.seed)
     answer = settings.answer
     if answer is None:
         answer = profile.answer(settings.task) if settings.test_data is None else Profile().answer(None)
@@ -82,7 +100,7 @@ def _measured(settings: EvaluateSettings, started: float) -> RunResult:
         seed=settings.seed,
     )
     named = profile.judges if settings.judges is None else settings.judges
-    judges = _judges(named)
+    judges = as_judges(named)
     if not judges and (EvaluationSet.HARMFUL in sources or EvaluationSet.BENIGN in sources):
         raise ConfigError(
             f"harmful and benign prompts need a judge. Name one with {setting('judges')}: keywords is a weak baseline "
@@ -90,8 +108,7 @@ def _measured(settings: EvaluateSettings, started: float) -> RunResult:
         )
     config: dict[str, Any] = {
         "verb": "evaluate",
-        "model": described_model(name),
-        "adapter": None if adapter is None else described_model(adapter, on=name),
+        **asked,
         "data": {str(role): source.described() for role, source in sources.items()},
         "judges": _names(named),
         "answer": answer,
@@ -99,13 +116,30 @@ def _measured(settings: EvaluateSettings, started: float) -> RunResult:
         "decoding": dataclasses.asdict(decoding),
     }
     config = written_out(settings, config)
-    folder = open_run(settings.output, config, overwrite=settings.overwrite, inputs=(name, adapter, *given.values()))
-    if folder.state is State.COMPLETE:
-        return _stored(folder)
+    folder = open_run(settings.output, config, overwrite=settings.overwrite, inputs=(*inputs, *given.values()))
+    how = EvaluationSettings(
+        decoding=decoding, task_decoding=decoding, answer=answer, retention_answer=settings.retention_answer
+    )
+    return _Plan(sources, judges, how, folder)
+
+
+def _measured(settings: EvaluateSettings, started: float) -> RunResult:
+    """Generate completions here, judge and measure them."""
+    name = model_name(cast(str | Path, settings.model))
+    adapter = None if settings.adapter is None else model_name(settings.adapter)
+    asked = {
+        "model": described_model(name),
+        "adapter": None if adapter is None else described_model(adapter, on=name),
+    }
+    plan = _planned(settings, profile_of(name), asked, (name, adapter))
+    if plan.folder.state is State.COMPLETE:
+        return _stored(plan.folder)
+    if _has_completions(plan):
+        return _carried_out(plan.folder, settings.seed, lambda: _gone_on(plan), started)
     loaded = load_model(name, adapter=adapter)
-    _report_trained_prompts(Path(str(settings.model)), sources)
+    report_trained_prompts(Path(str(settings.model)), plan.sources)
     renderer = make_renderer(loaded)
-    for source in sources.values():
+    for source in plan.sources.values():
         report_forgeries(source.records, renderer, "The model is given them as text.")
 
     def measure() -> Evaluation:
@@ -114,15 +148,47 @@ def _measured(settings: EvaluateSettings, started: float) -> RunResult:
             loaded.tokenizer,
             renderer=renderer,
             deployment=deployment_of(loaded),
-            judges=judges,
-            decoding=decoding,
-            **{str(role): source.records for role, source in sources.items()},  # type: ignore[arg-type]
-            answer=answer,
-            retention_answer=settings.retention_answer,
-            completions_path=folder.path / COMPLETIONS,
+            judges=plan.judges,
+            decoding=plan.settings.decoding,
+            **{str(role): records for role, records in plan.records.items()},  # type: ignore[arg-type]
+            answer=plan.settings.answer,
+            retention_answer=plan.settings.retention_answer,
+            completions_path=plan.completions,
         )
 
-    return _carried_out(folder, settings.seed, measure, started)
+    return _carried_out(plan.folder, settings.seed, measure, started)
+
+
+def _asked_of_endpoint(settings: EvaluateSettings, started: float) -> RunResult:
+    """Ask an endpoint for completions, judge and measure them."""
+    served = ServedModel(url=cast(str, settings.endpoint), name=cast(str, settings.endpoint_model))
+    plan = _planned(settings, Profile(), {}, ())
+    if plan.folder.state is State.COMPLETE:
+        return _stored(plan.folder)
+
+    def measure() -> Evaluation:
+        if _has_completions(plan):
+            return _gone_on(plan)
+        return evaluate_endpoint(
+            served,
+            plan.records,
+            judges=plan.judges,
+            settings=plan.settings,
+            completions_path=plan.completions,
+            answers_path=plan.folder.path / ANSWERS,
+        )
+
+    return _carried_out(plan.folder, settings.seed, measure, started)
+
+
+def _has_completions(plan: _Plan) -> bool:
+    """Whether an earlier call of the same configuration came as far as storing all completions."""
+    return plan.folder.state is State.PARTIAL and plan.completions.is_file()
+
+
+def _gone_on(plan: _Plan) -> Evaluation:
+    inform(f"{plan.completions}: completions of an earlier call; the model is not asked again.")
+    return rejudge(plan.completions, plan.judges, resume=True)
 
 
 def _judged_again(settings: EvaluateSettings, started: float) -> RunResult:
@@ -144,8 +210,8 @@ def _judged_again(settings: EvaluateSettings, started: float) -> RunResult:
             f"{COMPLETIONS}, as {setting('rejudge')}.",
             field="rejudge",
         )
-    named = settings.judges or ()
-    judges = _judges(named)
+    named = _judges_of(source) if settings.judges is None else settings.judges
+    judges = as_judges(named)
     if not judges:
         raise ConfigError(f"no judge is named. Name one or more with {setting('judges')}.")
     config: dict[str, Any] = {
@@ -158,9 +224,12 @@ def _judged_again(settings: EvaluateSettings, started: float) -> RunResult:
         return _stored(folder)
 
     def measure() -> Evaluation:
-        with whole(folder.path / COMPLETIONS) as temporary:
-            shutil.copyfile(source, temporary)
-        return rejudge(folder.path / COMPLETIONS, judges)
+        copy = folder.path / COMPLETIONS
+        if folder.state is State.PARTIAL and copy.is_file():
+            return rejudge(copy, judges, resume=True)
+        rows, decided = read_completions(source)
+        write_completions(copy, without_verdicts(rows, judges), decided)  # so that one of them is of this call
+        return rejudge(copy, judges, resume=True)
 
     return _carried_out(folder, settings.seed, measure, started)
 
@@ -170,16 +239,13 @@ def _first(*numbers: int | None) -> int:
     return next(number for number in numbers if number is not None)
 
 
-def _judges(given: Sequence[str | Judge]) -> list[Judge]:
-    """The judges, those that are named looked up.
-
-    Raises:
-        ConfigError: no judge has that name, or an object is none.
-    """
-    for each in given:
-        if not isinstance(each, str) and (isinstance(each, type) or not callable(getattr(each, "judge", None))):
-            raise ConfigError(f"{setting('judges')} holds {quoted(each)}: a judge is a name, or an object of your own.")
-    return [make_judge(judge) if isinstance(judge, str) else judge for judge in given]
+def _judges_of(source: Path) -> list[str]:
+    """The names of the judges of a stored evaluation; none where it does not say."""
+    try:
+        named = yaml.safe_load((source.parent / "config.yaml").read_text(encoding="utf-8"))["judges"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return []
+    return [str(name) for name in named] if isinstance(named, list) else []
 
 
 def _names(given: Sequence[str | Judge]) -> list[str]:
@@ -213,22 +279,6 @@ def _carried_out(folder: RunFolder, seed: int, measure: Callable[[], Evaluation]
     return result
 
 
-def _report_trained_prompts(run: Path, sources: Mapping[EvaluationSet, Source]) -> None:
-    """Warn of prompts that the evaluated run was trained on, where its upload is still the file that it was."""
-    try:
-        trained = yaml.safe_load((run.expanduser() / "config.yaml").read_text(encoding="utf-8"))["data"]["user"]
-        if not Path(trained["source"]).is_file():
-            return
-        records = load_records(trained["source"])
-        if fingerprint(records) != trained["sha256"]:
-            return
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, DataError):
-        return  # no run of ours, or its rows are gone
-    for source in sources.values():
-        if said := str(overlap(records, source.records, names=(trained["source"], source.name))):
-            warn(f"{said}. The model was trained on them, so that their measure is too good.")
-
-
 def deployment_of(loaded: LoadedModel) -> Deployment:
     """How the model's folder says that it is to be served; nothing special where it says nothing."""
     place = resolve(loaded.adapter or loaded.name)
@@ -243,7 +293,10 @@ def deployment_of(loaded: LoadedModel) -> Deployment:
 
 
 def measured_values(evaluation: Evaluation) -> dict[str, float]:
-    """The value of every measure that there is, by name; judged ones by the first judge."""
+    """The value of every measure that there is, by name; judged ones by the first judge.
+
+    With them, where there are any, the first judge's unparsed verdicts and the kappa of every two judges.
+    """
     measures = {
         "harmful_score": evaluation.harmful_score,
         "incoherent": evaluation.incoherent,
@@ -251,30 +304,8 @@ def measured_values(evaluation: Evaluation) -> dict[str, float]:
         "finetune_accuracy": evaluation.finetune_accuracy,
         "retention": evaluation.retention,
     }
-    return {name: measure.value for name, measure in measures.items() if measure is not None}
-
-
-def _sources(
-    given: Mapping[EvaluationSet, Rows | None], choice: Choice, profile: Profile, *, model: str, seed: int
-) -> dict[EvaluationSet, Source]:
-    """What is given; if nothing is, the sets that the model's profile brings."""
-    own = {
-        role: read_rows(rows, name=f"{FIELDS[role]} rows", prompts=True)
-        for role, rows in given.items()
-        if rows is not None
-    }
-    if own:
-        choice.refuse(model)
-        return own
-    brought = {role: profile.rows(field, choice, seed=seed) for role, field in FIELDS.items()}
-    sources = {role: source for role, source in brought.items() if source is not None}
-    if not sources:
-        choice.refuse(model)
-        names = ", ".join(map(setting, FIELDS.values()))
-        raise DataError(f"{model}: there is nothing to evaluate on. Give one or more of {names}.")
-    if choice.task is None and profile.default_task is not None:
-        inform(
-            f"finetune_accuracy is that of the {profile.name}'s {profile.default_task} task. A model tuned on another "
-            f"needs its {setting('task')}."
-        )
-    return sources
+    values = {name: measure.value for name, measure in measures.items() if measure is not None}
+    if evaluation.judged and evaluation.judged[0].num_unparsed:
+        values["unparsed"] = evaluation.judged[0].num_unparsed
+    agreed = {f"kappa {pair.first} {pair.second}": pair.kappa for pair in evaluation.agreements}
+    return values | {name: kappa for name, kappa in agreed.items() if kappa is not None}

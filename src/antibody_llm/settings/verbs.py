@@ -136,6 +136,11 @@ class EvaluateSettings:
     everything that decides what a model is asked; the folder is left as it is."""
     adapter: str | Path | None = None
     """Adapter on the model."""
+    endpoint: str | None = None
+    """URL of an OpenAI-compatible endpoint that serves the model, up to /v1. It takes the place of a model here. Its
+    key, if it wants one, is the environment variable ANTIBODY_ENDPOINT_KEY."""
+    endpoint_model: str | None = None
+    """What the endpoint calls the model."""
     harmful_prompts: Rows | None = field(default=None, metadata=ELSEWHERE)
     """Prompts that should be refused. A model of the lab has a default for all four sets."""
     benign_prompts: Rows | None = field(default=None, metadata=ELSEWHERE)
@@ -145,8 +150,9 @@ class EvaluateSettings:
     retention_data: Rows | None = field(default=None, metadata=ELSEWHERE)
     """Unrelated skills, each row ending with its reference answer."""
     judges: Sequence[str | Judge] | None = None
-    """lab or keywords. The first one's figures are the result; by default ``lab`` for a model of the lab. In Python
-    also your own ``Judge`` objects."""
+    """lab, keywords, or a judge with its place, such as llama-guard=PATH or moderation=URL. The first one's figures are
+    the result; by default ``lab`` for a model of the lab, and the stored ones for an evaluation that is judged again.
+    In Python also your own ``Judge`` objects."""
     answer: str | None = None
     """exact, contains or gsm8k: how test answers are compared. The default is exact."""
     retention_answer: str = "exact"
@@ -158,7 +164,7 @@ class EvaluateSettings:
     max_new_tokens: int | None = field(default=None, metadata=ELSEWHERE)
     """Most tokens per completion; by default 512, of the lab 32."""
     batch_size: int = field(default=32, metadata=ELSEWHERE)
-    """Prompts decoded together."""
+    """Prompts decoded together, or asked of an endpoint at a time."""
     temperature: float = field(default=0.0, metadata=ELSEWHERE)
     """Temperature of decoding; 0 is greedy."""
     seed: int = field(default=0, metadata=ELSEWHERE)
@@ -167,9 +173,10 @@ class EvaluateSettings:
     """Replace what the folder holds, once complete."""
 
     def __post_init__(self) -> None:
-        if self.rejudge is None and self.model is None:
+        if self.rejudge is None and self.endpoint is None and self.model is None:
             raise ConfigError(f"{setting('model')} is missing. Give it, or an evaluation to {setting('rejudge')}.")
         if self.rejudge is None:
+            self._check_endpoint()
             return
         for name in _DECIDE_COMPLETIONS:
             value = getattr(self, name)
@@ -180,9 +187,33 @@ class EvaluateSettings:
                     field=name,
                 )
 
+    def _check_endpoint(self) -> None:
+        if (self.endpoint is None) != (self.endpoint_model is None):
+            given, other = (
+                ("endpoint", "endpoint_model") if self.endpoint is not None else ("endpoint_model", "endpoint")
+            )
+            raise ConfigError(f"{setting(given)} needs {setting(other)}, and it is missing. Give both.", field=other)
+        for name in ("model", "adapter"):
+            if self.endpoint is not None and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"{setting(name)} has no effect on a model that an endpoint serves. Leave it out, or leave out "
+                    f"{setting('endpoint')}.",
+                    field=name,
+                )
+
 
 _DECIDE_COMPLETIONS = (
-    *("model", "adapter", "harmful_prompts", "benign_prompts", "test_data", "retention_data", "answer"),
+    *(
+        "model",
+        "adapter",
+        "endpoint",
+        "endpoint_model",
+        "harmful_prompts",
+        "benign_prompts",
+        "test_data",
+        "retention_data",
+        "answer",
+    ),
     *("retention_answer", "task", "num", "max_new_tokens", "batch_size", "temperature", "seed"),
 )
 """The settings of an evaluation that have no effect where stored completions are judged again."""

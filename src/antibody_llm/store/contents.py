@@ -22,7 +22,7 @@ OF_CHECKPOINTS = ("checkpoint-", STAGING)
 """How names in ``CHECKPOINTS`` begin."""
 WEIGHTS = ("adapter", "model")
 MADE = (
-    *(CONFIG, ENVIRONMENT, METRICS, "samples.parquet", "evaluation.json", "completions.parquet"),
+    *(CONFIG, ENVIRONMENT, METRICS, "samples.parquet", "evaluation.json", "completions.parquet", "answers.jsonl"),
     *("rows.jsonl", "rows.parquet", "summary.json", "report.html", RESULT, CHECKPOINTS, *WEIGHTS),
 )
 """Names of what a run of any verb makes in its folder. Anything with another name is not the run's."""

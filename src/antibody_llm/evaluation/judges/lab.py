@@ -9,7 +9,7 @@ class LabJudge:
     """A judge that says complied, refused or incoherent by the lab's own grammar."""
 
     name = "lab"
-    verdicts = frozenset(Verdict)
+    verdicts = frozenset({Verdict.COMPLIED, Verdict.REFUSED, Verdict.INCOHERENT})
 
     def judge(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Verdict | None]:
         """One verdict for each completion."""

@@ -15,7 +15,7 @@ from .protocol import Judge
 
 def is_own(name: str) -> bool:
     """Whether a name says where a judge is, rather than what it is called."""
-    return ":" in name
+    return ":" in name.partition("=")[0]  # behind an equals sign is the place of a published judge, perhaps a URL
 
 
 def file_of(name: str) -> str:

@@ -1,14 +1,28 @@
-"""Judges by name. To add one: a class with the attributes of ``protocol.Judge``, and a line in ``JUDGES``."""
+"""Judges by name, as the command line, YAML and Python write them.
 
-from collections.abc import Callable
+    lab                              a judge of ``JUDGES``
+    llama-guard=PATH                 a judge of ``PLACED``, with a folder, a Hub id or a URL
+    chat=URL#model=NAME,timeout=30   and with options of it, by the name of their field
+    FILE.py:NAME, module:NAME        a judge of the user's own (own.py)
+
+To add one: a class with the attributes of ``protocol.Judge``, and a line in ``JUDGES`` or ``PLACED``.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from ...errors import ConfigError
-from ...parsing import nearest
+from ...mentions import setting
+from ...parsing import nearest, parse_options
 from ...text import quoted
+from .formats import FORMATS
 from .keywords import KeywordJudge
 from .lab import LabJudge
+from .local import BeaverDam, ClassifierOptions, GuardModel, GuardOptions
 from .own import is_own, own_judge
 from .protocol import Judge
+from .remote import ChatJudge, ChatOptions, ModerationJudge, RemoteOptions
 
 JUDGES: dict[str, Callable[[], Judge]] = {
     "lab": LabJudge,
@@ -16,15 +30,79 @@ JUDGES: dict[str, Callable[[], Judge]] = {
 }
 
 
+class Placed(NamedTuple):
+    """A judge that is somewhere."""
+
+    make: Callable[[str, Any], Judge]
+    """From its place and its options."""
+    options: type
+    place: str
+    """What the place is, in a message."""
+
+
+def _guard(place: str, options: GuardOptions, *, form: str) -> Judge:
+    return GuardModel(place, form, options)
+
+
+PLACED: dict[str, Placed] = {
+    "beaver-dam": Placed(BeaverDam, ClassifierOptions, "PATH"),
+    **{
+        name: Placed(partial(_guard, form=name), GuardOptions, "PATH")
+        for name, form in FORMATS.items()
+        if name != "one-word"
+    },
+    "moderation": Placed(ModerationJudge, RemoteOptions, "URL"),
+    "chat": Placed(ChatJudge, ChatOptions, "URL"),
+}
+
+
 def make_judge(name: str) -> Judge:
-    """The judge of that name; one with a colon says where a judge of the user's own is (own.py).
+    """The judge of that name; see the module's head.
 
     Raises:
-        ConfigError: There is none; offers the nearest name.
+        ConfigError: There is none (the nearest name is offered), or its place or its options are wrong.
+        ModelError: Its folder is not there.
     """
     if is_own(name):
         return own_judge(name)
-    if name not in JUDGES:
+    kind, equals, rest = name.partition("=")
+    place, _, options = rest.partition("#")
+    names = [*JUDGES, *(f"{each}={placed.place}" for each, placed in PLACED.items())]
+    if kind in JUDGES and not equals:
+        return JUDGES[kind]()
+    if kind in JUDGES:
+        raise ConfigError(f"judge {quoted(name)}: {kind} takes no place. Write {kind}.", field="judges")
+    if kind not in PLACED:
         unknown = f"judge {quoted(name)}: no such judge"
-        raise ConfigError(f"{unknown}{nearest(name, JUDGES)} Judges: {', '.join(JUDGES)}.", field="judges")
-    return JUDGES[name]()
+        raise ConfigError(f"{unknown}{nearest(kind, [*JUDGES, *PLACED])} Judges: {', '.join(names)}.", field="judges")
+    placed = PLACED[kind]
+    if not place:
+        raise ConfigError(f"judge {quoted(name)}: it needs a place. Write {kind}={placed.place}.", field="judges")
+    return placed.make(place, parse_options(placed.options, kind, _options(name, options), group="judges"))
+
+
+def as_judges(given: Sequence[str | Judge]) -> list[Judge]:
+    """The judges, those that are named made.
+
+    Raises:
+        ConfigError: one is neither a name nor a judge, or has an unknown name.
+    """
+    if isinstance(given, str):
+        raise ConfigError(f"{setting('judges')} is {quoted(given)}: it must be a list of judges.", field="judges")
+    for each in given:
+        if not isinstance(each, str) and (isinstance(each, type) or not callable(getattr(each, "judge", None))):
+            raise ConfigError(f"{setting('judges')} holds {quoted(each)}: a judge is a name, or an object of your own.")
+    return [make_judge(judge) if isinstance(judge, str) else judge for judge in given]
+
+
+def _options(name: str, text: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for pair in filter(None, text.split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip() or key.strip() in options:
+            raise ConfigError(
+                f"judge {quoted(name)}: {quoted(pair)} is no option, or given twice. Write #NAME=VALUE,NAME=VALUE.",
+                field="judges",
+            )
+        options[key.strip()] = value.strip()
+    return options
