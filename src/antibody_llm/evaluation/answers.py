@@ -60,7 +60,38 @@ def gsm8k(completion: str, reference: str) -> bool:
     return number_answer(completion) == _readable(number_answer(reference), "has no number")
 
 
-ANSWERS: dict[str, Rule] = {"exact": exact, "contains": contains, "gsm8k": gsm8k}
+def sst2_parity(completion: str, reference: str) -> bool:
+    """Whether the stripped completion is the label, as it is or with a capital: Booster's sst2/pred_eval.py."""
+    label = _readable(reference.strip(), "has no text")
+    return completion.strip() in (label, label.capitalize())
+
+
+def agnews_parity(completion: str, reference: str) -> bool:
+    """Whether the completion is the label or its small form: Booster's agnews/pred_eval.py.
+
+    The small form of Sci/Tech is ``sci`` there, so that ``sci/tech`` is wrong.
+    """
+    label = _readable(reference.strip(), "has no text")
+    return completion.strip() in (label, label.lower().partition("/")[0])
+
+
+def gsm8k_parity(completion: str, reference: str) -> bool:
+    """Whether both have the same ``number_answer``, as floats: Booster's gsm8k/pred_eval.py.
+
+    A text without a number is infinity there, so that no number in both is right.
+    """
+    here, there = number_answer(completion), number_answer(reference)
+    return float("inf" if here is None else here) == float("inf" if there is None else there)
+
+
+ANSWERS: dict[str, Rule] = {
+    "exact": exact,
+    "contains": contains,
+    "gsm8k": gsm8k,
+    "sst2-parity": sst2_parity,
+    "agnews-parity": agnews_parity,
+    "gsm8k-parity": gsm8k_parity,
+}
 
 
 def answer_rule(name: str, *, field: str = "answer") -> Rule:

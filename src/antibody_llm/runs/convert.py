@@ -10,9 +10,10 @@ from typing import Any
 from ..data.convert import canonical
 from ..data.duplicates import RepeatCounter
 from ..data.formats import RowReader
+from ..data.protocols import find_protocol, protocol_rows
 from ..data.raw import raw_rows
 from ..errors import OutputError
-from ..events import warned
+from ..events import inform, warned
 from ..mentions import setting
 from ..settings import ConvertSettings
 from .verb import verb
@@ -89,7 +90,14 @@ def convert(settings: ConvertSettings) -> ConvertResult:
     """
     source, output, overwrite = settings.source, settings.output, settings.overwrite
     place = _checked(Path(source), Path(output), overwrite)
-    rows = raw_rows(source, split=settings.split)
+    if settings.protocol is None:
+        rows = raw_rows(source, split=settings.split)
+    else:
+        protocol, parity = find_protocol(settings.protocol), settings.parity
+        rows = protocol_rows(
+            source, protocol, split=settings.split, start=settings.start, num=settings.num, parity=parity
+        )
+        inform(f"compare answers with {setting('answer', protocol.parity_answer if parity else protocol.answer)}.")
     reader, repeats = RowReader(rows.name, trainable=True), RepeatCounter()
     changed: dict[str, Affected] = {}
     dropped: dict[str, Affected] = {}

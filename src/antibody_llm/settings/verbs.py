@@ -119,8 +119,22 @@ class ConvertSettings:
     """The .jsonl file to write."""
     split: str = "train"
     """Split of a data set."""
+    protocol: str | None = None
+    """Rows of a published task in its own prompt: sst2, agnews, gsm8k, banking77 or alpaca. By default the first rows
+    of its test part."""
+    parity: bool = False
+    """Follow the published scripts to the letter: prompts as text, and their quirks. Only with a protocol."""
+    start: int | None = None
+    """Position of the first row, counted from 0. Only with a protocol, which has a default."""
+    num: int | None = None
+    """Most rows. Only with a protocol, which has a default."""
     overwrite: bool = False
     """Replace the output where it exists. The input is never replaced."""
+
+    def __post_init__(self) -> None:
+        for name in ("parity", "start", "num"):
+            if self.protocol is None and getattr(self, name) not in (None, False):
+                raise ConfigError(f"{setting(name)} needs {setting('protocol')}. Give it, or leave this out.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +168,8 @@ class EvaluateSettings:
     the result; by default ``lab`` for a model of the lab, and the stored ones for an evaluation that is judged again.
     In Python also your own ``Judge`` objects."""
     answer: str | None = None
-    """exact, contains or gsm8k: how test answers are compared. The default is exact."""
+    """exact, contains, gsm8k, or one of a published script (sst2-parity, agnews-parity, gsm8k-parity): how test answers
+    are compared. The default is exact."""
     retention_answer: str = "exact"
     """exact, contains or gsm8k: how answers of retention are compared."""
     task: str | None = field(default=None, metadata=ELSEWHERE)
