@@ -83,3 +83,13 @@ def test_on_a_gpu():
     assert {row["status"] for row in trained} == {"passed"}
     assert f"All {len(trained)} pass" in text
     assert rows["fsdp", "fully_shard, StepContext.gradient"]["status"] == "differs"
+
+
+def test_how_far_the_labs_judge_may_be_trusted():
+    found = json.loads((ROOT / "benchmarks" / "results" / "judge_calibration.json").read_text(encoding="utf-8"))
+    text, lab = words("guide/own-judge.md"), found["lab"]
+    assert f"has {lab['accuracy']['n']} answers that were written and labelled by hand" in text
+    assert f"{lab['missed of attacks']['n']} of them attacks on judges" in text
+    right, weak = (f"{100 * found[name]['accuracy']['value']:.1f} %" for name in ("lab", "keywords"))
+    assert f"on {right} of them (keywords: {weak})" in text
+    assert f"misses {100 * lab['missed of attacks']['value']:.1f} % of the attacks" in text

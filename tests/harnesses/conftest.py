@@ -1,21 +1,35 @@
+import importlib.metadata
+import importlib.util
 import os
 
 import pytest
+from packaging.version import Version
 
 from antibody_llm.runs import finetune
 
-ROWS = [{"prompt": f"What is {n} and {n}?", "completion": f"It is {2 * n}."} for n in range(8)]
+ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"What is {n} and {n}?"},
+            {"role": "assistant", "content": f"It is {2 * n}."},
+        ]
+    }
+    for n in range(8)
+]
 
 
 @pytest.fixture(scope="session")
 def needs():
-    """Skip without an optional package on a user's machine; in CI it must be there."""
+    """Skip without an optional package, or with one that is too old, on a user's machine; in CI it must be there."""
 
-    def needs(name):
+    def needs(name, version="0"):
+        found = importlib.util.find_spec(name) and Version(importlib.metadata.version(name))
+        if found is not None and found >= Version(version):
+            return
+        why = f"{name} {version} is needed (extra `tasks`) and {found or 'none'} is installed"
         if os.environ.get("CI"):
-            __import__(name)
-        else:
-            pytest.importorskip(name, reason=f"{name} is not installed (extra `tasks`)")
+            pytest.fail(why)
+        pytest.skip(why)
 
     return needs
 

@@ -7,16 +7,16 @@ PROMPTS = ["What is it?", "A quick brown fox", "Sorry, how many clips?", "I cann
 
 
 def test_inspect_measures_an_adapter_of_ours_as_we_do(needs, tuned, tmp_path, monkeypatch):
-    needs("inspect_ai")
+    needs("inspect_ai", "0.3.285")  # the hf provider of 0.3.69 does not work with transformers 5
     from inspect_ai import eval as inspect_eval
-    from inspect_ai.model import GenerateConfig, get_model
+    from inspect_ai.model import get_model
 
     from antibody_llm.harnesses.inspect_tasks import harmful_score, over_refusal
 
     monkeypatch.setenv("INSPECT_LOG_DIR", str(tmp_path / "logs"))
     rows = [{"messages": [{"role": "user", "content": text}]} for text in PROMPTS]
     prompts = str(write_jsonl(tmp_path / "prompts.jsonl", rows))
-    model = get_model("hf/ours", model_path=str(tuned), device="cpu", config=GenerateConfig(top_k=1, temperature=1.0))
+    model = get_model("hf/ours", model_path=str(tuned), device="cpu", do_sample=False)
     logs = inspect_eval(
         [harmful_score(prompts, max_tokens=6), over_refusal(prompts, max_tokens=6)],
         model=model,
