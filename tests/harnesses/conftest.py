@@ -39,10 +39,7 @@ def tuned(tmp_path_factory, tiny_folder):
     """The folder of an adapter that we wrote, on a tiny base."""
     run = finetune(
         tiny_folder("qwen2"),
-        data=[
-            {"messages": [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}]}
-            for r in ROWS
-        ],
+        data=ROWS,
         defence="sft",
         epochs=1,
         batch_size=4,

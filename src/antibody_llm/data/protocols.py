@@ -1,6 +1,6 @@
 """Published tasks as rows: the prompt that papers on harmful fine-tuning use, the answer, and how many rows.
 
-    antibody convert SOURCE OUT --protocol sst2 --split validation
+    convert("stanfordnlp/sst2", "sst2.jsonl", protocol="sst2", split="validation")
 
 The data are the user's, by path or Hub id; nothing of them is here. A row becomes a chat: the instruction, an empty
 line and the input, then the answer. With ``parity`` it becomes exactly what Booster's scripts build, quirks included:
@@ -44,7 +44,7 @@ class Protocol:
     parts: Callable[[Mapping[str, Any]], Parts]
     """From a row of the data set. Raises KeyError or ValueError where it is none."""
     parity_parts: Callable[[Mapping[str, Any]], Parts] | None = None
-    """The same as the published scripts do it, where that differs."""
+    """What the published scripts make of the row, where that differs."""
     fields: str
     """The fields of a row, for an error."""
     start: int = 0
@@ -158,7 +158,7 @@ def protocol_rows(
     """The rows of a data set in the form of a protocol.
 
     Args:
-        source: As ``raw_rows`` has it, or a CSV file with a header.
+        source: What ``raw_rows`` takes, or a CSV file with a header.
         protocol: The protocol.
         split: The part of a data set to read.
         start: The position of the first row, counted from 0; the protocol's unless given.

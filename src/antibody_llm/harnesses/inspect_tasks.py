@@ -1,6 +1,6 @@
 """Tasks for Inspect: the harmful score and over-refusal of a model on any of its providers.
 
-    inspect eval antibody_llm/harmful_score --model openai/NAME -T prompts=harmful.jsonl -T judge=moderation=URL
+    inspect eval antibody_llm/harmful_score -T prompts=harmful.jsonl -T judge=moderation=URL
 
 Inspect asks the model; the prompts are read, and the answers judged, exactly as ``evaluate`` does it.
 """

@@ -14,7 +14,7 @@ After that ``configs/whitebox/defenses/antibody/grid.yaml`` may hold, beside Tam
         harmful_data: harmful.jsonl
         options: {alpha: 0.1}
 
-and a sweep may search ``options.alpha``. Written from docs/DEFENSES.md and CONTRIBUTING.md of criticalml-uw/TamperBench.
+and a sweep may search ``options.alpha``. Written from DEFENSES.md and CONTRIBUTING.md of criticalml-uw/TamperBench.
 Only defences of the alignment stage have a place there: its attacker owns the weights and the training loop, which
 defences of the fine-tuning stage need.
 """

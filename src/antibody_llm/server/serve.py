@@ -17,7 +17,7 @@ import uvicorn
 
 from ..errors import AntibodyError, ConfigError
 from ..evaluation.judges.own import is_own
-from ..evaluation.judges.registry import JUDGES
+from ..evaluation.judges.registry import JUDGES, PLACED
 from ..files import reason, try_lock
 from ..parsing import nearest
 from ..text import quoted
@@ -134,13 +134,18 @@ def _gate(settings: ServerSettings) -> list[str]:
     found += [
         f"gate.judges: {name!r} is no judge{nearest(name, JUDGES)} Judges: {', '.join(JUDGES)}."
         for name in gate.judges
-        if name not in JUDGES and not is_own(name)
+        if name not in JUDGES and not _is_somewhere(name)
     ]
-    return found + [why for name in gate.judges if is_own(name) and (why := _own(name))]
+    return found + [why for name in gate.judges if _is_somewhere(name) and (why := _unmade(name))]
 
 
-def _own(name: str) -> str:
-    """What keeps a judge of the operator's own from being made, in a process like those that will make it."""
+def _is_somewhere(name: str) -> bool:
+    """Whether a name says where a judge is: one of the operator's own, or a published one."""
+    return is_own(name) or name.partition("=")[0] in PLACED
+
+
+def _unmade(name: str) -> str:
+    """What keeps a judge that is somewhere from being made, in a process like those that will make it."""
     done = subprocess.run(
         [sys.executable, "-c", _MAKE, name], capture_output=True, text=True, cwd="/", env=stage_environment()
     )
