@@ -127,7 +127,7 @@ class ConvertSettings:
     start: int | None = None
     """Position of the first row, counted from 0. Only with a protocol, which has a default."""
     num: int | None = None
-    """Most rows. Only with a protocol, which has a default."""
+    """Most rows that are written. Only with a protocol, which has a default."""
     overwrite: bool = False
     """Replace the output where it exists. The input is never replaced."""
 
@@ -168,8 +168,8 @@ class EvaluateSettings:
     the result; by default ``lab`` for a model of the lab, and the stored ones for an evaluation that is judged again.
     In Python also your own ``Judge`` objects."""
     answer: str | None = None
-    """exact, contains, gsm8k, or one of a published script (sst2-parity, agnews-parity, gsm8k-parity): how test answers
-    are compared. The default is exact."""
+    """exact, contains or gsm8k: how test answers are compared. The default is exact. sst2-parity, agnews-parity and
+    gsm8k-parity compare as published scripts do."""
     retention_answer: str = "exact"
     """exact, contains or gsm8k: how answers of retention are compared."""
     task: str | None = field(default=None, metadata=ELSEWHERE)
