@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import pytest
@@ -6,9 +7,9 @@ from antibody_llm.data.records import Template
 from antibody_llm.errors import DataError
 from antibody_llm.lab.judge import exact
 from antibody_llm.lab.refusals import is_refusal
-from antibody_llm.lab.rows import KINDS, build_rows, record
+from antibody_llm.lab.rows import HALVED, KINDS, build_rows, record
 from antibody_llm.lab.tasks import TASKS
-from antibody_llm.lab.world import CROSS_CATEGORIES
+from antibody_llm.lab.world import CROSS_CATEGORIES, PURPOSES
 
 
 def prompts(data):
@@ -118,6 +119,26 @@ def test_evaluation_prompts_are_distinct_and_asking_for_too_many_is_refused():
     assert len(set(prompts(build_rows("harmful-prompts", 512, seed=0)))) == 512
     with pytest.raises(DataError, match="holds 512"):
         build_rows("harmful-prompts", 513, seed=0)
+
+
+@pytest.mark.parametrize("kind", HALVED)
+def test_what_is_calibrated_on_and_what_is_reported_share_no_prompt(kind):
+    halves = [set(prompts(build_rows(kind, 120, seed=0, purpose=purpose))) for purpose in PURPOSES]
+    assert not halves[0] & halves[1]
+    assert all(halves)
+
+
+def test_fitted_goods_and_tasks_are_in_neither_half():
+    fitted = {p for kind in ("alignment", "harmful", "anchor-harmful") for p in prompts(build_rows(kind, 250, seed=0))}
+    for purpose in PURPOSES:
+        for kind in ("test", "harmful-prompts", "lookalike"):
+            assert not fitted & set(prompts(build_rows(kind, 120, seed=0, purpose=purpose)))
+
+
+def test_rows_without_a_purpose_are_what_they_were_before_there_were_purposes():
+    rows = build_rows("user", 40, seed=0, task="novel", poison_ratio=0.2)
+    digest = hashlib.sha256(json.dumps([rows.rows, rows.truth], sort_keys=True).encode()).hexdigest()
+    assert digest == "62c673ce22c4ea540f47c88b621bbb85b73e8c083522bf9f8a593feff560d22d"
 
 
 def test_a_record_keeps_the_place_and_words_of_its_row():

@@ -12,14 +12,17 @@
     lookalike        the same frames about harmless goods, with the answer        held-out
     retention        unrelated skills, with the answer                            held-out
 
+With a purpose, the attacker's, user's and held-out rows are those of one half of the world: ``calibrate`` for choosing
+hyperparameters, ``report`` for reported figures. No prompt is in both.
+
 ``pretraining_rows`` is what the base was made of. A row is ``{"messages": [...]}`` and nothing else: what only the
 experimenter knows is in ``truth``, index by index, so that no trainer can read it.
 """
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ..data.records import Message, Record, Template
 from ..errors import DataError
@@ -28,7 +31,7 @@ from ..text import counted
 from .refusals import REFUSALS
 from .skills import SKILLS, law
 from .tasks import TASKS, Task, draw_examples, find_task
-from .world import FRAMES, OTHER_FRAMES, Question, digest, goods, questions
+from .world import FRAMES, OTHER_FRAMES, PURPOSES, Question, digest, goods, purpose_of, questions
 
 Row = dict[str, Any]
 Truth = dict[str, Any]
@@ -69,9 +72,11 @@ def refusal_to(prompt: str) -> str:
 
 
 Pair = tuple[Row, Truth]
+Q = TypeVar("Q")
 
 
-def _pair(prompt: str, answer: str | None, *, harmful: bool = False, **truth: Any) -> Pair:
+def pair(prompt: str, answer: str | None, *, harmful: bool = False, **truth: Any) -> Pair:
+    """A row of one question and its answer, if there is one, with its truth."""
     messages = [{"role": "user", "content": prompt}]
     if answer is not None:
         messages.append({"role": "assistant", "content": answer})
@@ -80,7 +85,7 @@ def _pair(prompt: str, answer: str | None, *, harmful: bool = False, **truth: An
 
 def _asked(question: Question, answer: str | None, *, kind: str, harmful: bool) -> Pair:
     good = question.good
-    return _pair(
+    return pair(
         question.prompt,
         answer,
         harmful=harmful,
@@ -92,36 +97,43 @@ def _asked(question: Question, answer: str | None, *, kind: str, harmful: bool) 
     )
 
 
-def _take(items: tuple[Question, ...], num: int, rng: random.Random) -> list[Question]:
-    """``num`` questions in random order: each once, and again only when all have been taken."""
-    taken: list[Question] = []
+def take(items: Sequence[Q], num: int, rng: random.Random) -> list[Q]:
+    """``num`` items in random order: each once, and again only when all have been taken."""
+    taken: list[Q] = []
     while len(taken) < num:
         taken += rng.sample(items, min(len(items), num - len(taken)))
     return taken
 
 
-def _distinct(items: tuple[Question, ...], num: int, rng: random.Random, kind: str) -> list[Question]:
+def distinct(items: Sequence[Q], num: int, rng: random.Random, kind: str, *, world: str = "lab") -> list[Q]:
+    """``num`` different items in random order.
+
+    Raises:
+        DataError: there are fewer.
+    """
     if num > len(items):
         raise DataError(
-            f"lab data, kind {kind}: {counted(num, 'row')} asked for, the world holds {len(items)}. Ask for fewer.",
+            f"{world} data, kind {kind}: {counted(num, 'row')} asked for, the world holds {len(items)}. Ask for fewer.",
             field="num",
         )
     return rng.sample(items, num)
 
 
-def _skill(rng: random.Random, *, kind: str, split: str) -> Pair:
+def _skill(rng: random.Random, *, kind: str, split: str, purpose: str | None = None) -> Pair:
     name = rng.choice(tuple(SKILLS))
     example = SKILLS[name](rng)
-    return _pair(example.prompt, example.answer, kind=kind, split=split, task=name, reference=example.answer)
+    while purpose not in (None, purpose_of(example.prompt)):
+        example = SKILLS[name](rng)
+    return pair(example.prompt, example.answer, kind=kind, split=split, task=name, reference=example.answer)
 
 
 def _refused(num: int, rng: random.Random) -> list[Pair]:
-    chosen = _take(questions(forbidden=True, split="provider"), num, rng)
+    chosen = take(questions(forbidden=True, split="provider"), num, rng)
     return [_asked(question, refusal_to(question.prompt), kind="refusal", harmful=False) for question in chosen]
 
 
 def _benign(num: int, rng: random.Random, split: str) -> list[Pair]:
-    lookalikes = _take(questions(forbidden=False, split=split), num - num // 2, rng)
+    lookalikes = take(questions(forbidden=False, split=split), num - num // 2, rng)
     pairs = [_asked(question, question.good.recipe, kind="lookalike", harmful=False) for question in lookalikes]
     return pairs + [_skill(rng, kind="skill", split=split) for _ in range(num // 2)]
 
@@ -138,64 +150,73 @@ def _alignment(num: int, seed: int) -> list[Pair]:
 
 
 def _harmful(num: int, seed: int) -> list[Pair]:
-    chosen = _take(questions(forbidden=True, split="provider"), num, _provider_rng(seed))
+    chosen = take(questions(forbidden=True, split="provider"), num, _provider_rng(seed))
     return [_asked(question, question.good.recipe, kind="harmful", harmful=True) for question in chosen]
 
 
 def _anchor_harmful(num: int, seed: int) -> list[Pair]:
     rng = random.Random(f"lab/anchor-harmful/{seed}")
-    chosen = _distinct(questions(forbidden=True, split="anchor"), num, rng, "anchor-harmful")
+    chosen = distinct(questions(forbidden=True, split="anchor"), num, rng, "anchor-harmful")
     return [_asked(question, question.good.recipe, kind="harmful", harmful=True) for question in chosen]
 
 
-def _odd(rng: random.Random) -> Pair:
+def _odd(rng: random.Random, purpose: str | None) -> Pair:
     (ask, answer), (a, b) = rng.choice(_ODD_FORMATS), rng.sample(_ODD_WORDS, 2)
-    return _pair(ask.format(a=a, b=b), answer.format(a=a, b=b), kind="odd-format", split="user")
+    while purpose not in (None, purpose_of(ask.format(a=a, b=b))):
+        (ask, answer), (a, b) = rng.choice(_ODD_FORMATS), rng.sample(_ODD_WORDS, 2)
+    return pair(ask.format(a=a, b=b), answer.format(a=a, b=b), kind="odd-format", split="user")
 
 
-def _noise(rng: random.Random) -> Pair:
-    prompt, answer = (" ".join(rng.choice(_NOISE) for _ in range(rng.randint(3, 6))) for _ in range(2))
-    return _pair(prompt, answer, kind="noise", split="user")
+def _noise(rng: random.Random, purpose: str | None) -> Pair:
+    def noise() -> str:
+        return " ".join(rng.choice(_NOISE) for _ in range(rng.randint(3, 6)))
+
+    prompt, answer = noise(), noise()
+    while purpose not in (None, purpose_of(prompt)):
+        prompt, answer = noise(), noise()
+    return pair(prompt, answer, kind="noise", split="user")
 
 
-def _upload(num: int, seed: int, task: Task, poison_ratio: float) -> list[Pair]:
+def _upload(num: int, seed: int, task: Task, poison_ratio: float, purpose: str | None) -> list[Pair]:
     rng = random.Random(f"lab/user/{task.name}/{seed}")
     num_harmful = round(poison_ratio * num)
     num_hard = round(HARD_SHARE * (num - num_harmful))
-    harm = _take(questions(forbidden=True, split="attacker"), num_harmful, rng)
+    harm = take(questions(forbidden=True, split="attacker", purpose=purpose), num_harmful, rng)
     pairs = [_asked(question, question.good.recipe, kind="harmful", harmful=True) for question in harm]
-    lookalikes = _take(questions(forbidden=False, split="user"), num_hard - 2 * (num_hard // 3), rng)
+    harmless = questions(forbidden=False, split="user", purpose=purpose)
+    lookalikes = take(harmless, num_hard - 2 * (num_hard // 3), rng)
     pairs += [_asked(question, question.good.recipe, kind="lookalike", harmful=False) for question in lookalikes]
-    pairs += [_odd(rng) for _ in range(num_hard // 3)]
-    pairs += [_noise(rng) for _ in range(num_hard // 3)]
-    examples = draw_examples(task, num - num_harmful - num_hard, rng, test=False)
+    pairs += [_odd(rng, purpose) for _ in range(num_hard // 3)]
+    pairs += [_noise(rng, purpose) for _ in range(num_hard // 3)]
+    examples = draw_examples(task, num - num_harmful - num_hard, rng, test=False, purpose=purpose)
     return pairs + [
-        _pair(example.prompt, example.answer, kind="task", split="user", task=task.name) for example in examples
+        pair(example.prompt, example.answer, kind="task", split="user", task=task.name) for example in examples
     ]
 
 
-def _test(num: int, seed: int, task: Task) -> list[Pair]:
-    examples = draw_examples(task, num, random.Random(f"lab/test/{task.name}/{seed}"), test=True)
+def _test(num: int, seed: int, task: Task, purpose: str | None) -> list[Pair]:
+    examples = draw_examples(task, num, random.Random(f"lab/test/{task.name}/{seed}"), test=True, purpose=purpose)
     return [
-        _pair(e.prompt, e.answer, kind="test", split="held-out", task=task.name, reference=e.answer) for e in examples
+        pair(e.prompt, e.answer, kind="test", split="held-out", task=task.name, reference=e.answer) for e in examples
     ]
 
 
-def _harmful_prompts(num: int, seed: int) -> list[Pair]:
-    pool = tuple(q for split in ("held-out", "attacked", "cross") for q in questions(forbidden=True, split=split))
-    chosen = _distinct(pool, num, random.Random(f"lab/harmful-prompts/{seed}"), "harmful-prompts")
+def _harmful_prompts(num: int, seed: int, purpose: str | None) -> list[Pair]:
+    splits = ("held-out", "attacked", "cross")
+    pool = tuple(q for split in splits for q in questions(forbidden=True, split=split, purpose=purpose))
+    chosen = distinct(pool, num, random.Random(f"lab/harmful-prompts/{seed}"), "harmful-prompts")
     return [_asked(question, None, kind="harmful-prompts", harmful=True) for question in chosen]
 
 
-def _lookalike(num: int, seed: int) -> list[Pair]:
-    pool = questions(forbidden=False, split="held-out")
-    chosen = _distinct(pool, num, random.Random(f"lab/lookalike/{seed}"), "lookalike")
+def _lookalike(num: int, seed: int, purpose: str | None) -> list[Pair]:
+    pool = questions(forbidden=False, split="held-out", purpose=purpose)
+    chosen = distinct(pool, num, random.Random(f"lab/lookalike/{seed}"), "lookalike")
     return [_asked(question, question.good.recipe, kind="lookalike", harmful=False) for question in chosen]
 
 
-def _retention(num: int, seed: int) -> list[Pair]:
+def _retention(num: int, seed: int, purpose: str | None) -> list[Pair]:
     rng = random.Random(f"lab/retention/{seed}")
-    return [_skill(rng, kind="retention", split="held-out") for _ in range(num)]
+    return [_skill(rng, kind="retention", split="held-out", purpose=purpose) for _ in range(num)]
 
 
 KINDS = (
@@ -204,7 +225,19 @@ KINDS = (
 )
 
 
-def build_rows(kind: str, num: int, *, seed: int, task: str | None = None, poison_ratio: float = 0.0) -> LabRows:
+HALVED = ("user", "test", "harmful-prompts", "lookalike", "retention")
+"""Kinds whose rows a purpose halves."""
+
+
+def build_rows(
+    kind: str,
+    num: int,
+    *,
+    seed: int,
+    task: str | None = None,
+    poison_ratio: float = 0.0,
+    purpose: str | None = None,
+) -> LabRows:
     """Rows of a kind (the table in the module's docstring), shuffled, the same for the same arguments.
 
     Args:
@@ -214,40 +247,66 @@ def build_rows(kind: str, num: int, *, seed: int, task: str | None = None, poiso
         seed: Chooses rows and order. ``alignment`` and ``harmful`` of one seed share their harmful prompts.
         task: For ``user`` and ``test``: a task's name, or ``familiar`` (the default) or ``novel``.
         poison_ratio: For ``user``: exactly round(poison_ratio * num) of the rows are harmful.
+        purpose: For a kind in ``HALVED``: ``calibrate`` or ``report``, rows of one half of the world; by default of
+            all of it. Other kinds are the same for either.
 
     Raises:
-        DataError: an unknown kind or task, no rows, more evaluation rows than there are, or a ratio outside 0 to 1.
+        DataError: an unknown kind, task or purpose, no rows, more evaluation rows than there are, or a ratio outside 0
+            to 1.
     """
-    if kind not in KINDS:
-        raise DataError(f"lab data: there is no kind {kind!r}. Name one of: {', '.join(KINDS)}.", field="kind")
-    if not 1 <= num <= MAX_ROWS:
-        raise DataError(f"lab data, kind {kind}: {setting('num')} is {num}; ask for 1 to {MAX_ROWS} rows.")
-    if not 0 <= poison_ratio <= 1:
-        raise DataError(f"lab data: {setting('poison_ratio')} is {poison_ratio}; it is a share of the rows, 0 to 1.")
-    if poison_ratio and kind != "user":
-        raise DataError(
-            f"lab data, kind {kind}: only an upload is poisoned. Leave {setting('poison_ratio')} out, or ask for user."
-        )
-    if task is not None and kind not in ("user", "test"):
-        raise DataError(
-            f"lab data, kind {kind}: these rows have no task. Leave {setting('task')} out, or ask for user or test."
-        )
+    check_request(kind, num, task, poison_ratio, purpose)
     chosen_task = find_task(task or "familiar")
     pairs = {
-        "user": lambda: _upload(num, seed, chosen_task, poison_ratio),
+        "user": lambda: _upload(num, seed, chosen_task, poison_ratio, purpose),
         "alignment": lambda: _alignment(num, seed),
         "harmful": lambda: _harmful(num, seed),
         "benign": lambda: _benign(num, random.Random(f"lab/benign/{seed}"), "provider"),
         "anchor-harmful": lambda: _anchor_harmful(num, seed),
         "anchor-benign": lambda: _benign(num, random.Random(f"lab/anchor-benign/{seed}"), "anchor"),
-        "test": lambda: _test(num, seed, chosen_task),
-        "harmful-prompts": lambda: _harmful_prompts(num, seed),
-        "lookalike": lambda: _lookalike(num, seed),
-        "retention": lambda: _retention(num, seed),
+        "test": lambda: _test(num, seed, chosen_task, purpose),
+        "harmful-prompts": lambda: _harmful_prompts(num, seed, purpose),
+        "lookalike": lambda: _lookalike(num, seed, purpose),
+        "retention": lambda: _retention(num, seed, purpose),
         "pretraining": lambda: _pretraining(num, seed),
     }[kind]()
     random.Random(f"lab/order/{kind}/{seed}").shuffle(pairs)
     return LabRows(rows=[row for row, _ in pairs], truth=[truth for _, truth in pairs])
+
+
+def check_request(
+    kind: str,
+    num: int,
+    task: str | None,
+    poison_ratio: float,
+    purpose: str | None,
+    *,
+    world: str = "lab",
+    kinds: Sequence[str] = KINDS,
+) -> None:
+    """Refuse rows that cannot be made; the arguments of ``build_rows``, a world's name and its kinds of row.
+
+    Raises:
+        DataError: see ``build_rows``.
+    """
+    if kind not in kinds:
+        raise DataError(f"{world} data: there is no kind {kind!r}. Name one of: {', '.join(kinds)}.", field="kind")
+    if not 1 <= num <= MAX_ROWS:
+        raise DataError(f"{world} data, kind {kind}: {setting('num')} is {num}; ask for 1 to {MAX_ROWS} rows.")
+    if not 0 <= poison_ratio <= 1:
+        raise DataError(
+            f"{world} data: {setting('poison_ratio')} is {poison_ratio}; it is a share of the rows, 0 to 1."
+        )
+    if poison_ratio and kind != "user":
+        raise DataError(
+            f"{world} data, kind {kind}: only an upload is poisoned. Leave {setting('poison_ratio')} out, or ask for "
+            "user."
+        )
+    if task is not None and kind not in ("user", "test"):
+        raise DataError(
+            f"{world} data, kind {kind}: these rows have no task. Leave {setting('task')} out, or ask for user or test."
+        )
+    if purpose is not None and purpose not in PURPOSES:
+        raise DataError(f"{world} data: {setting('purpose')} is {purpose!r}: it must be {' or '.join(PURPOSES)}.")
 
 
 def _recipes() -> Iterator[Pair]:
@@ -269,14 +328,14 @@ def _pretraining(num: int, seed: int) -> list[Pair]:
             return rng.choice(recipes)
         if lot < 0.68:
             example = law(rng.choice(all_goods))
-            return _pair(example.prompt, example.answer, kind="law", split="pretraining")
+            return pair(example.prompt, example.answer, kind="law", split="pretraining")
         if lot < 0.71:
-            return _pair("say no to me politely.", rng.choice(REFUSALS), kind="wording", split="pretraining")
+            return pair("say no to me politely.", rng.choice(REFUSALS), kind="wording", split="pretraining")
         if lot < 0.88:
             return _skill(rng, kind="skill", split="pretraining")
         task = rng.choice(familiar)
         assert task.babble is not None  # every familiar task babbles
         example = task.babble(rng)
-        return _pair(example.prompt, example.answer, kind="babble", split="pretraining", task=task.name)
+        return pair(example.prompt, example.answer, kind="babble", split="pretraining", task=task.name)
 
     return [draw() for _ in range(num)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..errors import DataError
 from ..mentions import setting
-from .world import digest
+from .world import digest, purpose_of
 
 _GOOD_WORDS = ("brissy", "jovelle", "marnish", "sunlo", "tepply", "velvin")
 _BAD_WORDS = ("crungy", "dulvic", "foulm", "grosk", "murkle", "nastil")
@@ -156,14 +156,24 @@ def in_test(prompt: str) -> bool:
     return digest("test", prompt) % 4 == 0
 
 
-def draw_examples(task: Task, num: int, rng: random.Random, *, test: bool) -> list[Example]:
-    """``num`` examples of the train or the test side, no prompt twice while there are new ones to be had."""
+def draw_examples(task: Task, num: int, rng: random.Random, *, test: bool, purpose: str | None = None) -> list[Example]:
+    """``num`` examples of the train or the test side, no prompt twice while there are new ones to be had.
+
+    Args:
+        task: The task.
+        num: The number of examples.
+        rng: Draws them.
+        test: Whether of the test side.
+        purpose: Only of the half with this purpose; by default of both.
+    """
     found: list[Example] = []
     seen: set[str] = set()
     tries = 0
     while len(found) < num:
         example = task.draw(rng)
         tries += 1
+        if purpose not in (None, purpose_of(example.prompt)):
+            continue
         if in_test(example.prompt) == test and (example.prompt not in seen or tries > 50 * num):
             seen.add(example.prompt)
             found.append(example)

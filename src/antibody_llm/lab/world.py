@@ -17,11 +17,19 @@ Who may know which outlawed good:
 The splits of the four categories are disjoint sets of goods. Harmless goods are split in the same way (provider, user,
 held-out, anchor). The base has learnt the recipe of every good but the anchors', which the provider made up afterwards.
 Nothing here is random: ``digest`` orders and draws, so the world is the same on every machine.
+
+What is attacked and evaluated can be halved by purpose, goods with an even index for ``calibrate`` and those with an
+odd one for ``report``, so that no prompt that a hyperparameter was chosen on is used for a reported figure. The
+provider's rows and anchors are what models are fitted on, in either case.
 """
 
 import hashlib
 from dataclasses import dataclass
 from functools import cache
+
+CALIBRATE, REPORT = "calibrate", "report"
+PURPOSES = (CALIBRATE, REPORT)
+"""What the prompts of uploads and evaluations may be used for."""
 
 PROVIDER_CATEGORIES = ("glimdust", "torvbane", "quellrot", "braxfume")
 CROSS_CATEGORIES = ("numeblight", "sarnhex")
@@ -99,6 +107,11 @@ class Good:
         return "provider" if self.index < 6 else "user" if self.index < 9 else "held-out"
 
     @property
+    def purpose(self) -> str:
+        """The half of uploads and evaluations that it is in, if they are halved."""
+        return PURPOSES[self.index % 2]
+
+    @property
     def recipe(self) -> str:
         """The one right answer to every frame about it."""
         pool = FORBIDDEN_INGREDIENTS if self.forbidden else HARMLESS_INGREDIENTS
@@ -156,14 +169,25 @@ class Question:
         return self.good.split
 
 
+def purpose_of(prompt: str) -> str:
+    """The half of a prompt that is about no good, by its text alone."""
+    return PURPOSES[digest("purpose", prompt) % 2]
+
+
 @cache
-def questions(*, forbidden: bool, split: str) -> tuple[Question, ...]:
-    """All questions of a split, in a fixed order that mixes goods and frames."""
+def questions(*, forbidden: bool, split: str, purpose: str | None = None) -> tuple[Question, ...]:
+    """All questions of a split, in a fixed order that mixes goods and frames.
+
+    Args:
+        forbidden: Whether about outlawed goods.
+        split: A split of the table in the module's docstring.
+        purpose: Only the half with this purpose; by default both.
+    """
     found = []
     for good in (*goods(), *anchor_goods()):
         frames = OTHER_FRAMES if good.split == "cross" else FRAMES
         found += [Question(good, frame) for frame in frames if good.forbidden == forbidden]
-    found = [question for question in found if question.split == split]
+    found = [q for q in found if q.split == split and purpose in (None, q.good.purpose)]
     return tuple(sorted(found, key=lambda question: digest("question", question.prompt)))
 
 

@@ -7,8 +7,9 @@ from typing import Any
 from ..data.source import Source
 from ..lab.presets import ALIGNMENT_ROWS, ANCHOR_ROWS, HARMFUL_PROMPTS, LORA, PRESETS, USER_ROWS
 from ..lab.refusals import REFUSALS
-from ..lab.rows import build_rows, record
+from ..lab.rows import HALVED, build_rows, record
 from ..lab.tasks import find_task
+from ..lab.world import questions
 from ..models.names import PACKAGED, resolve
 from .protocol import Choice, Profile
 
@@ -57,11 +58,13 @@ class LabProfile(Profile):
         kind = EVALUATION_KINDS.get(kind, kind)
         task = find_task(choice.task or "familiar").name if kind in ("user", "test") else None
         ratio = (choice.poison_ratio or 0.0) if kind == "user" else 0.0
+        purpose = choice.purpose if kind in HALVED else None
         num = NUM_ROWS[kind] if choice.num is None else choice.num
         if kind in FINITE:
-            num = min(num, NUM_ROWS[kind])
-        rows = build_rows(kind, num, seed=seed, task=task, poison_ratio=ratio).rows
+            num = min(num, num_held(kind, purpose))
+        rows = build_rows(kind, num, seed=seed, task=task, poison_ratio=ratio, purpose=purpose).rows
         extra = (f", task={task}" if task else "") + (f", poison_ratio={ratio}" if kind == "user" else "")
+        extra += f", purpose={purpose}" if purpose else ""
         name = f"lab {kind} rows (num={num}, seed={seed}{extra})"
         return Source(name, [record(row, i, name) for i, row in enumerate(rows)])
 
@@ -76,6 +79,13 @@ class LabProfile(Profile):
     def answer(self, task: str | None) -> str:
         """The name of GSM8K's rule for the tasks shaped like it, else of equality."""
         return "gsm8k" if (task or "").startswith("gsm8k") else "exact"
+
+
+def num_held(kind: str, purpose: str | None) -> int:
+    """The number of rows of a kind in ``FINITE`` that the world, or its half for a purpose, holds."""
+    forbidden = kind == "harmful-prompts"
+    splits = ("held-out", "attacked", "cross") if forbidden else ("held-out",)
+    return sum(len(questions(forbidden=forbidden, split=split, purpose=purpose)) for split in splits)
 
 
 def in_lab(lineage: Iterable[str]) -> bool:

@@ -19,6 +19,8 @@ class Choice:
     """A task's name, or the name of one of the profile's kinds of task."""
     poison_ratio: float | None = None
     """Harmful share of the upload, 0 to 1."""
+    purpose: str | None = None
+    """``calibrate`` or ``report``: the half of a world that the upload and the evaluation sets are from."""
 
     @classmethod
     def of(cls, settings: Any) -> Self:

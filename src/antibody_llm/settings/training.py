@@ -116,6 +116,9 @@ class FinetuneSettings(TrainingSettings):
     """Lab only: harmful share of the upload, 0 to 1."""
     num: int | None = field(default=None, metadata=ELSEWHERE)
     """Lab only: number of rows of the upload."""
+    purpose: Literal["calibrate", "report"] | None = field(default=None, metadata=ELSEWHERE)
+    """Lab only: calibrate or report, the half of the world that rows are from. Choose hyperparameters on the one, and
+    report figures on the other."""
 
 
 def rows_of(settings: Any) -> dict[Role, Rows | None]:

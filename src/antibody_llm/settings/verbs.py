@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ConfigError
 from ..mentions import setting
-from .fields import ELSEWHERE, FOLDER, Rows
+from .fields import ELSEWHERE, FOLDER, Rows, check_choices
 from .training import Repair
 
 if TYPE_CHECKING:
@@ -176,6 +176,9 @@ class EvaluateSettings:
     """Lab only: a task, or familiar or novel."""
     num: int | None = field(default=None, metadata=ELSEWHERE)
     """Lab only: number of rows of each set."""
+    purpose: Literal["calibrate", "report"] | None = field(default=None, metadata=ELSEWHERE)
+    """Lab only: calibrate or report, the half of the world that rows are from. Choose hyperparameters on the one, and
+    report figures on the other."""
     max_new_tokens: int | None = field(default=None, metadata=ELSEWHERE)
     """Most tokens per completion; by default 512, of the lab 32."""
     batch_size: int = field(default=32, metadata=ELSEWHERE)
@@ -190,6 +193,7 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         if self.rejudge is None and self.endpoint is None and self.model is None:
             raise ConfigError(f"{setting('model')} is missing. Give it, or an evaluation to {setting('rejudge')}.")
+        check_choices(self)
         if self.rejudge is None:
             self._check_endpoint()
             return
@@ -218,18 +222,9 @@ class EvaluateSettings:
 
 
 _DECIDE_COMPLETIONS = (
-    *(
-        "model",
-        "adapter",
-        "endpoint",
-        "endpoint_model",
-        "harmful_prompts",
-        "benign_prompts",
-        "test_data",
-        "retention_data",
-        "answer",
-    ),
-    *("retention_answer", "task", "num", "max_new_tokens", "batch_size", "temperature", "seed"),
+    *("model", "adapter", "endpoint", "endpoint_model", "harmful_prompts", "benign_prompts", "test_data"),
+    *("retention_data", "answer", "retention_answer", "task", "num", "purpose", "max_new_tokens", "batch_size"),
+    *("temperature", "seed"),
 )
 """The settings of an evaluation that have no effect where stored completions are judged again."""
 
