@@ -10,7 +10,7 @@ import antibody_llm
 
 ROOMS = (
     "text", "mentions", "errors", "files", "parsing", "paths", "events",
-    "primitives", "data", "models", "likelihood", "lab", "profiles", "screening", "training",
+    "primitives", "data", "models", "likelihood", "lab", "english", "profiles", "screening", "training",
     "attacks", "defences", "evaluation", "store", "settings", "runs", "building", "harnesses", "bench",
     "immunization", "calibration", "server", "cli",
 )  # fmt: skip

@@ -10,6 +10,7 @@ from antibody_llm.evaluation.judges.registry import JUDGES
 from antibody_llm.lab.build import FILES
 from antibody_llm.lab.presets import PRESETS
 from antibody_llm.profiles import Choice, Profile, profile_of
+from antibody_llm.profiles.english import EnglishProfile
 from antibody_llm.profiles.lab import EVALUATION_KINDS, LabProfile
 
 
@@ -21,10 +22,10 @@ def test_a_model_that_nobody_described_brings_nothing(tiny_llama_folder):
     assert (profile.refusals, profile.judges, profile.max_new_tokens) == (None, (), None)
 
 
-def test_the_lab_brings_rows_of_every_role_and_evaluation_set():
-    lab = LabProfile()
+@pytest.mark.parametrize("profile", [LabProfile(), EnglishProfile()], ids=lambda profile: profile.name)
+def test_a_world_brings_rows_of_every_role_and_evaluation_set(profile):
     for kind in (*Role, *EVALUATION_KINDS):
-        brought = lab.rows(kind, Choice(num=4), seed=1)
+        brought = profile.rows(kind, Choice(num=4), seed=1)
         assert brought is not None, kind
         assert len(brought.records) == 4
         assert "seed=1" in brought.name
@@ -51,7 +52,29 @@ def test_the_labs_calibration_replaces_the_papers_and_an_unknown_defence_trains_
 
 
 def test_a_profile_names_judges_that_exist():
-    assert set(LabProfile.judges) <= set(JUDGES)
+    assert {*LabProfile.judges, *EnglishProfile.judges} <= set(JUDGES)
+
+
+def test_a_purpose_halves_the_lab_s_uploads_and_evaluations_and_is_named():
+    whole, half, other = (
+        LabProfile().rows("harmful_prompts", Choice(purpose=purpose), seed=0)
+        for purpose in (None, "calibrate", "report")
+    )
+    assert "purpose" not in whole.name
+    assert half.name == "lab harmful-prompts rows (num=256, seed=0, purpose=calibrate)"
+    parts = [{record.messages for record in source.records} for source in (whole, half, other)]
+    assert not parts[1] & parts[2]
+    assert parts[1] | parts[2] == parts[0]
+    refusals = [
+        LabProfile().rows(Role.ALIGNMENT, Choice(num=8, purpose=p), seed=0).records for p in (None, "calibrate")
+    ]
+    assert refusals[0] == refusals[1]
+
+
+def test_the_english_profile_s_evaluations_are_for_reported_figures_unless_asked_otherwise():
+    assert "purpose=report" in EnglishProfile().rows("test_data", Choice(num=4), seed=0).name
+    assert "purpose=calibrate" in EnglishProfile().rows(Role.USER, Choice(num=4, purpose="calibrate"), seed=0).name
+    assert "purpose" not in EnglishProfile().rows(Role.HARMFUL, Choice(num=4), seed=0).name
 
 
 @pytest.mark.parametrize(("task", "rule"), [("gsm8k-familiar", "gsm8k"), ("novel", "exact"), (None, "exact")])
@@ -69,6 +92,11 @@ def test_what_descends_from_the_lab_has_its_profile(tmp_path):
 
     assert profile_of("lab").name == profile_of(str(FILES / "lab-aligned")).name == "lab"
     assert profile_of(descendant("tuned", descendant("aligned", "lab"))).name == "lab"
+    english = tmp_path / "english"
+    english.mkdir()
+    (english / "config.json").write_text("{}")
+    (english / "antibody.json").write_text(json.dumps({"profile": "english"}))
+    assert profile_of(descendant("english-aligned", str(english))).name == "english"
     around = str(tmp_path / "other")
     assert profile_of(descendant("other", around)).name == "none"
 

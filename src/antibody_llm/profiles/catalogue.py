@@ -3,8 +3,12 @@
 from collections.abc import Iterator
 
 from ..models.names import adapter_base, is_adapter, read_provenance, resolve
+from .english import EnglishProfile
 from .lab import LabProfile, in_lab
 from .protocol import Profile
+
+MARK = "profile"
+"""The entry of a model's provenance that names its profile, where that is not seen from the model's name."""
 
 
 def profile_of(model: str) -> Profile:
@@ -13,7 +17,11 @@ def profile_of(model: str) -> Profile:
     Args:
         model: A name that ``models.loading.load_model`` accepts.
     """
-    return LabProfile() if in_lab(lineage(model)) else Profile()
+    ancestors = tuple(lineage(model))
+    if in_lab(ancestors):
+        return LabProfile()
+    marked = (read_provenance(resolve(name)).get(MARK) for name in ancestors)
+    return EnglishProfile() if EnglishProfile.name in marked else Profile()
 
 
 def lineage(model: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ from ...errors import ConfigError
 from ...mentions import setting
 from ...parsing import nearest, parse_options
 from ...text import quoted
+from .english import EnglishJudge
 from .formats import FORMATS
 from .keywords import KeywordJudge
 from .lab import LabJudge
@@ -26,6 +27,7 @@ from .remote import ChatJudge, ChatOptions, ModerationJudge, RemoteOptions
 
 JUDGES: dict[str, Callable[[], Judge]] = {
     "lab": LabJudge,
+    "english": EnglishJudge,
     "keywords": KeywordJudge,  # a weak baseline
 }
 
