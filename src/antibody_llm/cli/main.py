@@ -21,7 +21,7 @@ from .. import __version__
 from ..errors import AntibodyError
 from ..settings import SETTINGS
 from ..text import cut, escaped
-from . import attacks, bench, defences, demo, lab, serve, worker
+from . import attacks, bench, defences, demo, lab, real, serve, worker
 from .options import system_errors
 from .verbs import command, spelling
 
@@ -62,6 +62,7 @@ app.command("bench")(bench.command)
 app.command("serve")(serve.command)
 app.command("worker")(worker.command)
 app.add_typer(lab.app, name="lab")
+app.add_typer(real.app, name="real")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -22,17 +23,19 @@ POSITIONAL: Mapping[str, Mapping[str, str]] = {
 PRINTED: Mapping[str, Callable[[Any], None]] = {
     "anchors": lambda result: print_lines(anchors.lines(result)),
     "convert": lambda result: print_lines(result.lines()),
+    **dict.fromkeys(("prepare", "teach", "study"), lambda result: print_lines(result.lines())),
     "screen": screen.print_result,
 }
 """The function that shows a verb's result to a reader, if it is not a run's."""
 
 
-def command(verb: str, settings: type | None = None) -> Callable[..., None]:
+def command(verb: str, settings: type | None = None, *, room: str = "runs") -> Callable[..., None]:
     """Make the command of a verb, for typer.
 
     Args:
-        verb: The name of a function of ``runs``.
+        verb: The name of a function.
         settings: The verb's dataclass; by default that of ``SETTINGS``.
+        room: The room, or the module of one, that has the function.
     """
     settings = settings or SETTINGS[verb]
 
@@ -40,11 +43,12 @@ def command(verb: str, settings: type | None = None) -> Callable[..., None]:
         config, as_json, events = flags.pop("config"), flags.pop("as_json"), flags.pop("events")
         made: Any = make_settings(settings, given_values(settings, flags, config))
         quiet()
-        from .. import runs  # here: it brings torch, which --help and an error in a flag need not wait for
+        # Here: it brings torch, which --help and an error in a flag need not wait for.
+        functions = import_module(f"..{room}", __package__)
         from .render import rendered
 
         with rendered(events, output=made.output, spell=spelling([verb])) as listen:
-            result = getattr(runs, verb).with_settings(made, listen=listen)
+            result = getattr(functions, verb).with_settings(made, listen=listen)
         if os.environ.get("RANK", "0") != "0":
             return  # only one of several processes prints
         if as_json:
