@@ -93,3 +93,18 @@ def test_how_far_the_labs_judge_may_be_trusted():
     right, weak = (f"{100 * found[name]['accuracy']['value']:.1f} %" for name in ("lab", "keywords"))
     assert f"on {right} of them (keywords: {weak})" in text
     assert f"misses {100 * lab['missed of attacks']['value']:.1f} % of the attacks" in text
+
+
+def test_a_real_model():
+    text = words("real-model.md")
+    (row,) = json.loads((ROOT / "benchmarks" / "results" / "real_prepare.json").read_text(encoding="utf-8"))["rows"]
+    width = (row["num_parameters_before"] - row["num_parameters"]) // (row["vocabulary_before"] - row["vocabulary"])
+    embeddings = width * row["vocabulary_before"]
+    assert f"Of {row['num_parameters_before'] / 1e6:.0f} million weights {embeddings / 1e6:.0f} are" in text
+    assert f"embeddings of {row['vocabulary_before']:,} tokens. `prepare` keeps the {row['vocabulary']:,}" in text
+    assert f"its {row['num_texts']:,} texts" in text
+    assert f"leaves {row['num_parameters'] / 1e6:.0f} million weights" in text
+    assert f"{row['num_changed']} of {row['num_texts']:,} texts have other tokens" in text
+    assert f"a logit of a kept token is {row['largest_logit_difference']:g}" in text
+    labelled = ROOT / "src" / "antibody_llm" / "english" / "files" / "judged.jsonl"
+    assert f"with {len(labelled.read_text(encoding='utf-8').splitlines())} completions that a reader labelled" in text
