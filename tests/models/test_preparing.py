@@ -6,6 +6,7 @@ import pytest
 from antibody_llm.errors import ConfigError, ModelError, OutputError
 from antibody_llm.models import preparing
 from antibody_llm.models.loading import load_model
+from antibody_llm.models.saving import save_model
 from tiny import make_tiny_folder
 
 
@@ -77,6 +78,20 @@ def test_a_file_that_is_no_gguf_is_named(tmp_path):
     file.write_bytes(b"GGUF of another kind")
     with pytest.raises(ModelError, match="m.gguf: the GGUF file cannot be loaded"):
         preparing.load_gguf(file)
+
+
+def test_what_is_read_of_a_gguf_file_becomes_a_model_that_can_be_saved(tiny_llama_folder, tmp_path, monkeypatch):
+    loaded = load_model(str(tiny_llama_folder))
+    loaded.model.config.quantization_config = {"quant_method": "gguf"}  # with it transformers saves nothing
+    for reader, found in (("AutoTokenizer", loaded.tokenizer), ("AutoModelForCausalLM", loaded.model)):
+        monkeypatch.setattr(getattr(preparing, reader), "from_pretrained", lambda *given, found=found, **named: found)
+    model, tokenizer = preparing.load_gguf(tmp_path / "m.gguf")
+    save_model(model, tmp_path / "saved", tokenizer=tokenizer)
+    monkeypatch.undo()
+    again = load_model(str(tmp_path / "saved"))
+    before = loaded.model.state_dict()
+    assert not hasattr(again.model.config, "quantization_config")
+    assert all((weight == before[name]).all() for name, weight in again.model.state_dict().items())
 
 
 def test_a_chat_model_ends_its_turns_in_tokenizer_config_and_generation_config(tmp_path):
