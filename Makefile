@@ -22,13 +22,13 @@ quick: $(VENV)/.installed
 	$(BIN)/antibody demo --quick --output runs/demo-quick
 
 # In one folder, so that the matrices share their alignments.
-real: $(REAL)/study/refusals.txt
+real: $(REAL)/study/novel-clean.yaml
 	for matrix in $(MATRICES); do \
 		$(BIN)/antibody bench $(REAL)/study/$$matrix.yaml --output $(REAL)/cells || exit 1; \
 		cp $(REAL)/cells/report.html $(REAL)/$$matrix.html; \
 	done
 
-$(REAL)/study/refusals.txt: $(REAL)/taught/config.json
+$(REAL)/study/novel-clean.yaml: $(REAL)/taught/config.json
 	$(BIN)/antibody real study --model $(REAL)/taught $(if $(XSTEST),--xstest $(XSTEST)) --output $(REAL)/study --overwrite
 
 $(REAL)/taught/config.json: $(REAL)/gemma/config.json

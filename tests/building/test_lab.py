@@ -72,3 +72,12 @@ def test_a_file_of_rows_is_not_written_over(tmp_path):
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 5
     with pytest.raises(OutputError, match="there is no folder"):
         lab_files.write_lab_data("benign", tmp_path / "no" / "rows.jsonl")
+
+
+def test_rows_of_one_half_of_the_world_are_written_as_many_as_it_holds(tmp_path):
+    halves = [
+        (lab_files.write_lab_data("harmful-prompts", tmp_path / half, purpose=half), (tmp_path / half).read_text())
+        for half in ("calibrate", "report")
+    ]
+    assert [num for num, _ in halves] == [256, 256]
+    assert not set(halves[0][1].splitlines()) & set(halves[1][1].splitlines())

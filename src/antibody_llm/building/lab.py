@@ -20,7 +20,7 @@ from ..models.loading import load_model
 from ..models.saving import save_model
 from ..paths import checked_output
 from ..profiles import Choice
-from ..profiles.lab import NUM_ROWS, LabProfile
+from ..profiles.lab import FINITE, NUM_ROWS, LabProfile, num_held
 from ..runs.align import align
 from ..runs.anchors import score_anchors
 from ..runs.trainer_config import check_seed
@@ -41,6 +41,7 @@ def write_lab_data(
     task: str | None = None,
     poison_ratio: float = 0.0,
     seed: int = 0,
+    purpose: str | None = None,
     truth: str | Path | None = None,
     overwrite: bool = False,
 ) -> int:
@@ -53,6 +54,7 @@ def write_lab_data(
         task: The task of user and test rows.
         poison_ratio: The harmful share of user rows, 0 to 1.
         seed: Chooses rows and order.
+        purpose: ``calibrate`` or ``report``: rows of one half of the world.
         truth: A second file, line by line, for the labels that no trainer may see.
         overwrite: Replace files that exist.
 
@@ -65,9 +67,9 @@ def write_lab_data(
         [(name, path) for name, path in (("output", output), ("truth", truth)) if path is not None],
         overwrite=overwrite,
     )
-    made = build_rows(
-        kind, NUM_ROWS.get(kind, 1000) if num is None else num, seed=seed, task=task, poison_ratio=poison_ratio
-    )
+    if num is None:
+        num = min(NUM_ROWS[kind], num_held(kind, purpose)) if kind in FINITE else NUM_ROWS.get(kind, 1000)
+    made = build_rows(kind, num, seed=seed, task=task, poison_ratio=poison_ratio, purpose=purpose)
     for file, rows in zip(files, (made.rows, made.truth), strict=False):
         write_rows(file, rows)
     return len(made.rows)

@@ -17,6 +17,7 @@ def data(
     task: Annotated[str | None, typer.Option(help="Lab only: a task, or familiar or novel.")] = None,
     poison_ratio: Annotated[float, typer.Option(help="Harmful share of user rows, 0 to 1.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Chooses rows and their order.")] = 0,
+    purpose: Annotated[str | None, typer.Option(help="calibrate or report: rows of one half of the world.")] = None,
     truth: Annotated[str | None, typer.Option(help="Write the labels that no trainer may see to this file.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     as_json: o.Json = False,
@@ -31,6 +32,7 @@ def data(
         task=task,
         poison_ratio=poison_ratio,
         seed=seed,
+        purpose=purpose,
         truth=truth,
         overwrite=overwrite,
     )
