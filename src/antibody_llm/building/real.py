@@ -158,7 +158,8 @@ def teach(settings: TeachSettings) -> Taught:
         AntibodyError: whatever a user can fix.
     """
     output = free_folder(settings.output, overwrite=settings.overwrite)
-    num, scratch = settings.num or TAUGHT_ROWS, output.with_name(f".{output.name}.teaching")
+    num = TAUGHT_ROWS if settings.num is None else settings.num
+    scratch = output.with_name(f".{output.name}.teaching")
     run = finetune(
         settings.model,
         output=scratch / "run",
