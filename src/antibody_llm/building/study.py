@@ -153,5 +153,5 @@ def _matrix(
 def has_bfloat16() -> bool:
     """Whether this machine multiplies in bfloat16 faster than in float32."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
