@@ -37,3 +37,25 @@ def refused(row, refusal: tuple[int, ...]):
 
 def flat(gradients: list[Tensor]) -> Tensor:
     return torch.cat([g.flatten() for g in gradients])
+
+
+def shifted(model: nn.Module, scale: float, seed: int = 5) -> nn.Module:
+    """The model itself, with noise added to whatever it trains."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(scale * torch.randn(p.shape, generator=generator))
+    return model
+
+
+def token_logits(model: nn.Module, row) -> Tensor:
+    """[N_i, V]: what predicts each trained token of a row."""
+    logits = model(input_ids=torch.tensor([row.input_ids])).logits[0]
+    return torch.cat([logits[start - 1 : end - 1] for start, end in row.spans])
+
+
+def token_log_probs(model: nn.Module, row) -> Tensor:
+    """[N_i]: log p of each trained token of a row, nats."""
+    tokens = torch.tensor([row.input_ids[t] for start, end in row.spans for t in range(start, end)])
+    return torch.log_softmax(token_logits(model, row), dim=-1)[torch.arange(len(tokens)), tokens]

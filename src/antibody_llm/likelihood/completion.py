@@ -54,21 +54,35 @@ class TurnNLL:
         return self.num_tokens > 0
 
 
-def completion_nll(
-    model: nn.Module, micro: MicroBatch, *, pad_id: int, cache: Cache | None = None, plain: bool = False
-) -> TurnNLL:
-    """NLL of every trained turn of a micro-batch, with its graph.
+@dataclass(frozen=True, slots=True)
+class CompletionLogits:
+    """What a model predicts where the completions of a micro-batch are.
 
-    Args:
-        model: A causal language model, bare or with a PEFT adapter.
-        micro: The rows.
-        pad_id: The token to pad with; padding is masked and has no label.
-        cache: An empty cache, to be filled with the keys and values of the whole rows.
-        plain: Compute logits at every position, as ``check_completion_nll`` does to compare.
-
-    Raises:
-        DataError: a row has no completion token.
+    Attributes:
+        logits: [B, W, V], with graph: W positions, from the first completion token of the micro-batch to the last.
+        targets: [B, W]: the token that each position predicts; -100 where none is trained.
+        turns: [B, W]: which of the row's trained turns a target belongs to, 0-based; -1 where none is trained.
     """
+
+    logits: Tensor
+    targets: Tensor
+    turns: Tensor
+
+    @property
+    def trained(self) -> Tensor:
+        """[B, W], bool: where a token is trained. Row by row, it runs through the tokens of the rows' spans."""
+        return self.targets != IGNORED
+
+    @property
+    def nll(self) -> Tensor:
+        """[B, W], float32, nats: the NLL of each target; 0 where none is trained."""
+        return token_nll(self.logits, self.targets)
+
+
+def completion_logits(
+    model: nn.Module, micro: MicroBatch, *, pad_id: int, cache: Cache | None = None, plain: bool = False
+) -> CompletionLogits:
+    """The logits at the trained turns of a micro-batch; arguments and errors are those of ``completion_nll``."""
     tensors = pad(micro.rows, pad_id, device=next(model.parameters()).device)
     labels, turns = tensors["labels"], tensors["turns"]
     if not (labels != IGNORED).any(dim=1).all():
@@ -85,10 +99,29 @@ def completion_nll(
         last = max(row.spans[-1][1] for row in micro.rows) - 1
         extra["logits_to_keep"] = torch.arange(first, last, device=labels.device)
     logits = model(**inputs, **extra).logits
-    nll = token_nll(logits[:, : last - first], labels[:, first + 1 : last + 1])
-    turn = turns[:, first + 1 : last + 1]
+    predicted = slice(first + 1, last + 1)
+    return CompletionLogits(logits[:, : last - first], labels[:, predicted], turns[:, predicted])
+
+
+def completion_nll(
+    model: nn.Module, micro: MicroBatch, *, pad_id: int, cache: Cache | None = None, plain: bool = False
+) -> TurnNLL:
+    """NLL of every trained turn of a micro-batch, with its graph.
+
+    Args:
+        model: A causal language model, bare or with a PEFT adapter.
+        micro: The rows.
+        pad_id: The token to pad with; padding is masked and has no label.
+        cache: An empty cache, to be filled with the keys and values of the whole rows.
+        plain: Compute logits at every position, as ``check_completion_nll`` does to compare.
+
+    Raises:
+        DataError: a row has no completion token.
+    """
+    found = completion_logits(model, micro, pad_id=pad_id, cache=cache, plain=plain)
+    nll = found.nll
     num_turns = max(len(row.spans) for row in micro.rows)
-    members = [turn == k for k in range(num_turns)]
+    members = [found.turns == k for k in range(num_turns)]
     if num_turns == 1:
         total = nll.sum(dim=1, keepdim=True)  # zero off the completion already
     else:

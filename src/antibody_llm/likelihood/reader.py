@@ -11,7 +11,7 @@ from ..data.records import TokenizedRow
 from ..errors import ConfigError
 from ..mentions import setting
 from ..models.adapters import adapter_disabled
-from .completion import TurnNLL, check_completion_nll, completion_nll
+from .completion import CompletionLogits, TurnNLL, check_completion_nll, completion_logits, completion_nll
 from .microbatch import MicroBatch, StepBatch
 from .ranks import all_reduce, num_ranks
 from .refusals import Refusals, Scoring, check_scoring, completion_and_refusal_nll, usable_scoring
@@ -49,7 +49,7 @@ class ModelReader:
         self.rank = rank
         self.autocast = autocast
         self._refusals = refusals
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._base = base
 
     @property
@@ -74,6 +74,11 @@ class ModelReader:
         """NLL(y|x) of every trained turn, with its graph."""
         with self.autocast():
             return completion_nll(self.model, micro, pad_id=self.pad_id)
+
+    def completion_logits(self, micro: MicroBatch) -> CompletionLogits:
+        """What the model predicts at every trained token, with its graph."""
+        with self.autocast():
+            return completion_logits(self.model, micro, pad_id=self.pad_id)
 
     def completion_and_refusal_nll(self, micro: MicroBatch, scoring: Scoring) -> tuple[TurnNLL, TurnNLL]:
         """NLL(y|x) with its graph and NLL(r|x) without, from one forward if ``scoring`` allows it."""
@@ -112,8 +117,8 @@ class ModelReader:
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i))[self.rank :: num_ranks()]
         result = torch.zeros(len(rows) if width is None else (len(rows), width), device=self.device)
         with torch.no_grad():
-            for start in range(0, len(order), self._batch_size):
-                some = order[start : start + self._batch_size]
+            for start in range(0, len(order), self.batch_size):
+                some = order[start : start + self.batch_size]
                 result[some] = values(MicroBatch.of([rows[i] for i in some])).float()
         return all_reduce(result)
 

@@ -1,0 +1,22 @@
+import torch
+from torch.testing import assert_close
+
+from antibody_llm.primitives.divergence import token_kl
+
+
+def test_kl_is_that_of_the_two_distributions():
+    # p = (3/4, 1/4), q = (1/2, 1/2): 3/4 log(3/2) + 1/4 log(1/2).
+    p, q = torch.tensor([[3.0, 1.0]]).log(), torch.zeros(1, 2)
+    three_halves, half = torch.tensor([1.5, 0.5]).log()
+    assert_close(token_kl(p, q), (0.75 * three_halves + 0.25 * half)[None])
+
+
+def test_it_is_zero_where_both_agree_whatever_the_logits_have_been_raised_by():
+    logits = torch.randn(5, 9)
+    assert_close(token_kl(logits, logits + 3), torch.zeros(5), atol=1e-6, rtol=0)
+
+
+def test_its_gradient_is_q_minus_p():
+    p, q = torch.randn(4, 7), torch.randn(4, 7, requires_grad=True)
+    (found,) = torch.autograd.grad(token_kl(p, q).sum(), q)
+    assert_close(found, q.softmax(-1).detach() - p.softmax(-1))
