@@ -262,6 +262,7 @@ CASES = [
     Case(Stage.FINETUNING, "bds", {"alignment": 1, "user": 2}, form="scalar"),
     Case(Stage.FINETUNING, "bds", {"alignment": 1, "user": 2}, options={"scheduler": "neural"}, form="neural"),
     Case(Stage.FINETUNING, "behaviour-aware-sampling", ONCE, note=REWRITES),
+    Case(Stage.FINETUNING, "constrained-sft", ONCE, note="what its tokens are compared with is read once, before"),
     Case(Stage.FINETUNING, "ema", ONCE),
     Case(Stage.FINETUNING, "ewc", ONCE, options={"num_fisher_rows": 4}, note="Fisher's information once, before"),
     Case(Stage.FINETUNING, "ldifs", {"user": 1, "user, forward": 1}),

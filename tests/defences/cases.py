@@ -26,6 +26,7 @@ ACTIVE = {
     (Stage.FINETUNING, "backdoor-enhanced-alignment"): {"num_safety_rows": 3, "num_trigger_tokens": 5},
     (Stage.FINETUNING, "bds"): {"scheduler_lr": 0.2, "temperature": 0.01},
     (Stage.FINETUNING, "behaviour-aware-sampling"): {"ratio": 0.2, "num_categories": 3},
+    (Stage.FINETUNING, "constrained-sft"): {"beta": 1.0},
     (Stage.FINETUNING, "ema"): {"half_life": 0.5},
     (Stage.FINETUNING, "ewc"): {"lam": 20.0},
     (Stage.FINETUNING, "ldifs"): {"rho": 0.01},
