@@ -59,8 +59,9 @@ def test_active_options_do_something_that_plain_sft_does_not(tmp_path, stage, na
 def _bare_step(stage, name, model, fails_at=None):
     """Steps outside a trainer; returns the number of forward passes, the last of which raises if ``fails_at`` says."""
     defence = make_defence(stage, name, ACTIVE[stage, name])
-    base = tiny_llama(seed=9) if defence.needs_base else None
-    anchors = made_anchors(model, base) if defence.needs_anchors else None
+    before = tiny_llama(seed=9)
+    base = before if defence.needs_base else None
+    anchors = made_anchors(model, before) if defence.needs_anchors else None
     context = StepContext(model, rows=ROWS, refusals=random_refusals(), batch_size=4, base=base, anchors=anchors)
     tick(context, max_steps=10)
     defence.start(context)

@@ -12,13 +12,14 @@ from tests.defences.cases import ACTIVE, IDS, TRAINED
 
 VERBS = {Stage.ALIGNMENT: align, Stage.FINETUNING: finetune}
 UPLOAD = {Stage.ALIGNMENT: {}, Stage.FINETUNING: {"data": build_rows("user", 32, seed=0).rows}}
-PROVIDER = {f"{kind}_data": build_rows(kind, 64, seed=0).rows for kind in ("alignment", "harmful")}
+PROVIDER = {f"{kind}_data": build_rows(kind, 64, seed=0).rows for kind in ("alignment", "harmful", "benign")}
 
 
 @pytest.mark.parametrize(("stage", "name"), TRAINED, ids=IDS)
 def test_a_defence_trains_through_its_verb_and_its_model_can_be_evaluated(tmp_path, stage, name):
+    defence = CATALOGUE[stage, name]
     run = VERBS[stage](
-        "lab-aligned" if CATALOGUE[stage, name].needs_base else "lab",
+        "lab-aligned" if defence.needs_base or defence.needs_anchors else "lab",
         output=tmp_path / "run",
         defence=name,
         options=ACTIVE[stage, name],

@@ -69,10 +69,9 @@ def trainer(
     if lora:
         model = add_lora(model, r=4, targets=["q_proj", "v_proj"], seed=0)
     args = config(folder, **overrides)
-    base = tiny_llama(seed=9) if defence.needs_base else None
-    anchors = made_anchors(model, base, rank=args.process_index) if defence.needs_anchors else None
-    if base is not None:
-        base = base.to(args.device)  # the Trainer moves the model alone
+    before = tiny_llama(seed=9)
+    anchors = made_anchors(model, before, rank=args.process_index) if defence.needs_anchors else None
+    base = before.to(args.device) if defence.needs_base else None  # the Trainer moves the model alone
     return DefendedTrainer(
         model,
         args,

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
 from ..data.records import TokenizedRow
-from .completion import CompletionLogits, evaluating
+from .completion import evaluating
 from .microbatch import MicroBatch
 from .ranks import all_reduce, num_ranks
 from .reader import ModelReader
@@ -64,24 +65,29 @@ def num_trained(row: TokenizedRow) -> int:
 
 @torch.no_grad()
 def read_tokens(
-    reader: ModelReader, rows: Sequence[TokenizedRow], values: Callable[[CompletionLogits], Tensor] | None = None
+    reader: ModelReader, rows: Sequence[TokenizedRow], values: Callable[[MicroBatch], Tensor] | None = None
 ) -> TokenTable:
     """Read a number for every trained token of the rows, in evaluation mode; the rows are shared among the ranks.
 
     Args:
         reader: The model.
         rows: The rows; their ids differ.
-        values: A function that gives the [B, W] numbers of a forward pass; by default each token's NLL, nats.
+        values: A function that gives the numbers of the trained tokens of a micro-batch, [sum of its N_i], row by row;
+            by default the NLL of each, nats.
     """
-    values = values or (lambda found: found.nll)
+    values = values or partial(_nll, reader)
     limits = [*pairwise(accumulate((num_trained(row) for row in rows), initial=0))]
     flat = torch.zeros(limits[-1][1] if limits else 0, device=reader.device)
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i))[reader.rank :: num_ranks()]
     with evaluating(reader.model):
         for begin in range(0, len(order), reader.batch_size):
             some = order[begin : begin + reader.batch_size]
-            found = reader.completion_logits(MicroBatch.of([rows[i] for i in some]))
-            numbers = values(found)[found.trained].float()
+            numbers = values(MicroBatch.of([rows[i] for i in some])).float()
             for i, part in zip(some, numbers.split([num_trained(rows[i]) for i in some]), strict=True):
                 flat[slice(*limits[i])] = part
     return TokenTable(all_reduce(flat), {row.row_id: limit for row, limit in zip(rows, limits, strict=True)})
+
+
+def _nll(reader: ModelReader, micro: MicroBatch) -> Tensor:
+    found = reader.completion_logits(micro)
+    return found.nll[found.trained]

@@ -40,21 +40,22 @@ class Reference:
             found = context.completion_logits(micro)
             return found.logits[found.trained]
 
-    def divergence(self, context: StepContext, micro: MicroBatch, found: CompletionLogits) -> Tensor:
-        """[B, W], nats: KL(reference || model) at every trained token, with the model's graph; 0 where none is trained.
+    def divergence(self, context: StepContext, micro: MicroBatch) -> tuple[CompletionLogits, Tensor]:
+        """Run the reference and then the model, whose graph must not see the weights change.
 
-        Args:
-            context: The run.
-            micro: The rows.
-            found: What the model predicts for them.
+        Returns:
+            What the model predicts, with its graph, and KL(reference || model) at every trained token: [B, W], nats,
+            with that graph; 0 where none is trained.
         """
-        kl = token_kl(self.logits(context, micro), found.logits[found.trained])
-        return torch.zeros(found.targets.shape, device=kl.device).masked_scatter(found.trained, kl)
+        before = self.logits(context, micro)
+        found = context.completion_logits(micro)
+        kl = token_kl(before, found.logits[found.trained])
+        return found, torch.zeros(found.targets.shape, device=kl.device).masked_scatter(found.trained, kl)
 
     def mean_divergence(self, context: StepContext, micro: MicroBatch) -> RowTerms:
         """The terms of the mean of KL(reference || model) over all completion tokens of a step, nats per token."""
-        found = context.completion_logits(micro)
-        return RowTerms(self.divergence(context, micro, found).sum(dim=1), found.trained.sum(dim=1).float())
+        found, kl = self.divergence(context, micro)
+        return RowTerms(kl.sum(dim=1), found.trained.sum(dim=1).float())
 
     def state(self) -> dict[str, Tensor]:
         """The weights."""
