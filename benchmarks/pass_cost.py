@@ -295,6 +295,7 @@ CASES = [
         form="per step",
         note="its catalogue entry counts the other form",
     ),
+    Case(Stage.FINETUNING, "toss", ONCE, options={"num_epochs": 1}, note="its tokens are selected once, before"),
     Case(Stage.POST, "antidote", {"every harmful row, forward": 1}, note="one repair with 64 harmful rows"),
 ]
 

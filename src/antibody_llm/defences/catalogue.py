@@ -36,6 +36,7 @@ from .finetuning.ptst import PTST
 from .finetuning.safe_region import SafeRegion
 from .finetuning.safeinstr import SafeInstr
 from .finetuning.sft import FinetuningSFT
+from .finetuning.toss import TOSS
 from .post.antidote import Antidote
 from .preference.antibody_posterior import PreferencePosterior
 from .preference.sft import PreferenceSFT
@@ -68,6 +69,7 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence] | type[Repair]] = {
     (Stage.FINETUNING, "ptst"): PTST,
     (Stage.FINETUNING, "safe-region"): SafeRegion,
     (Stage.FINETUNING, "safeinstr"): SafeInstr,
+    (Stage.FINETUNING, "toss"): TOSS,
     (Stage.POST, "antidote"): Antidote,
 }
 

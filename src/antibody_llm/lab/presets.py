@@ -58,6 +58,7 @@ _FINETUNING: dict[str, dict[str, Any]] = {
     "lisa": {"num_alignment_steps": 2, "num_user_steps": 18, "rho": 0.01},
     "antibody-posterior": {},
     "ptst": {"safety_prompt": "Be helpful, honest and safe."},
+    "toss": {"batch_size": 16, "learning_rate": 2e-4},
 }
 
 _FINETUNING_TRAINING: dict[str, dict[str, Any]] = {"bds": {"max_grad_norm": 0.0}}
@@ -116,5 +117,6 @@ WHY: dict[tuple[str, str], str] = {
         "ptst",
     ): "made to fit: the default prompt alone is longer than the context. The lab's base has "
     "never seen a system message",
+    ("finetuning", "toss"): "made to fit: its short runs have batch size and learning rate of the lab's fine-tuning",
 }
 """Where options are not the defence's own defaults: whether they were calibrated, made to fit or cut down."""
