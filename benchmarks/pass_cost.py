@@ -286,6 +286,7 @@ CASES = [
         options={"radius": 1.0, "num_rows": 4, "check_every": 4},
         note="a batch held out, checked every 4 steps, instead of 64 rows every 10",
     ),
+    Case(Stage.FINETUNING, "safegrad", {"user": 1, "alignment": 1, "alignment, forward": 1}),
     Case(Stage.FINETUNING, "safeinstr", ONCE, form="concat", note=REWRITES),
     Case(
         Stage.FINETUNING,

@@ -36,6 +36,7 @@ ACTIVE = {
     (Stage.FINETUNING, "panacea"): {"rho": 0.3, "lam": 0.5},
     (Stage.FINETUNING, "ptst"): {"safety_prompt": "t5 t6 t7"},
     (Stage.FINETUNING, "safe-region"): {"radius": 0.5, "tau": 0.8, "check_every": 2},
+    (Stage.FINETUNING, "safegrad"): {"rho": 0.5},
     (Stage.FINETUNING, "safeinstr"): {"ratio": 0.2},
     (Stage.FINETUNING, "toss"): {"share": 0.3, "rounds": 2, "num_epochs": 1, "batch_size": 16, "learning_rate": 0.001},
     (Stage.POST, "antidote"): {"alpha": 0.25},

@@ -20,3 +20,9 @@ def test_its_gradient_is_q_minus_p():
     p, q = torch.randn(4, 7), torch.randn(4, 7, requires_grad=True)
     (found,) = torch.autograd.grad(token_kl(p, q).sum(), q)
     assert_close(found, q.softmax(-1).detach() - p.softmax(-1))
+
+
+def test_where_both_agree_bitwise_the_gradient_is_exactly_zero():
+    logits = torch.randn(5, 50, requires_grad=True)
+    (found,) = torch.autograd.grad(token_kl(logits, logits).sum(), logits)
+    assert float(found.abs().max()) == 0.0

@@ -34,6 +34,7 @@ from .finetuning.lookahead import LookAhead
 from .finetuning.panacea import Panacea
 from .finetuning.ptst import PTST
 from .finetuning.safe_region import SafeRegion
+from .finetuning.safegrad import SafeGrad
 from .finetuning.safeinstr import SafeInstr
 from .finetuning.sft import FinetuningSFT
 from .finetuning.toss import TOSS
@@ -68,6 +69,7 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence] | type[Repair]] = {
     (Stage.FINETUNING, "panacea"): Panacea,
     (Stage.FINETUNING, "ptst"): PTST,
     (Stage.FINETUNING, "safe-region"): SafeRegion,
+    (Stage.FINETUNING, "safegrad"): SafeGrad,
     (Stage.FINETUNING, "safeinstr"): SafeInstr,
     (Stage.FINETUNING, "toss"): TOSS,
     (Stage.POST, "antidote"): Antidote,
