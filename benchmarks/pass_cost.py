@@ -265,6 +265,7 @@ CASES = [
     Case(Stage.FINETUNING, "constrained-sft", ONCE, note="what its tokens are compared with is read once, before"),
     Case(Stage.FINETUNING, "ema", ONCE),
     Case(Stage.FINETUNING, "ewc", ONCE, options={"num_fisher_rows": 4}, note="Fisher's information once, before"),
+    Case(Stage.FINETUNING, "gradshield", ONCE, options={"num_steps": 1}, note="its rows are chosen once, before"),
     Case(Stage.FINETUNING, "kl-to-aligned", {"user": 1, "user, forward": 1}, options={"risk": "constant"}),
     Case(Stage.FINETUNING, "ldifs", {"user": 1, "user, forward": 1}),
     Case(

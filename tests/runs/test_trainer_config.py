@@ -48,7 +48,7 @@ def test_defences_of_small_perturbations_say_so():
     twins = {
         name for (_, name), cls in CATALOGUE.items() if getattr(cls, "twin_passes", False)
     }  # a repair takes no step
-    assert twins == {"antibody", "booster", "panacea", "seam", "t-vaccine", "tar", "vaccine"}
+    assert twins == {"antibody", "booster", "gradshield", "panacea", "seam", "t-vaccine", "tar", "vaccine"}
     assert not CATALOGUE["finetuning", "antibody"].twin_passes
 
 

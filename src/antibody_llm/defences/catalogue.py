@@ -27,6 +27,7 @@ from .finetuning.behaviour_aware_sampling import BehaviourAwareSampling
 from .finetuning.constrained_sft import ConstrainedSFT
 from .finetuning.ema import EMA
 from .finetuning.ewc import EWC
+from .finetuning.gradshield import GradShield
 from .finetuning.kl_to_aligned import KLToAligned
 from .finetuning.ldifs import LDIFS
 from .finetuning.lisa import Lisa
@@ -62,6 +63,7 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence] | type[Repair]] = {
     (Stage.FINETUNING, "constrained-sft"): ConstrainedSFT,
     (Stage.FINETUNING, "ema"): EMA,
     (Stage.FINETUNING, "ewc"): EWC,
+    (Stage.FINETUNING, "gradshield"): GradShield,
     (Stage.FINETUNING, "kl-to-aligned"): KLToAligned,
     (Stage.FINETUNING, "ldifs"): LDIFS,
     (Stage.FINETUNING, "lisa"): Lisa,

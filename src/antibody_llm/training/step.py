@@ -82,6 +82,13 @@ class StepResult:
     """Indices of parameters that the optimiser must skip, so that neither momentum nor decay moves them."""
 
 
+def no_update(parameters: Sequence[Tensor], rows: RowRecord) -> StepResult:
+    """The result of a step that has nothing to train on: no gradient, and neither momentum nor decay moves a weight."""
+    return StepResult(
+        [torch.zeros_like(p) for p in parameters], 0.0, rows=rows, frozen=frozenset(range(len(parameters)))
+    )
+
+
 @dataclass(slots=True)
 class Clock:
     """The position of a run. The trainer, or the owner of the loop, sets it; a defence reads it from its context."""

@@ -35,7 +35,7 @@ from ...likelihood.tokens import NO_TOKENS, TokenTable, num_trained, read_tokens
 from ...primitives.perturb import replaced_weights
 from ...training.defence import About, Defence
 from ...training.short_run import short_run
-from ...training.step import Batches, RowLoss, RowRecord, RowTerms, StepContext, StepResult
+from ...training.step import Batches, RowLoss, RowRecord, RowTerms, StepContext, StepResult, no_update
 
 Scope = Literal["global", "row"]
 
@@ -121,8 +121,7 @@ class TOSS(Defence):
         batch = batches[Role.USER]
         record = self._record(batch)
         if self._num_kept(context, batch) == 0:
-            still = [torch.zeros_like(p) for p in context.parameters]
-            return StepResult(still, 0.0, rows=record, frozen=frozenset(range(len(still))))
+            return no_update(context.parameters, record)
         sweep = context.gradient(self._loss(context, self.kept), batch)
         return StepResult(sweep.gradients, sweep.loss, rows=record)
 
