@@ -262,6 +262,13 @@ CASES = [
     Case(Stage.FINETUNING, "bds", {"alignment": 1, "user": 2}, form="scalar"),
     Case(Stage.FINETUNING, "bds", {"alignment": 1, "user": 2}, options={"scheduler": "neural"}, form="neural"),
     Case(Stage.FINETUNING, "behaviour-aware-sampling", ONCE, note=REWRITES),
+    Case(
+        Stage.FINETUNING,
+        "buffer-and-reinforce",
+        ONCE,
+        options={"num_buffer_steps": 1, "num_reinforce_steps": 1},
+        note="its parts are made once, before",
+    ),
     Case(Stage.FINETUNING, "constrained-sft", ONCE, note="what its tokens are compared with is read once, before"),
     Case(Stage.FINETUNING, "ema", ONCE),
     Case(Stage.FINETUNING, "ewc", ONCE, options={"num_fisher_rows": 4}, note="Fisher's information once, before"),

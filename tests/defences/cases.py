@@ -26,6 +26,12 @@ ACTIVE = {
     (Stage.FINETUNING, "backdoor-enhanced-alignment"): {"num_safety_rows": 3, "num_trigger_tokens": 5},
     (Stage.FINETUNING, "bds"): {"scheduler_lr": 0.2, "temperature": 0.01},
     (Stage.FINETUNING, "behaviour-aware-sampling"): {"ratio": 0.2, "num_categories": 3},
+    (Stage.FINETUNING, "buffer-and-reinforce"): {
+        "num_buffer_steps": 2,
+        "num_reinforce_steps": 2,
+        "batch_size": 8,
+        "learning_rate": 0.001,
+    },
     (Stage.FINETUNING, "constrained-sft"): {"beta": 1.0},
     (Stage.FINETUNING, "ema"): {"half_life": 0.5},
     (Stage.FINETUNING, "ewc"): {"lam": 20.0},

@@ -24,6 +24,7 @@ from .finetuning.antibody_prescored import AntibodyPrescored
 from .finetuning.backdoor_enhanced_alignment import BackdoorEnhancedAlignment
 from .finetuning.bds import BDS
 from .finetuning.behaviour_aware_sampling import BehaviourAwareSampling
+from .finetuning.buffer_and_reinforce import BufferAndReinforce
 from .finetuning.constrained_sft import ConstrainedSFT
 from .finetuning.ema import EMA
 from .finetuning.ewc import EWC
@@ -60,6 +61,7 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence] | type[Repair]] = {
     (Stage.FINETUNING, "backdoor-enhanced-alignment"): BackdoorEnhancedAlignment,
     (Stage.FINETUNING, "bds"): BDS,
     (Stage.FINETUNING, "behaviour-aware-sampling"): BehaviourAwareSampling,
+    (Stage.FINETUNING, "buffer-and-reinforce"): BufferAndReinforce,
     (Stage.FINETUNING, "constrained-sft"): ConstrainedSFT,
     (Stage.FINETUNING, "ema"): EMA,
     (Stage.FINETUNING, "ewc"): EWC,

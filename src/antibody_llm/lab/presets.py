@@ -55,6 +55,7 @@ _FINETUNING: dict[str, dict[str, Any]] = {
     "antibody-prescored": _WEIGH,
     "backdoor-enhanced-alignment": {"num_trigger_tokens": 32},
     "bds": {"scheduler": "neural", "temperature": 0.0},
+    "buffer-and-reinforce": {"learning_rate": 2e-4},
     "gradshield": {"learning_rate": 2e-4},
     "lisa": {"num_alignment_steps": 2, "num_user_steps": 18, "rho": 0.01},
     "antibody-posterior": {},
@@ -111,6 +112,10 @@ WHY: dict[tuple[str, str], str] = {
     "needs 8, and after Antibody alignment stays at .87). No noise, as released: with it accuracy is 90 % instead of "
     "100 % (one seed). Trained without clipping (max_grad_norm = 0), which its second set of weights does not have: "
     "with clipping the ranking is turned over after Antibody alignment (AUROC .14, one seed)",
+    (
+        "finetuning",
+        "buffer-and-reinforce",
+    ): "made to fit: its short runs have the learning rate of the lab's fine-tuning",
     ("finetuning", "gradshield"): "made to fit: its trial runs have the learning rate of the lab's fine-tuning",
     ("finetuning", "lisa"): "made to fit: the paper's 1 to 9, in a run of 128 steps. One try: at rho = 1 no task is "
     "learnt (accuracy 53 %); 0.01 is that of later papers",

@@ -1,0 +1,27 @@
+"""The space that the columns of a matrix span, and what of another lies outside it."""
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def column_space(matrix: Tensor, rank: int | None = None) -> Tensor:
+    """An orthonormal basis of the columns, [rows, k], float32; k is 0 for a zero matrix.
+
+    By singular values, not by QR: without pivots QR makes up directions for columns that are zero or dependent.
+
+    Args:
+        matrix: [rows, columns].
+        rank: The largest k: the directions with the largest singular values; by default all that are not rounding.
+    """
+    u, s, _ = torch.linalg.svd(matrix.float(), full_matrices=False)
+    tiny = float(s[0]) * max(matrix.shape) * torch.finfo(torch.float32).eps
+    k = int((s > max(tiny, 0.0)).sum())
+    return u[:, : k if rank is None else min(k, rank)]
+
+
+@torch.no_grad()
+def outside(matrix: Tensor, basis: Tensor) -> Tensor:
+    """(I - Q Q') M: the matrix less its part within the basis Q, [rows, k] with orthonormal columns; M's dtype."""
+    m = matrix.float()
+    return (m - basis @ (basis.T @ m)).to(matrix.dtype)
