@@ -230,7 +230,9 @@ CASES = [
     Case(Stage.ALIGNMENT, "antibody", {"alignment": 1, "harmful": 2, "harmful prompts, refused": 1}),
     Case(Stage.ALIGNMENT, "adversarial-loss", {"alignment": 1, "harmful": 1}),
     Case(Stage.ALIGNMENT, "booster", {"alignment": 1, "harmful": 2}),
+    Case(Stage.ALIGNMENT, "derta", {"alignment": 1, "harmful": 2}),
     Case(Stage.ALIGNMENT, "repnoise", {"alignment": 1, "harmful": 1, "lens": 1, "noise": 1}),
+    Case(Stage.ALIGNMENT, "safety-recovery", {"alignment": 1, "harmful": 1}, note="broken off by a refusal"),
     Case(Stage.ALIGNMENT, "seam", {"alignment": 1, "harmful": 3, "benign": 2, "lens": 1}),
     Case(
         Stage.ALIGNMENT,

@@ -8,7 +8,9 @@ ACTIVE = {
     (Stage.ALIGNMENT, "antibody"): {"eta": 1.0, "lam2": 0.5, "m": 0.9},
     (Stage.ALIGNMENT, "adversarial-loss"): {"lam": 0.5},
     (Stage.ALIGNMENT, "booster"): {"lam": 2.0, "alpha": 0.5},
+    (Stage.ALIGNMENT, "derta"): {"mu": 0.5, "lam": 0.5},
     (Stage.ALIGNMENT, "repnoise"): {"alpha": 0.5, "beta": 0.5},
+    (Stage.ALIGNMENT, "safety-recovery"): {"alpha": 0.5},
     (Stage.ALIGNMENT, "seam"): {"alpha": 1.0, "beta": 0.1, "epsilon": 0.02},
     (Stage.ALIGNMENT, "t-vaccine"): {"rho": 2.0, "gamma": 1, "score_every": 2},
     (Stage.ALIGNMENT, "tar"): {

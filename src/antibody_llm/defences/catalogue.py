@@ -12,7 +12,9 @@ from ..training.defence import Defence, PairDefence, Repair
 from .alignment.adversarial_loss import AdversarialLoss
 from .alignment.antibody import AntibodyAlignment
 from .alignment.booster import Booster
+from .alignment.derta import DeRTa
 from .alignment.repnoise import RepNoise
+from .alignment.safety_recovery import SafetyRecovery
 from .alignment.seam import Seam
 from .alignment.sft import AlignmentSFT
 from .alignment.t_vaccine import TVaccine
@@ -49,7 +51,9 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence] | type[Repair]] = {
     (Stage.ALIGNMENT, "antibody"): AntibodyAlignment,
     (Stage.ALIGNMENT, "adversarial-loss"): AdversarialLoss,
     (Stage.ALIGNMENT, "booster"): Booster,
+    (Stage.ALIGNMENT, "derta"): DeRTa,
     (Stage.ALIGNMENT, "repnoise"): RepNoise,
+    (Stage.ALIGNMENT, "safety-recovery"): SafetyRecovery,
     (Stage.ALIGNMENT, "seam"): Seam,
     (Stage.ALIGNMENT, "t-vaccine"): TVaccine,
     (Stage.ALIGNMENT, "tar"): TAR,
