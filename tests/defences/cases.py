@@ -31,8 +31,7 @@ ACTIVE = {
     (Stage.FINETUNING, "buffer-and-reinforce"): {
         "num_buffer_steps": 2,
         "num_reinforce_steps": 2,
-        "batch_size": 8,
-        "learning_rate": 0.001,
+        "learning_rate": 3e-5,  # Adam divides small gradients by themselves, rounding included; of ranks too
     },
     (Stage.FINETUNING, "constrained-sft"): {"beta": 1.0},
     (Stage.FINETUNING, "ema"): {"half_life": 0.5},

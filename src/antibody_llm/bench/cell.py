@@ -42,6 +42,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "antibody-posterior-hard": ("antibody-posterior", {"weight": "hard"}),
     "antibody-posterior-by-shift": ("antibody-posterior", {"evidence": "shift"}),
     "antibody-posterior-by-refusal-feature": ("antibody-posterior", {"evidence": "refusal-feature"}),
+    "kl-to-aligned-by-token": ("kl-to-aligned", {"risk": "token"}),
+    "kl-to-aligned-constant": ("kl-to-aligned", {"risk": "constant"}),
+    "toss-by-row": ("toss", {"scope": "row"}),
+    "toss-pro": ("toss", {"rounds": 2}),
 }
 """Fine-tuning defences with options other than the defaults: name to (defence, options)."""
 MEASURES = ("harmful_score", "finetune_accuracy", "over_refusal", "incoherent", "retention")

@@ -14,9 +14,10 @@ def column_space(matrix: Tensor, rank: int | None = None) -> Tensor:
         matrix: [rows, columns].
         rank: The largest k: the directions with the largest singular values; by default all that are not rounding.
     """
+    u: Tensor
     u, s, _ = torch.linalg.svd(matrix.float(), full_matrices=False)
     tiny = float(s[0]) * max(matrix.shape) * torch.finfo(torch.float32).eps
-    k = int((s > max(tiny, 0.0)).sum())
+    k = int((s > tiny).sum())
     return u[:, : k if rank is None else min(k, rank)]
 
 

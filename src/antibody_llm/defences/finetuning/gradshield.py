@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...data.records import TokenizedRow
 from ...data.roles import Role, Stage
@@ -78,7 +78,7 @@ class GradShieldConfig:
 
 
 def difference_scores(
-    params: Sequence[Tensor], losses: Callable[[], Tensor], safety: Gradients, epsilon: float
+    params: Sequence[nn.Parameter], losses: Callable[[], Tensor], safety: Gradients, epsilon: float
 ) -> Tensor:
     """FIHS of each row from two forwards: [rows], float64; 0 where S has no gradient.
 
