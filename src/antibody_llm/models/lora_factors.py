@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..errors import ModelError
 
 Product = tuple[Tensor, Tensor]
-"""(A, B): [r, columns] and [rows, r]; it stands for B A."""
+"""(A, B), [r, columns] and [rows, r]: the product is B A."""
 
 
 @dataclass(frozen=True, slots=True)
