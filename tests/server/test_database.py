@@ -11,21 +11,55 @@ from sqlalchemy import text
 
 from antibody_llm.errors import ConfigError
 from antibody_llm.server.database.engine import Database
-from antibody_llm.server.database.tables import Organization, Table
+from antibody_llm.server.database.tables import Job, JobLabel, Organization, Table
+
+EMPTY = ("hyperparameters", "defence", "gate", "safety", "private")
+OLD_JOB = {
+    **dict.fromkeys(EMPTY, "{}"),
+    **{"organization_id": "o", "key_id": "k", "created_at": 1.0, "status": "queued", "model": "m", "base": "m"},
+    **{"training_file": "file-1", "method": "supervised", "seed": 1, "result_files": "[]", "token": 0, "attempts": 0},
+}
+"""The columns of a job of the first version that must be there."""
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database(request, tmp_path):
+def empty(request, tmp_path):
     postgres = request.param == "postgresql"
     made = Database(request.getfixturevalue("postgres")() if postgres else f"sqlite:///{tmp_path / 'a.sqlite'}")
-    made.migrate()
     yield made
     made.close()
+
+
+@pytest.fixture
+def database(empty):
+    empty.migrate()
+    return empty
 
 
 def test_the_migrations_make_the_tables_that_the_code_knows(database):
     with database.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Table.metadata) == []
+
+
+def test_rows_of_the_first_version_are_there_after_every_later_migration(empty):
+    rows = (
+        ("organizations", {"id": "o", "name": "n", "created_at": 1.0}),
+        ("jobs", OLD_JOB | {"seq": 1, "id": "ftjob-1", "project_id": "p1"}),
+        ("jobs", OLD_JOB | {"seq": 2, "id": "ftjob-2", "project_id": "p2"}),
+        ("job_labels", {"job_seq": 1, "name": "k", "value": "v"}),
+        ("job_labels", {"job_seq": 2, "name": "k", "value": "v"}),
+    )
+    empty.migrate("0001")
+    with empty.write() as session:
+        for table, row in rows:
+            columns, places = ", ".join(row), ", ".join(f":{name}" for name in row)
+            session.execute(text(f"INSERT INTO {table} ({columns}) VALUES ({places})"), row)
+    empty.migrate()
+    with empty.read() as session:
+        assert session.get(Organization, "o").name == "n"
+        assert [job.id for job in session.query(Job).order_by(Job.seq)] == ["ftjob-1", "ftjob-2"]
+        labels = session.query(JobLabel).order_by(JobLabel.job_seq)
+        assert [(each.name, each.value, each.project_id) for each in labels] == [("k", "v", "p1"), ("k", "v", "p2")]
 
 
 def test_migrating_twice_changes_nothing(database):

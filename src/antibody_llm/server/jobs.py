@@ -113,7 +113,7 @@ def _made(session: Session, context: Context, caller: Principal, body: JobCreate
     session.add(job)
     session.flush()
     for name, value in (body.metadata or {}).items():
-        session.add(JobLabel(job_seq=job.seq, name=name, value=value))
+        session.add(JobLabel(job_seq=job.seq, name=name, value=value, project_id=job.project_id))
     record_event(session, job, f"Created fine-tuning job: {job.id}", now=now)
     rows = (training.validation or {}).get("num_rows")
     record_event(session, job, f"Validating training file: {training.id}", now=now, data={"num_rows": rows})

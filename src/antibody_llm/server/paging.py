@@ -10,7 +10,14 @@ from .errors import ApiError
 
 
 def page(
-    session: Session, query: Select[Any], table: Any, *, after: str | None, limit: int, newest_first: bool = True
+    session: Session,
+    query: Select[Any],
+    table: Any,
+    *,
+    after: str | None,
+    limit: int,
+    newest_first: bool = True,
+    order: Any = None,
 ) -> tuple[list[Any], bool]:
     """Rows of a query behind ``after``, and whether there are more.
 
@@ -21,18 +28,20 @@ def page(
         after: Id of a row that the query would give.
         limit: Rows at most.
         newest_first: The order.
+        order: A column that is the same as ``table.seq`` and has an index that suits the query; None: that one.
 
     Raises:
         ApiError: 400: ``after`` is none of the rows that the caller may see.
     """
+    order = table.seq if order is None else order
     if after is not None:
         seq = session.scalar(query.with_only_columns(table.seq).where(table.id == after))
         if seq is None:
             raise ApiError(
                 400, f"after is {quoted(after)}, which is no item of this list.", code="invalid_cursor", param="after"
             )
-        query = query.where(table.seq < seq if newest_first else table.seq > seq)
-    ordered = query.order_by(table.seq.desc() if newest_first else table.seq.asc()).limit(limit + 1)
+        query = query.where(order < seq if newest_first else order > seq)
+    ordered = query.order_by(order.desc() if newest_first else order.asc()).limit(limit + 1)
     rows = list(session.scalars(ordered))
     return rows[:limit], len(rows) > limit
 

@@ -50,8 +50,11 @@ class Database:
         self._writing = self.engine.execution_options(**{WRITES: True})
         self._clock = clock
 
-    def migrate(self) -> None:
-        """Bring the tables to this version; does nothing where they are.
+    def migrate(self, version: str = "head") -> None:
+        """Bring the tables to a version; does nothing where they are.
+
+        Args:
+            version: By default that of the code.
 
         Raises:
             ConfigError: the database cannot be reached.
@@ -63,7 +66,7 @@ class Database:
                 if not self.is_sqlite:  # two servers that start at once: the second one waits
                     connection.execute(text("SELECT pg_advisory_xact_lock(7403)"))
                 config.attributes["connection"] = connection
-                upgrade(config, "head")
+                upgrade(config, version)
                 connection.commit()
         except OperationalError as error:
             raise ConfigError(f"database: cannot be reached ({error.orig}). Check its URL and that it runs.") from None

@@ -184,7 +184,9 @@ class JobLabel(Table):
     job_seq: Mapped[int] = mapped_column(Seq, ForeignKey("jobs.seq"), primary_key=True)
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     value: Mapped[str] = mapped_column(String(512))
-    __table_args__ = (Index("job_labels_by_value", "name", "value", "job_seq"),)
+    project_id: Mapped[str] = mapped_column(String(64))
+    """The job's, so that a list of jobs by metadata is one range of the index."""
+    __table_args__ = (Index("job_labels_by_value", "project_id", "name", "value", "job_seq"),)
 
 
 class Creation(Table):

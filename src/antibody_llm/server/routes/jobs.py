@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, exists, func, select
+from sqlalchemy.orm import Session, aliased
 
 from ..auth import Caller, Principal
 from ..bodies import JobCreate
@@ -29,6 +29,8 @@ from .shared import Limit
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"])
 
+RARE = 1000
+"""Labels with fewer jobs than this are told apart by their number."""
 METADATA = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 
 
@@ -64,17 +66,42 @@ def index(request: Request, caller: Caller, after: str | None = None, limit: Lim
     have none.
     """
     with context_of(request).database.read() as session:
-        query = select(Job).where(Job.project_id == caller.project_id)
+        query, labels = select(Job).where(Job.project_id == caller.project_id), []
         for name, value in request.query_params.multi_items():
             if (label := METADATA.fullmatch(name)) is not None:
-                same = (JobLabel.name == label[1], JobLabel.value == value)
-                query = query.where(Job.seq.in_(select(JobLabel.job_seq).where(*same)))
+                labels.append((label[1], value))
             elif name == "metadata" and value == "null":
                 query = query.where(Job.labels.is_(None))
             elif name == "metadata":
                 raise ApiError(400, "metadata is null, or metadata[KEY]=VALUE.", code="invalid_value", param="metadata")
-        rows, more = page(session, query, Job, after=after, limit=limit)
+        order: Any = Job.seq
+        if labels:
+            query, order = _labelled(session, caller, query, labels)
+        rows, more = page(session, query, Job, after=after, limit=limit, order=order)
         return listed([job_object(row) for row in rows], has_more=more)
+
+
+def _labelled(
+    session: Session, caller: Principal, query: Select[Any], labels: list[tuple[str, str]]
+) -> tuple[Select[Any], Any]:
+    """Jobs with all of some labels, and the column to page by.
+
+    The rarest label leads: its range of the index is read in the order of the list and no further than the page goes.
+    """
+
+    def having(table: Any, label: tuple[str, str]) -> tuple[Any, ...]:
+        return (table.project_id == caller.project_id, table.name == label[0], table.value == label[1])
+
+    def number(label: tuple[str, str]) -> int:
+        some = select(JobLabel.job_seq).where(*having(JobLabel, label)).limit(RARE).subquery()
+        return session.scalar(select(func.count()).select_from(some)) or 0
+
+    first, *others = sorted(labels, key=number) if len(labels) > 1 else labels
+    query = query.join(JobLabel, JobLabel.job_seq == Job.seq).where(*having(JobLabel, first))
+    for label in others:
+        other = aliased(JobLabel)
+        query = query.where(exists().where(other.job_seq == JobLabel.job_seq, *having(other, label)))
+    return query, JobLabel.job_seq
 
 
 @router.get("/{job_id}", response_model=JobObject)
