@@ -8,6 +8,7 @@ import pytest
 
 from antibody_llm.cli.main import run
 from antibody_llm.server.beside import Kept, Supervisor
+from antibody_llm.server.parent import PARENT
 from antibody_llm.server.settings import DefenceSettings, OfferedModel, ServerSettings, settings_of
 
 SLEEP = [sys.executable, "-S", "-c", "import sys, time; sys.stdin.read(); time.sleep(60)"]
@@ -60,6 +61,21 @@ def test_a_process_ends_with_its_parent_however_that_ends():
     pid = int(process.stdout.readline())
     process.communicate()
     until(lambda: not _runs(pid))
+
+
+def test_a_process_whose_parent_was_killed_while_it_began_ends_by_itself():
+    gone = subprocess.run([sys.executable, "-S", "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    code = "import signal; from antibody_llm.server.parent import die_with_parent; die_with_parent(signal.SIGTERM)"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {PARENT: gone.stdout.strip()})
+    assert done.returncode == 1
+
+
+def test_the_server_s_processes_are_told_whose_they_are(tmp_path):
+    code = f"import os, pathlib; pathlib.Path({str(tmp_path / 'said')!r}).write_text(os.environ[{PARENT!r}])"
+    kept = Kept("child", [sys.executable, "-S", "-c", code])
+    kept.start()
+    kept.process.wait()
+    assert (tmp_path / "said").read_text() == str(os.getpid())
 
 
 def _runs(pid):

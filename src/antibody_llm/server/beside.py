@@ -23,6 +23,7 @@ from fastapi import APIRouter
 
 from .context import Context
 from .inference.backends import LocalProcess
+from .parent import PARENT
 from .routes.inference import Inference, make_router
 
 log = logging.getLogger("antibody.server")
@@ -78,6 +79,7 @@ class Kept:
     def start(self) -> None:
         """Start it, now."""
         environment = os.environ | {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment[PARENT] = str(os.getpid())  # which may be killed while they still import their libraries
         self.started = time.monotonic()
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, start_new_session=True

@@ -5,6 +5,8 @@ import os
 import sys
 from contextlib import suppress
 
+PARENT = "ANTIBODY_PARENT"
+"""Variable in which the server tells the processes that it starts its own process id."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -13,9 +15,11 @@ def die_with_parent(number: int, parent: int | None = None) -> None:
 
     Args:
         number: The signal.
-        parent: The parent's process id; without it a parent that has ended already is not noticed.
+        parent: The parent's process id; None: what the environment says. Without either, a parent that has ended before
+            this was called is not noticed.
     """
-    parent = os.getppid() if parent is None else parent
+    if parent is None:
+        parent = int(os.environ.get(PARENT) or os.getppid())
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # it ended in between
