@@ -143,6 +143,8 @@ class CheckpointSaved(Event):
     kind = "checkpoint_saved"
     step: int
     path: str
+    planned: bool = True
+    """Whether the run saves at this step anyway; False where only a stop that was asked for made it."""
 
 
 @dataclass(frozen=True, kw_only=True)

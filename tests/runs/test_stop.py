@@ -65,7 +65,9 @@ def test_a_run_that_was_stopped_ends_bitwise_like_an_undisturbed_one(
     assert stopped.value.step == at
     assert (run / "checkpoints" / f"checkpoint-{at}").is_dir()
     assert not (run / "result.json").exists()
-    assert before[-2] == CheckpointSaved(step=at, path=str(run / "checkpoints" / f"checkpoint-{at}"))
+    saved = run / "checkpoints" / f"checkpoint-{at}"
+    assert before[-2] == CheckpointSaved(step=at, path=str(saved), planned=at % 4 == 0)
+    assert all(event.planned for event in (*heard, *before[:-2]) if isinstance(event, CheckpointSaved))
     assert isinstance(before[-1], Notice)
 
     after = []

@@ -4,7 +4,7 @@
 
     {"event": "resolved", "hyperparameters": {...}}            what "auto" came to
     {"event": "step", "step": 3, "num_steps": 250, "tokens": 812, "metrics": {"loss": ...}}
-    {"event": "checkpoint", "step": 50, "folder": "..."}       a copy that the reader may take and remove
+    {"event": "checkpoint", "step": 50, "planned": true, "folder": "..."}    a copy that the reader may take and remove
     {"event": "notice", "message": "..."}
     {"event": "result", ...}                                   last, where the stage came to its end
     {"event": "stopped", "step": 57}                           last, after SIGTERM: the run's folder goes on from there

@@ -67,7 +67,8 @@ def _listener(emit: Emit, stop: Stop, *, beside: Path | None = None) -> Listener
             emit("step", step | {"metrics": {"loss": event.loss, **event.metrics}})
         elif isinstance(event, CheckpointSaved) and beside is not None:
             saved = Path(event.path)
-            emit("checkpoint", {"step": event.step, "folder": str(copied(saved, beside / TAKEN / saved.name))})
+            folder = str(copied(saved, beside / TAKEN / saved.name))
+            emit("checkpoint", {"step": event.step, "planned": event.planned, "folder": folder})
         elif isinstance(event, Notice) and event.level is Level.WARNING:
             emit("notice", {"message": event.spelled()})
         return Wish.STOP if stop.asked else None

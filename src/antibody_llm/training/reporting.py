@@ -54,7 +54,9 @@ class StepReports(TrainerCallback):
             Stopped: a stop was asked for.
         """
         step, steps = state.global_step, state.max_steps
-        emit(CheckpointSaved(step=step, path=str(Path(args.output_dir) / f"checkpoint-{step}")))
+        by_steps = args.save_strategy == "steps" and step % state.save_steps == 0
+        planned = not self.stops or by_steps or step == steps
+        emit(CheckpointSaved(step=step, path=str(Path(args.output_dir) / f"checkpoint-{step}"), planned=planned))
         if self.stops:
             message = f"stopped after step {step} of {steps}, as asked. The same call goes on from there."
             inform(message)
