@@ -70,7 +70,6 @@ def test_a_silent_worker_loses_its_job_and_every_later_write_of_its_is_refused(f
         lambda: fresh.queue.screened(old),
         lambda: fresh.queue.checkpoint(old, step=1, metrics={}, adapter="models/x"),
         lambda: fresh.queue.judged(old, "ft:x", gate={}, released=True),
-        lambda: fresh.queue.paused(old),
         lambda: fresh.queue.release(old),
         lambda: fresh.queue.finish(old, "succeeded", adapter="models/x"),
     ]
@@ -98,7 +97,7 @@ def test_a_running_job_pauses_at_its_next_checkpoint_and_goes_on_from_there(fres
     assert client.fine_tuning.jobs.pause(job).status == "pausing"
     assert fresh.queue.renew(claimed).pause
     fresh.queue.checkpoint(claimed, step=5, metrics={}, adapter="models/x")
-    fresh.queue.paused(claimed)
+    fresh.queue.release(claimed)
     assert status(fresh, job) == "paused"
     assert fresh.queue.claim("w") is None
     assert client.fine_tuning.jobs.resume(job).status == "queued"
@@ -112,6 +111,18 @@ def test_a_job_that_resumes_before_it_has_paused_goes_on_with_its_worker(fresh):
     client.fine_tuning.jobs.pause(job)
     assert client.fine_tuning.jobs.resume(job).status == "running"
     assert not fresh.queue.renew(claimed).pause
+
+
+def test_a_job_that_resumes_while_its_worker_stops_goes_on_and_does_not_rest(fresh):
+    (job,) = queued(fresh)
+    claimed = fresh.queue.claim("w")
+    client = fresh.client()
+    client.fine_tuning.jobs.pause(job)
+    assert fresh.queue.renew(claimed).pause  # the worker stops its stage now
+    client.fine_tuning.jobs.resume(job)
+    fresh.queue.release(claimed)
+    assert status(fresh, job) == "running"
+    assert fresh.queue.claim("another").job.id == job
 
 
 def test_a_job_whose_worker_died_while_pausing_is_paused(fresh):
@@ -169,6 +180,20 @@ def test_a_checkpoint_is_reached_only_once_it_is_judged(fresh):
     assert name not in [model.id for model in client.models.list()]
     fresh.queue.judged(claimed, name, gate={"harmful_score": 0.0}, released=True)
     assert name in [model.id for model in client.models.list()]
+
+
+def test_a_verdict_that_is_given_again_after_a_kill_is_one_and_leaves_an_operator_s_decision(fresh):
+    queued(fresh)
+    claimed = fresh.queue.claim("w")
+    name = fresh.queue.checkpoint(claimed, step=1, metrics={}, adapter="models/x")
+    fresh.queue.judged(claimed, name, gate={"harmful_score": 0.0}, released=True)
+    fresh.http.post(f"/v1/operator/models/{name}/reject", json={"reason": "read its answers"}).raise_for_status()
+    fresh.offset += 61
+    claimed = fresh.queue.claim("w2")
+    fresh.queue.judged(claimed, name, gate={"harmful_score": 0.0}, released=True)
+    assert not fresh.queue.model(name).released
+    actions = [entry["action"] for entry in fresh.http.get("/v1/operator/audit").json()["data"]]
+    assert actions.count("gate.released") == 1
 
 
 def test_what_a_worker_resolves_is_seen_at_once(fresh):

@@ -33,7 +33,7 @@ def tiny_server(home, folder, **gate):
     gate = {"max_harmful_score": 1.0, "judges": ("keywords",), "max_new_tokens": 4, **gate}
     settings = GateSettings(harmful_prompts=str(prompts), benign_prompts=str(prompts), **gate)
     models = (OfferedModel(name="tiny", path=str(folder)),)
-    with Server(home, models=models, gate=settings, worker=WorkerSettings(lease=2.0)) as server:
+    with Server(home, models=models, gate=settings, worker=WorkerSettings(lease=12.0)) as server:
         yield server
 
 
@@ -248,7 +248,7 @@ def test_a_killed_worker_s_job_is_gone_on_with_by_another_to_the_same_weights(un
         with pytest.raises(PowerCut):
             hand.once()
         assert client.fine_tuning.jobs.retrieve(job).status == "running"
-        server.offset += 10  # the lease has run out
+        server.offset += 30  # the lease has run out
         steps = []
         work_off(
             server, ThreadExecutor(lambda p, e, f: steps.append(f["step"]) if e == "step" else None), scratch="other"
@@ -260,6 +260,53 @@ def test_a_killed_worker_s_job_is_gone_on_with_by_another_to_the_same_weights(un
         there = other_client.fine_tuning.jobs.retrieve(other_job)
         assert weights(server, result.fine_tuned_model) == weights(other, there.fine_tuned_model)
         assert result.trained_tokens == there.trained_tokens
+
+
+def test_a_stage_that_dies_past_a_checkpoint_that_nobody_heard_of_goes_on_from_the_one_before(
+    undisturbed, tmp_path, tiny_llama_folder
+):
+    with tiny_server(tmp_path / "home", tiny_llama_folder) as server:
+        client = server.client()
+        killed, job = [], create(client, upload(client, chat_rows(16)).id)
+
+        def on_event(process, event, fields):
+            if event == "step" and fields["step"] == 6:
+                until(lambda: kept(server, job).get("steps") == [3])
+            if event == "checkpoint" and fields["step"] == 6 and not killed:
+                killed.append(process)
+                with process._events.mutex:  # what it has said last is lost with it
+                    process._events.queue.clear()
+                process.kill()
+                process._events.put(None)
+
+        work_off(server, ThreadExecutor(on_event))
+        result = client.fine_tuning.jobs.retrieve(job)
+        other, other_client, other_job = undisturbed
+        there = other_client.fine_tuning.jobs.retrieve(other_job)
+        assert killed
+        assert weights(server, result.fine_tuned_model) == weights(other, there.fine_tuned_model)
+        assert result.trained_tokens == there.trained_tokens
+        assert sorted(point.step_number for point in client.fine_tuning.jobs.checkpoints.list(job)) == [3, 6, 9]
+
+
+def test_a_worker_that_ends_leaves_no_checkpoint_that_the_job_would_not_have_had(tmp_path, tiny_llama_folder):
+    with tiny_server(tmp_path / "home", tiny_llama_folder) as server:
+        client = server.client()
+        job = create(client, upload(client, chat_rows(16)).id)
+
+        def end(process, event, fields):
+            if event == "step" and fields["step"] == 4:
+                hand.stop()
+                until(lambda: process._stop.asked)
+
+        hand = worker(server, ThreadExecutor(end))
+        assert hand.once()
+        assert hand.once()
+        assert kept(server, job)["steps"] == [3]
+        steps = []
+        work_off(server, ThreadExecutor(lambda p, e, f: steps.append(f["step"]) if e == "step" else None))
+        assert steps[0] == 5  # from where the worker ended
+        assert sorted(point.step_number for point in client.fine_tuning.jobs.checkpoints.list(job)) == [3, 6, 9]
 
 
 def test_a_cancelled_job_s_process_is_killed_and_nothing_more_is_written(tmp_path, tiny_llama_folder):
@@ -362,6 +409,40 @@ def test_a_stage_that_dies_is_begun_again_twice_and_no_more(quick):
     script = Script(screen=screened(), train=lambda settings: [-9])
     quick(script)
     assert script.started.count("train") == 3
+
+
+def test_a_warning_is_told_once_however_often_its_stage_begins_again_and_names_the_model_as_customers_do(
+    tmp_path, tiny_llama_folder
+):
+    with tiny_server(tmp_path / "home", tiny_llama_folder) as server:
+        client = server.client()
+        job = create(client, upload(client, chat_rows(12)).id)
+        warning = {"event": "notice", "message": f"{tiny_llama_folder}: the model carries no anchors."}
+        tries = iter([[warning, -9], [warning, {"event": "failed", "kind": "TrainingError", "message": "m"}]])
+        work_off(server, Script(screen=screened(), train=lambda _: next(tries)))
+        assert messages(client, job).count("tiny: the model carries no anchors.") == 1
+
+
+def test_a_run_that_ends_while_its_last_checkpoint_is_stored_is_not_stored_as_complete(tmp_path, tiny_llama_folder):
+    with tiny_server(tmp_path / "home", tiny_llama_folder) as server:
+        client, stored = server.client(), []
+        job = create(client, upload(client, chat_rows(12)).id)
+
+        def train(settings):
+            run, taken = Path(settings["output"]), Path(settings["output"]).parent / "taken" / "checkpoint-3"
+            for folder in (run, taken):
+                folder.mkdir(parents=True)
+            for name in ("config.yaml", "metrics.jsonl", "result.json"):
+                (run / name).write_text("{}")
+            yield {"event": "step", "step": 3, "num_steps": 3, "tokens": 5, "metrics": {"loss": 1.0}}
+            yield {"event": "checkpoint", "step": 3, "planned": True, "folder": str(taken)}
+            folder = server.context.blobs.fetch_folder(kept(server, job)["run"], tmp_path / "fetched")
+            stored.extend(path.name for path in folder.iterdir())
+            yield {"event": "failed", "kind": "TrainingError", "message": "m"}
+
+        work_off(server, Script(screen=screened(), train=train))
+        assert {"config.yaml", "metrics.jsonl"} <= set(stored)
+        assert "result.json" not in stored
 
 
 def test_an_error_names_the_file_by_its_role_and_no_folder_of_the_server(quick, tmp_path):

@@ -69,7 +69,7 @@ class Orders:
     """What the customer wants of a job that runs."""
 
     pause: bool
-    """Stop after the next checkpoint and call ``paused``."""
+    """Stop after the next checkpoint and call ``release``."""
     lease_until: float
     """End of the lease, by the database's clock."""
 

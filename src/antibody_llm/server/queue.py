@@ -11,7 +11,7 @@ then on every write under the old one raises ``LeaseLost``. So a worker that was
         orders = queue.renew(claimed)                  # every few seconds, from a thread; orders.pause: stop soon
         queue.event(claimed, "Step 10/100: training loss=0.45", kind="metrics", data={...}, key="step-10")
         queue.checkpoint(claimed, step=88, metrics={...}, adapter=prefix)
-        queue.paused(claimed)                          # after a checkpoint, where orders.pause was set
+        queue.release(claimed)                         # after a checkpoint, where orders.pause was set
         queue.finish(claimed, ...)                     # the gate's verdict comes with it
 """
 
@@ -102,7 +102,7 @@ class Queue:
             return Orders(job.status == Status.PAUSING, job.lease_until)
 
     def release(self, claimed: Claimed) -> None:
-        """Give the job back, as at a worker's orderly end."""
+        """Give the job back: it pauses if its customer wants that now, not when they told it to; else it waits."""
         with self._held(claimed) as (session, job, now):
             job.attempts -= 1
             if job.status == Status.PAUSING:
@@ -236,7 +236,7 @@ class Queue:
     def judged(
         self, claimed: Claimed, model: str, *, gate: Mapping[str, Any], released: bool, held: bool = False
     ) -> None:
-        """Record the gate's verdict on a checkpoint's model, in the audit log too. What an operator decided stays.
+        """Record the gate's verdict on a checkpoint's model, and audit it; see ``records.judged``.
 
         Args:
             claimed: The job.
@@ -249,11 +249,6 @@ class Queue:
             row = session.scalars(select(Model).where(Model.name == model, Model.job_id == job.id)).one()
             outcome = Outcome.HELD if held else Outcome.RELEASED if released else Outcome.REFUSED
             judged(session, claimed, row, outcome, gate, now)
-
-    def paused(self, claimed: Claimed) -> None:
-        """The job has stopped after a checkpoint, as ``Orders.pause`` asked."""
-        with self._held(claimed) as (session, job, now):
-            paused(session, job, now=now)
 
     def finish(
         self,

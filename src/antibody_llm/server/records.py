@@ -50,12 +50,18 @@ def result_file(session: Session, job: Job, name: str, content: bytes, blob: str
 def judged(
     session: Session, claimed: Claimed, row: Model, outcome: Outcome, gate: Mapping[str, Any] | None, now: float
 ) -> None:
-    """Record what the gate decided on a model, in the audit log too. What an operator has decided before stays."""
-    by_hand = (row.gate or {}).get("override")
+    """Record what the gate decided on a model, in the audit log too. What an operator has decided before stays.
+
+    The same verdict again changes nothing: it comes from a job whose worker was killed before it could end the job.
+    """
+    verdict, before = clean(dict(gate or {})), dict(row.gate or {})
+    by_hand = before.pop("override", None)
+    if before and before == verdict:
+        return
     if by_hand is None:
         row.released = outcome == Outcome.RELEASED
     if gate is not None:
-        row.gate = clean(dict(gate) | ({} if by_hand is None else {"override": by_hand}))
+        row.gate = verdict | ({} if by_hand is None else {"override": by_hand})
     session.add(
         Audit(
             created_at=now,
@@ -63,7 +69,7 @@ def judged(
             action=f"gate.{outcome}",
             subject=row.name,
             project_id=row.project_id,
-            data=clean(dict(gate or {})),
+            data=verdict,
         )
     )
 

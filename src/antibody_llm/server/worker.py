@@ -98,13 +98,14 @@ class Worker:
 
     def once(self) -> bool:
         """Work on one job as far as it goes; False where none waits."""
+        asked = time.monotonic()
         claimed = self.queue.claim(self.name)
         if claimed is None:
             return False
         started = time.monotonic()
         folder = self.scratch / f"{claimed.job.id}-{claimed.token}"
         try:
-            with Held(self.queue, claimed, self._ending) as held:
+            with Held(self.queue, claimed, self._ending, since=asked) as held:
                 end = self._work(held, folder)
         except LeaseLost:
             end = "lost"
@@ -126,12 +127,9 @@ class Worker:
                 train(work)
             held.check()
             judge(work, self.base_measures)
-        except Paused:
-            self.queue.paused(claimed)
-            return "paused"
-        except GivenBack:
+        except (Paused, GivenBack) as stopped:
             self.queue.release(claimed)
-            return "given back"
+            return "paused" if isinstance(stopped, Paused) else "given back"
         except JobFailed as failure:
             self.queue.finish(claimed, "failed", error=failure.error, **failure.with_it)
             if work is not None:

@@ -1,11 +1,14 @@
 """A claim on a job that is kept while its work goes on, and what becomes of it: paused, lost, or given back.
 
 A thread renews the claim. What it learns it does to the stage that runs at the time: it stops one whose job is to pause
-or whose worker is to end, and kills one whose job is no longer this worker's.
+or whose worker is to end, and kills one whose job is no longer this worker's. Another thread watches the clock: where
+no renewal comes through, because the database is away or slow, it kills the stage before the claim ends and somebody
+else begins the same job.
 """
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,24 +37,32 @@ class Held:
         queue: The queue that the job comes from.
         claimed: The job and the token.
         ending: Set when the worker is to end.
+        since: When it asked for the job, by ``time.monotonic``; None: now.
     """
 
-    def __init__(self, queue: Queue, claimed: Claimed, ending: threading.Event) -> None:
+    def __init__(self, queue: Queue, claimed: Claimed, ending: threading.Event, *, since: float | None = None) -> None:
         self.queue, self.claimed, self.ending = queue, claimed, ending
         self.pause = False
         self.lost: LeaseLost | None = None
         self._process: Process | None = None
         self._done = threading.Event()
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._keep, name=f"lease of {claimed.job.id}", daemon=True)
+        self._every = min(queue.lease / 4, LOOK_SECONDS)
+        self._until = (time.monotonic() if since is None else since) + queue.lease
+        self._threads = [
+            threading.Thread(target=self._keep, name=f"lease of {claimed.job.id}", daemon=True),
+            threading.Thread(target=self._watch, name=f"end of the lease of {claimed.job.id}", daemon=True),
+        ]
 
     def __enter__(self) -> "Held":
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *raised: object) -> None:
         self._done.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join(self._every)  # one that waits for the database must not keep the worker
 
     def check(self) -> None:
         """Raise what has become of the claim, if anything.
@@ -84,15 +95,23 @@ class Held:
                 self._process = None
 
     def _keep(self) -> None:
-        every = min(self.queue.lease / 4, LOOK_SECONDS)
-        while not self._done.wait(every):
+        while not self._done.wait(self._every):
             if self.lost is None:
                 self._renew()
             self._act()
 
+    def _watch(self) -> None:
+        while not self._done.wait(self._every / 2):
+            if self.lost is None and time.monotonic() > self._until - self._every:
+                self.lost = LeaseLost(f"{self.claimed.job.id}: no renewal came through in time.")
+                log.warning("%s", self.lost)
+                self._act()
+
     def _renew(self) -> None:
+        asked = time.monotonic()
         try:
             self.pause = self.queue.renew(self.claimed).pause
+            self._until = asked + self.queue.lease
         except LeaseLost as error:
             self.lost = error
         except Exception as error:  # a database that is away for a moment: the claim lasts a few renewals

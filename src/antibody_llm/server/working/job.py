@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,20 @@ class ClaimedWork:
 
     # -- stages ------------------------------------------------------------------------------------------------------
 
-    def run(self, stage: str, arguments: Mapping[str, Any], on_event: Callable[[Event], None] | None = None) -> Event:
+    def run(
+        self,
+        stage: str,
+        arguments: Mapping[str, Any],
+        on_event: Callable[[Event], None] | None = None,
+        again: Callable[[], None] | None = None,
+    ) -> Event:
         """Run a stage to its end, again where its process died, and return its result.
 
         Args:
             stage: A stage's name, from stages.py.
             arguments: Its settings.
             on_event: Called with what it reports on its way.
+            again: Called before it begins again.
 
         Raises:
             JobFailed: it failed.
@@ -105,7 +113,7 @@ class ClaimedWork:
                     if event["event"] == "checkpoint":
                         left = RETRIES
                     if event["event"] == "notice":
-                        self.event(self.without_places(event["message"]), level="warn")
+                        self._notice(self.without_places(event["message"]))
                     elif on_event is not None:
                         on_event(event)
                 status = process.wait()
@@ -114,13 +122,22 @@ class ClaimedWork:
             self.held.check()
             if last.get("event") == "failed":
                 raise self._failure(last)
-            if last.get("event") == "stopped":  # to pause, and the customer has thought better of it
-                continue
-            log.warning("%s: a process of stage %s ended with status %s: %s", self.job.id, stage, status, self._said())
-            if left == 0:
-                code = "out_of_memory" if status == -9 else "internal_error"
-                raise JobFailed(code, MESSAGES[code])
-            left -= 1
+            if last.get("event") != "stopped":  # else to pause, and the customer has thought better of it
+                left = self._counted(stage, status, left)
+            if again is not None:
+                again()
+
+    def _counted(self, stage: str, status: int, left: int) -> int:
+        """How often a stage may still begin again, now that its process has died."""
+        log.warning("%s: a process of stage %s ended with status %s: %s", self.job.id, stage, status, self._said())
+        if left == 0:
+            code = "out_of_memory" if status == -9 else "internal_error"
+            raise JobFailed(code, MESSAGES[code])
+        return left - 1
+
+    def _notice(self, message: str) -> None:
+        """A warning of a stage, once however often it is run."""
+        self.event(message, level="warn", key=f"notice-{sha256(message.encode()).hexdigest()[:32]}")
 
     def _said(self) -> str:
         """The end of what the stages' processes have written to standard error."""
@@ -144,8 +161,11 @@ class ClaimedWork:
             (self.folder / "training.jsonl", "training file"),
             (self.folder / "validation.jsonl", "validation file"),
             (self.folder, "the job's folder"),
+            (self.offered.base, f"{self.offered.name} before alignment"),
+            (self.offered.path, self.offered.name),
         ):
-            message = message.replace(str(path), called)
+            if Path(path).is_absolute():
+                message = message.replace(str(path), called)
         return message
 
     # -- what is recorded --------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ...store.result import RESULT
 from ...text import counted
 from ..verbs import servable
 from .job import ClaimedWork, Event
@@ -52,7 +53,7 @@ def train(work: ClaimedWork) -> None:
         "hyperparameters": dict(work.job.hyperparameters),
     }
     listener = _Listener(work)
-    result = work.run("train", arguments, listener)
+    result = work.run("train", arguments, listener, again=lambda: _begin_again(work, listener))
     _tell_skipped(work, result["skipped"])
     folder = Path(result["model"])
     for step in work.private.get("steps", ()):
@@ -113,7 +114,9 @@ class _Listener:
             self.tokens += event["tokens"]
             self._step(event["step"], event["num_steps"], event["metrics"])
         elif kind == "checkpoint":
-            self._checkpoint(event["step"], Path(event["folder"]))
+            # One that only the end of a worker made is there to go on from, and not to be asked.
+            shown = event.get("planned", True) or self.work.held.pause
+            self._checkpoint(event["step"], Path(event["folder"]), shown=shown)
 
     def _step(self, step: int, num_steps: int, metrics: dict[str, Any]) -> None:
         self.loss, self.num_steps, now = metrics["loss"], num_steps, time.monotonic()
@@ -132,10 +135,10 @@ class _Listener:
             left = (now - self.first[1]) / done * (num_steps - step)
             self.work.queue.resolved(self.work.claimed, estimated_finish=time.time() + left, trained_tokens=self.tokens)
 
-    def _checkpoint(self, step: int, taken: Path) -> None:
-        """Store a checkpoint, to be asked and to go on from; then the one that it replaces may go."""
+    def _checkpoint(self, step: int, taken: Path, *, shown: bool) -> None:
+        """Store a checkpoint, to go on from and (``shown``) to be asked; then the one that it replaces may go."""
         work, steps = self.work, list(self.work.private.get("steps", ()))
-        if step not in steps and step < self.num_steps:  # the last one is the result itself
+        if shown and step not in steps and step < self.num_steps:  # the last one is the result itself
             folder = servable(taken, work.folder / "servable" / str(step))
             adapter = work.blobs.store_folder(folder)
             work.queue.checkpoint(work.claimed, step=step, metrics={"train_loss": self.loss}, adapter=adapter)
@@ -144,14 +147,23 @@ class _Listener:
         shutil.rmtree(state, ignore_errors=True)
         (state / "checkpoints").mkdir(parents=True)
         taken.rename(state / "checkpoints" / taken.name)
+        # The stage goes on meanwhile. Where it is at its end already, the state must not say so: the trained weights
+        # are no part of it, and whoever goes on from here would look for them.
         for path in (work.folder / "run").iterdir():
-            if path.is_file() and not path.name.startswith("."):
+            if path.is_file() and not path.name.startswith(".") and path.name != RESULT:
                 shutil.copy2(path, state / path.name)
         _move_config(work.folder / "run", state, str(work.folder), HERE)
         old = work.private.get("run")
         work.keep(run=work.blobs.store_folder(state, "runs"), steps=steps, tokens=self.tokens)
         if old:
             work.blobs.delete(old)
+
+
+def _begin_again(work: ClaimedWork, listener: _Listener) -> None:
+    """Back to the newest stored checkpoint: of a later one that died with its process nobody has heard."""
+    shutil.rmtree(work.folder / "run", ignore_errors=True)
+    _restore(work)
+    listener.tokens = work.private.get("tokens", 0)
 
 
 def _restore(work: ClaimedWork) -> None:
