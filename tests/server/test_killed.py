@@ -1,5 +1,6 @@
-"""What was acknowledged is there after a SIGKILL of the server, at whatever moment."""
+"""What was acknowledged is there after a SIGKILL of server or worker, at whatever moment: five of them."""
 
+import json
 import os
 import random
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import openai
 import pytest
@@ -105,3 +107,18 @@ def test_a_killed_server_has_every_file_and_job_that_it_acknowledged(tmp_path, s
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def test_jobs_of_killed_servers_and_workers_end_as_undisturbed_ones_do(tmp_path):
+    results = tmp_path / "kills.json"
+    script = Path(__file__).parents[2] / "benchmarks" / "server_kills.py"
+    command = [sys.executable, str(script), "--small", "--kills", "3", "--seed", "4"]
+    ended = subprocess.run(
+        [*command, "--output", str(results), "--work", str(tmp_path / "work")], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    made = json.loads(results.read_text())
+    assert made["handed_over"]["sqlite"] == {"wrong": [], "workers": 2}  # between two workers, while no server ran
+    rounds = made["rounds"]["sqlite"]
+    assert sum(len(each["kills"]) for each in rounds) == 3
+    assert not any(each["wrong"] for each in rounds)
