@@ -1,4 +1,4 @@
-"""The tables of the README and of docs/scale.md, from the catalogue and from committed results.
+"""The tables of the README, docs/scale.md and docs/serving.md, from the catalogue and from committed results.
 
     python benchmarks/readme_tables.py [--file README.md] [--check]
 
@@ -95,11 +95,51 @@ def gpu_precision_table() -> str:
     return "\n".join(lines)
 
 
+def server_table() -> str:
+    """How the server holds: kills, clients, lists and memory, as far as there are results."""
+    rows: list[tuple[str, str]] = []
+    names = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
+    if (kills := _server("kills")) is not None:
+        for database, rounds in kills["rounds"].items():
+            if rounds:
+                killed = sum(len(each["kills"]) for each in rounds)
+                jobs, files = (sum(each[name] for each in rounds) for name in ("jobs", "files"))
+                differing = sum(bool(each["wrong"]) for each in rounds)
+                found = f"{killed}, over {jobs} jobs and {files} files; rounds with a difference: {differing} of "
+                rows.append((f"SIGKILLs, {names[database]}", f"{found}{len(rounds)}"))
+    if (load := _server("load")) is not None:
+        times = f"p50 {load['p50_ms']:.0f} ms, p99 {load['p99_ms']:.0f} ms"
+        found = f"{load['errors']} errors in {load['requests']} requests; {times}"
+        rows.append((f"{load['clients']} clients that poll and list every {load['every_seconds']:.0f} s", found))
+        quiet, loaded = (_spread(load[f"step_ms_{name}"]) for name in ("quiet", "loaded"))
+        found = f"{100 * load['slowdown']:.1f} %: {quiet}, with clients {loaded}"
+        rows.append(("their cost to a training step on another core", found))
+    if (lists := _server("lists")) is not None:
+        for database, pages in lists["pages"].items():
+            found = "; ".join(f"{name} {page['ms']:.0f} ms" for name, page in pages.items())
+            rows.append((f"a page of {lists['jobs']:,} jobs, {names[database]}", found))
+    if (memory := _server("memory")) is not None:
+        for each in memory["uploads"]:
+            rows.append((f"memory of the API's process: {each['upload']}", f"{each['peak_mib']:.0f} MiB"))
+    return "\n".join(["| what | measured |", "| --- | --- |", *(f"| {what} | {found} |" for what, found in rows)])
+
+
+def _spread(values: Mapping[str, float]) -> str:
+    return f"{values['median']:.0f} ms ({values['from']:.0f} to {values['to']:.0f})"
+
+
+def _server(name: str) -> Any:
+    """The results of a benchmark of the server; None where it has not been run."""
+    path = GPU.with_name(f"server_{name}.json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "results": results_table,
     "defences": defences_table,
     "gpu-costs": gpu_costs_table,
     "gpu-precision": gpu_precision_table,
+    "server": server_table,
 }
 
 

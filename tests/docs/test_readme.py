@@ -22,7 +22,10 @@ def test_the_text_in_place_of_the_picture_has_its_numbers():
     assert alt == readme_picture.described(readme_picture.bars(results))
 
 
-@pytest.mark.parametrize("page", [README, readme_tables.ROOT / "docs" / "scale.md"], ids=lambda page: page.name)
+PAGES = [README, *(readme_tables.ROOT / "docs" / name for name in ("scale.md", "serving.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_tables_are_what_the_catalogue_and_the_results_say(page):
     assert readme_tables.main(["--check", "--file", str(page)]) == 0
 
