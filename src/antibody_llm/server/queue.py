@@ -102,7 +102,7 @@ class Queue:
             return Orders(job.status == Status.PAUSING, job.lease_until)
 
     def release(self, claimed: Claimed) -> None:
-        """Give the job back: it pauses if its customer wants that now, not when they told it to; else it waits."""
+        """Give the job back: it pauses if its customer wants that now, not a moment ago; else it waits."""
         with self._held(claimed) as (session, job, now):
             job.attempts -= 1
             if job.status == Status.PAUSING:

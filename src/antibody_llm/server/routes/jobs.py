@@ -30,7 +30,7 @@ from .shared import Limit
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"])
 
 RARE = 1000
-"""Labels with fewer jobs than this are told apart by their number."""
+"""Labels with fewer jobs than this are counted to the end."""
 METADATA = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 
 
