@@ -872,6 +872,7 @@ def main() -> None:
         print(f"undisturbed: {reference['seconds']} s", flush=True)
         if given.database not in results["handed_over"]:
             handed = results["handed_over"][given.database] = round_of(None).hand_over(reference)
+            write_text(given.output, json.dumps(results, indent=1) + "\n")
             print(f"handed over: {handed}", flush=True)
         while sum(len(each["kills"]) for each in rounds) < given.kills:
             number, before = len(rounds), _cpu_seconds()
