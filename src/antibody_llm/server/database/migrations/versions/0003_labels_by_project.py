@@ -1,13 +1,13 @@
 """Labels of a project's jobs in the order of its lists
 
-Revision: 0002. A list by metadata reads as many rows of the index as it shows, however many jobs have the label.
+Revision: 0003. A list by metadata reads as many rows of the index as it shows, however many jobs have the label.
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 
