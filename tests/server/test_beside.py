@@ -8,8 +8,9 @@ import pytest
 
 from antibody_llm.cli.main import run
 from antibody_llm.server.beside import Kept, Supervisor
+from antibody_llm.server.loading import settings_of
 from antibody_llm.server.parent import PARENT
-from antibody_llm.server.settings import DefenceSettings, OfferedModel, ServerSettings, settings_of
+from antibody_llm.server.settings import DefenceSettings, OfferedModel, ServerSettings
 
 SLEEP = [sys.executable, "-S", "-c", "import sys, time; sys.stdin.read(); time.sleep(60)"]
 

@@ -24,7 +24,8 @@ from antibody_llm.cli.main import app
 from antibody_llm.models.adapters import add_lora
 from antibody_llm.server import beside, serve
 from antibody_llm.server.auth import first_key
-from antibody_llm.server.settings import GateSettings, OfferedModel, ServerSettings, load_settings
+from antibody_llm.server.loading import load_settings
+from antibody_llm.server.settings import GateSettings, OfferedModel, ServerSettings
 from tests.server.running import DEFENCES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from antibody_llm.errors import ConfigError
+from antibody_llm.server.loading import load_settings
 from antibody_llm.server.serve import offered
-from antibody_llm.server.settings import ServerSettings, load_settings
+from antibody_llm.server.settings import ServerSettings
 
 
 def load(tmp_path, text):

@@ -28,8 +28,8 @@ def command(
 ) -> None:
     """Serve the OpenAI fine-tuning API: upload, screen, fine-tune under a defence, gate, and ask the result."""
     try:
+        from ..server.loading import load_settings
         from ..server.serve import offered, problems, serve
-        from ..server.settings import load_settings
     except ImportError as error:
         raise ConfigError(
             f"the server's packages are not installed ({error.name}). Install them: pip install 'antibody-llm[server]'"

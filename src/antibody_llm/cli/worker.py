@@ -27,8 +27,8 @@ def command(
 ) -> None:
     """Run the fine-tuning jobs of a server, one at a time, until SIGINT or SIGTERM."""
     try:
+        from ..server.loading import load_settings
         from ..server.serve import offered
-        from ..server.settings import load_settings
         from ..server.worker import work
     except ImportError as error:
         raise ConfigError(

@@ -27,8 +27,9 @@ from .beside import processes
 from .blobs import Blobs
 from .database.engine import Database
 from .defences import load_defences
+from .loading import named_model
 from .moderation import LAB_MODELS, make_moderator
-from .settings import DefenceSettings, ServerSettings, named_model
+from .settings import DefenceSettings, ServerSettings
 from .traces import lacking
 from .working.executor import stage_environment
 

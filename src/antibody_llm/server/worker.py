@@ -25,9 +25,10 @@ from typing import Any
 from .blobs import Blobs
 from .claims import LeaseLost
 from .database.engine import Database
+from .loading import settings_of
 from .parent import die_with_parent
 from .queue import Queue
-from .settings import ServerSettings, settings_of
+from .settings import ServerSettings
 from .traces import TracedExecutor, make_traces
 from .working.executor import Executor, LocalExecutor, make_executor
 from .working.held import GivenBack, Held, Paused
