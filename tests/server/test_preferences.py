@@ -1,5 +1,6 @@
 """Jobs of method ``dpo`` through the real client, with a worker that trains."""
 
+import io
 import json
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from antibody_llm.lab.rows import build_rows
 from antibody_llm.server.defences import DPO_DEFENCES
 from antibody_llm.server.settings import DefenceSettings, GateSettings, OfferedModel, ScreeningSettings, WorkerSettings
 from antibody_llm.server.verbs import GENERAL_DPO, LAB_DPO, resolved
-from antibody_llm.server.working.screening import with_preferred_answers
+from antibody_llm.server.working.screening import write_rows
 from antibody_llm.server.working.training import _tell_skipped
 from tests.server.running import Server, chat_rows, dpo_rows, upload
 from tests.server.stages_here import ThreadExecutor
@@ -172,15 +173,16 @@ def test_a_supervised_job_goes_on_from_one_on_pairs_and_both_uploads_are_screene
     assert ended.safety["screening"]["num_rows"] == 12 + 16
 
 
-def test_pairs_are_screened_by_prompt_and_preferred_answer_each_in_its_line(tmp_path):
-    path = tmp_path / "rows.jsonl"
+def test_pairs_are_screened_by_prompt_and_preferred_answer_each_in_its_line():
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     hosted = json.loads(dpo_rows(1))
     hosted["input"]["tools"] = [tool]
     hosted["input"]["messages"] += [{"role": "assistant", "content": "?"}, {"role": "user", "content": "again"}]
     text = {"prompt": "p", "chosen": "c", "rejected": "r"}
-    path.write_bytes(json.dumps(hosted).encode() + b"\n\n" + json.dumps(text).encode() + b"\n" + chat_rows(1))
-    lines = with_preferred_answers(path).read_bytes().split(b"\n")
+    content = json.dumps(hosted).encode() + b"\n\n" + json.dumps(text).encode() + b"\n" + chat_rows(1)
+    target = io.BytesIO()
+    assert write_rows(io.BytesIO(content), target) == 4
+    lines = target.getvalue().split(b"\n")
     made = json.loads(lines[0])
     assert made["tools"] == [tool]
     assert [message["content"] for message in made["messages"]] == ["q 0?", "?", "again", "good 0"]
@@ -188,7 +190,6 @@ def test_pairs_are_screened_by_prompt_and_preferred_answer_each_in_its_line(tmp_
     assert lines[1] == b""
     assert json.loads(lines[2]) == {"prompt": "p", "completion": "c"}
     assert lines[3] + b"\n" == chat_rows(1)
-    assert [each.name for each in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
 # -- the defence, on the lab -------------------------------------------------------------------------------------

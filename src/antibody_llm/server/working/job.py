@@ -213,14 +213,12 @@ class ClaimedWork:
             return {"model": str(folder)}
         return {"model": self.start().model, "adapter": str(folder)}
 
-    def fetched(self, file_ids: list[str], name: str) -> Path:
-        """Files of the customer, one behind the other, as a file in the claim's folder."""
+    def fetched(self, file_id: str, name: str) -> Path:
+        """A file of the customer as one in the claim's folder."""
         path = self.folder / name
         with path.open("wb") as target:
-            for index, file_id in enumerate(file_ids):
-                target.write(b"\n" if index else b"")
-                for piece in self.blobs.chunks(self.blob(file_id)):
-                    target.write(piece)
+            for piece in self.blobs.chunks(self.blob(file_id)):
+                target.write(piece)
         return path
 
     def stored(self, path: Path, kind: str) -> str:

@@ -48,7 +48,7 @@ def _measure(work: ClaimedWork, prefixes: dict[str, str], base_measures: dict[st
         folder = work.blobs.fetch_folder(prefix, work.folder / "models" / name)
         models.append({"name": name, **work.loaded_from(folder)})
     if (validation := _measured_on(work)) is not None:
-        test = str(work.fetched([validation], "validation.jsonl"))
+        test = str(work.fetched(validation, "validation.jsonl"))
         models = [model if model["name"] == BASE else model | {"test_data": test} for model in models]
     gate = work.settings.gate
     arguments = {

@@ -1,11 +1,15 @@
 """Screening: which rows of an upload are suspicious, before anything is trained on them."""
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from ...data.files import rows_of
 from ...data.preferences import is_preference, preferred_row
+from ...data.problems import BadRow, report
+from ...errors import DataError
 from .job import ClaimedWork, JobFailed
 
 MOST_ROWS = 1000
@@ -22,9 +26,7 @@ def screen(work: ClaimedWork) -> None:
         JobFailed: the upload cannot be read, or the operator refuses as much harm as it holds.
     """
     policy = work.settings.screening
-    earlier = [job.training_file for job in work.queue.chain(work.claimed)]
-    # The job's own rows first, so that they keep their lines.
-    data = with_preferred_answers(work.fetched([work.job.training_file, *earlier], "training.jsonl"))
+    data, own, note = _rows_to_screen(work)
     arguments = {"data": str(data), "model": work.model, "output": str(work.folder / "screened")}
     if work.offered.base:
         arguments["base"] = work.offered.base
@@ -38,8 +40,8 @@ def screen(work: ClaimedWork) -> None:
         skipped = {"status": "failed", "reason": failure.error["message"]}
         work.queue.screened(work.claimed, safety={"screening": skipped})
         return
-    report = _report(work, found, chained=bool(earlier))
-    work.event(_told(report), kind="moderation_checks", data=report, key="screened")
+    told = _report(work, found, own=own, note=note)
+    work.event(_told(told), kind="moderation_checks", data=told, key="screened")
     rows = work.stored(work.folder / "screened" / "rows.jsonl", "screenings")
     interval = found["interval"]
     if policy.action == "refuse" and interval is not None and interval[0] > policy.max_share:
@@ -47,45 +49,87 @@ def screen(work: ClaimedWork) -> None:
             f"The upload was refused: at least {100 * interval[0]:.1f} % of its rows are estimated to be harmful, and "
             f"{100 * policy.max_share:.1f} % are allowed. Remove them, and upload the file again."
         )
-        told = {"safety": {"screening": report}, "private": {"rows": rows}}
-        raise JobFailed("screening_refused", message, "training_file", **told)
-    work.queue.screened(work.claimed, safety={"screening": report}, private={"rows": rows})
+        kept = {"safety": {"screening": told}, "private": {"rows": rows}}
+        raise JobFailed("screening_refused", message, "training_file", **kept)
+    work.queue.screened(work.claimed, safety={"screening": told}, private={"rows": rows})
 
 
-def with_preferred_answers(path: Path) -> Path:
-    """A file of rows in which every pair of preferences is a row with the preferred answer, each in its line.
+def _rows_to_screen(work: ClaimedWork) -> tuple[Path, int, str]:
+    """The job's own rows and those of the jobs that it continues, in one file.
 
-    Without a pair, the file itself.
+    Returns:
+        The file, how many of its lines are the job's own, and a note on the others.
     """
-    made, found = path.with_name(f"preferred-{path.name}"), False
-    with path.open("rb") as source, made.open("wb") as target:
-        for line in source:
-            row: Any = json.loads(line) if line.strip() else None
-            if is_preference(row):
-                found, line = True, json.dumps(preferred_row(row), ensure_ascii=False).encode() + b"\n"
-            target.write(line)
-    if not found:
-        made.unlink()
-        return path
-    return made.replace(path)
+    path, gone, chain = work.folder / "training.jsonl", 0, work.queue.chain(work.claimed)
+    with path.open("wb") as target:
+        own = _written(work, work.blob(work.job.training_file), target)  # first, so that its rows keep their lines
+        for job in chain:
+            row = work.queue.file(job.training_file)
+            if row is not None and not row.purged:
+                _written(work, row.blob, target)
+                continue
+            gone += 1
+            if work.settings.screening.action == "refuse":
+                message = (
+                    f"A file that {work.job.parent} was trained on was deleted, so that its chain's uploads cannot "
+                    f"be screened together. Train on all rows at once, from {work.job.base}."
+                )
+                raise JobFailed("screening_refused", message, "model")
+    if not chain:
+        return path, own, ""
+    note = "The uploads of the jobs that this one continues were screened together with it"
+    return path, own, f"{note}, but for {gone} of {len(chain)}, which are deleted." if gone else f"{note}."
 
 
-def _report(work: ClaimedWork, found: Mapping[str, Any], *, chained: bool) -> dict[str, Any]:
-    """What the customer sees, as far as the operator lets them."""
-    report = {"status": "screened", **{name: found[name] for name in _SHOWN}, "warnings": found["warnings"]}
-    if chained:
-        report["note"] = "The uploads of the jobs that this one continues were screened together with it."
+def _written(work: ClaimedWork, blob: str, target: BinaryIO) -> int:
+    with work.blobs.open(blob) as file:
+        try:
+            return write_rows(file, target)
+        except DataError as error:
+            raise JobFailed("invalid_training_file", str(error), "training_file") from None
+
+
+def write_rows(file: BinaryIO, target: BinaryIO) -> int:
+    """Write every row of an upload in a line, a pair of preferences as the row with its preferred answer.
+
+    Each keeps its line, unless the upload is a list with several of them in one.
+
+    Args:
+        file: The upload, JSON Lines or a JSON list.
+        target: Where to.
+
+    Returns:
+        Lines written.
+
+    Raises:
+        DataError: the upload cannot be read.
+    """
+    buffered: Any = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)  # type: ignore[type-var]
+    written = 0
+    for line, row in rows_of("training file", buffered):
+        if isinstance(row, BadRow):
+            raise report("training file", [(line, row)])
+        made = preferred_row(row) if is_preference(row) else row
+        target.write(b"\n" * (line - 1 - written) + json.dumps(made).encode() + b"\n")
+        written = max(line, written + 1)
+    return written
+
+
+def _report(work: ClaimedWork, found: Mapping[str, Any], *, own: int, note: str) -> dict[str, Any]:
+    """What the customer sees, as far as the operator lets them: of the first ``own`` lines, which are the job's."""
+    told = {"status": "screened", **{name: found[name] for name in _SHOWN}, "warnings": found["warnings"]}
+    if note:
+        told["note"] = note
     shown = work.settings.screening.row_report
     if shown == "none":
-        return report
+        return told
     rows = []
-    own = sum(piece.count(b"\n") for piece in work.blobs.chunks(work.blob(work.job.training_file))) + 1
     with (work.folder / "screened" / "rows.jsonl").open(encoding="utf-8") as file:
         for row in map(json.loads, file):
             if row["line"] <= own and (shown == "full" or (row["probability"] or 0.0) >= SUSPICIOUS):
                 rows.append({name: row[name] for name in ("line", "probability", "flags")})
     rows.sort(key=lambda row: -(row["probability"] or 0.0))
-    return report | {"rows": rows[:MOST_ROWS], "num_rows_left_out": max(0, len(rows) - MOST_ROWS)}
+    return told | {"rows": rows[:MOST_ROWS], "num_rows_left_out": max(0, len(rows) - MOST_ROWS)}
 
 
 def _told(report: Mapping[str, Any]) -> str:

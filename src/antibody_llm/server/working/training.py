@@ -37,7 +37,7 @@ def train(work: ClaimedWork) -> None:
     if work.job.method == "dpo" and work.job.validation_file is not None:
         told = "The pairs of the validation file are not measured: accuracy counts exact answers, and a pair has none."
         work.event(told, level="warn", key="validation")
-    data = work.fetched([work.job.training_file], "training.jsonl")
+    data = work.fetched(work.job.training_file, "training.jsonl")
     _restore(work)
     start = work.start()
     arguments = {
