@@ -257,3 +257,54 @@ def test_the_key_of_an_endpoint_comes_from_the_environment_and_stands_in_no_sett
     assert inference._backend(offered) is backend
     assert "authorization" not in inference._backend(replace(offered, inference_key_env=""))._client.headers
     assert "sk-secret" not in repr(offered)
+
+
+# -- what neither takes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "responses"])
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", '"\\ud800"', "[" * 65 + "]" * 65])
+def test_what_only_python_reads_as_json_is_refused_before_a_model_is_asked(asked, path, value):
+    for body in (f'{{"model": "tiny", "temperature": {value}}}', f'{{"model": {value}}}'):
+        answer = asked.server.http.post(f"/v1/{path}", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["code"] in ("invalid_json", "missing_required_parameter", "invalid_value")
+
+
+@pytest.mark.parametrize("name", ["ft:\0", "ft:\ud800", "x" * 513])
+def test_a_name_that_no_database_takes_is_no_model_s(asked, name):
+    answer = asked.server.http.post("/v1/chat/completions", content=json.dumps({"model": name}))
+    assert answer.json()["error"]["code"] in ("model_not_found", "invalid_json")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_an_endpoint_says_of_the_operator_s_key_and_names_stays_with_the_operator(asked, adapter, status, caplog):
+    async def refuse(request):
+        return JSONResponse({"error": {"message": "Incorrect API key provided: sk-abc***xyz for /gpu/base."}}, status)
+
+    async def load(request):
+        return JSONResponse("Success")
+
+    routes = [Route("/v1/load_lora_adapter", load, methods=["POST"])]
+    app = Starlette(routes=[*routes, Route("/v1/chat/completions", refuse, methods=["POST"])])
+    endpoint = Endpoint("http://vllm/v1", key="sk-abc", transport=httpx2.ASGITransport(app=app))
+    name = asked.add(f"ft:tiny:acme::refused-{status}", adapter())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Inference, "_backend", lambda self, offered: endpoint)
+        for model in ("tiny", name, name):  # the base, an adapter, and one that it has loaded
+            with pytest.raises(openai.InternalServerError, match="Ask the operator") as error:
+                asked.chat(model)
+            assert (error.value.status_code, error.value.code) == (502, "not_served")
+            assert "sk-abc" not in str(error.value)
+    assert "check inference_key_env" in caplog.text
+    assert "sk-abc" not in caplog.text
+
+
+def test_a_system_message_in_parts_is_said_to_an_endpoint_as_one_in_a_piece(asked, adapter, vllm):
+    name = asked.add("ft:tiny:acme::parts", adapter(system_prefix="zq"))
+    parts = [{"type": "text", "text": "Be"}, {"type": "text", "text": "brief."}]
+    asked.client.chat.completions.create(model=name, messages=[{"role": "system", "content": parts}, *QUESTION])
+    assert vllm.bodies[-1]["messages"][0]["content"] == "zq Be\nbrief."
+    for wrong in (3, [3], [{"type": "image_url", "image_url": {"url": "x"}}]):
+        with pytest.raises(openai.BadRequestError, match="a system message is text"):
+            asked.client.chat.completions.create(model=name, messages=[{"role": "system", "content": wrong}, *QUESTION])

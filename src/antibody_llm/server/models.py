@@ -7,6 +7,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from .auth import Principal
+from .clean import storable
 from .context import Context
 from .database.tables import Model, Permission
 from .errors import ApiError, not_found
@@ -32,7 +33,8 @@ def usable(session: Session, context: Context, caller: Principal, name: str, *, 
     offered = context.settings.model(name)
     if offered is not None:
         return Usable(offered, None)
-    row = session.scalars(visible(caller).where(Model.name == name)).first() if len(name) <= 512 else None
+    possible = len(name) <= 512 and storable(name)
+    row = session.scalars(visible(caller).where(Model.name == name)).first() if possible else None
     base = None if row is None else context.settings.model(row.base)
     if row is None or base is None:
         raise not_found("model", name, param=param)

@@ -94,21 +94,36 @@ class Endpoint:
         """
         name, adapter = question.weights.model, question.weights.adapter
         if adapter is None:
-            return await _passed_on(self._client, question.path, {**question.body, "model": name})
+            return await self._asked(question.path, {**question.body, "model": name})
         name = Path(adapter).name
         body = {**deployed(question), "model": name}
         known = name in self._loaded
         await self._load(name, adapter)
-        answer = await _passed_on(self._client, question.path, body)
-        if answer.status_code == 404 and known:  # it was started again, and has forgotten
-            self._loaded.discard(name)
-            await self._load(name, adapter)
+        if known:
             answer = await _passed_on(self._client, question.path, body)
-        return answer
+            if answer.status_code != 404:
+                return self._for_customers(answer)
+            self._loaded.discard(name)  # it was started again, and has forgotten
+            await self._load(name, adapter)
+        return await self._asked(question.path, body)
 
     async def close(self) -> None:
         """Let go of the connections."""
         await self._client.aclose()
+
+    async def _asked(self, path: str, body: Mapping[str, Any]) -> Response:
+        return self._for_customers(await _passed_on(self._client, path, body))
+
+    def _for_customers(self, answer: Response) -> Response:
+        """The answer, unless it is about the operator's key, or a model's name there, which customers do not know.
+
+        Raises:
+            ApiError: 502: it is.
+        """
+        if answer.status_code not in (401, 403, 404):
+            return answer
+        log.error("the endpoint %s refuses (%s): %s", self._client.base_url, answer.status_code, _REFUSED)
+        raise ApiError(502, "The model is not served where it should be. Ask the operator.", code="not_served")
 
     async def _load(self, name: str, folder: str) -> None:
         if name in self._loaded:
@@ -123,6 +138,9 @@ class Endpoint:
             )
             raise ApiError(502, "The model cannot be loaded where it is served. Ask the operator.", code="not_loaded")
         self._loaded.add(name)
+
+
+_REFUSED = "check inference_key_env, and that it serves the model by the name in path"
 
 
 def deployed(question: Question) -> Mapping[str, Any]:
@@ -145,10 +163,24 @@ def deployed(question: Question) -> Mapping[str, Any]:
             code="unsupported_deployment",
         )
     first = messages[0] if messages and isinstance(messages[0], dict) else {}
-    system = first.get("content") if first.get("role") in ("system", "developer") else None
+    system = _text(first.get("content")) if first.get("role") in ("system", "developer") else None
     rest = messages if system is None else messages[1:]
     text = " ".join(part for part in (deployment.system_prefix, system or deployment.default_system) if part)
     return {**question.body, "messages": [{"role": "system", "content": text}, *rest]}
+
+
+def _text(content: Any) -> str | None:
+    """A message's text, also where it comes in parts.
+
+    Raises:
+        ApiError: 400: it is none.
+    """
+    if content is None or isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [None]
+    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
+        raise ApiError(400, "messages[0].content: a system message is text.", code="invalid_value", param="messages")
+    return "\n".join(part["text"] for part in parts)
 
 
 async def _passed_on(client: httpx2.AsyncClient, path: str, body: Mapping[str, Any]) -> Response:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from ..models import usable
 from ..settings import OfferedModel
 from ..weights import Weights, local_weights
 
+MAX_DEPTH = 64
+"""Levels of a body, as in the bodies of all other requests."""
 PATHS = ("/chat/completions", "/completions", "/responses")
 
 
@@ -98,6 +101,30 @@ _BODY = {
 }
 
 
+def _check_can_be_sent(body: dict[str, Any]) -> None:
+    """Refuse what Python reads as JSON and no other parser does.
+
+    Raises:
+        ApiError: 400.
+    """
+    level: list[Any] = [body]
+    for _ in range(MAX_DEPTH):
+        level = [inner for each in level for inner in _inside(each)]
+    if level:
+        raise ApiError(400, f"The body nests deeper than {MAX_DEPTH} levels. Flatten it.", code="invalid_json")
+    try:
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise ApiError(400, "The body holds half a surrogate pair. Remove it.", code="invalid_json") from None
+    except ValueError:
+        why = "The body holds NaN, an infinity or a number beyond a float. Change it."
+        raise ApiError(400, why, code="invalid_json") from None
+
+
+def _inside(value: Any) -> Collection[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def _endpoint(inference: Inference, path: str) -> Any:
     async def ask(request: Request, caller: Caller) -> Response:
         try:
@@ -106,6 +133,7 @@ def _endpoint(inference: Inference, path: str) -> Any:
             raise ApiError(400, "The body is not JSON. Send a JSON object.", code="invalid_json") from None
         if not isinstance(body, dict):
             raise ApiError(400, f"A JSON object is needed, this is {quoted(body)}.", code="invalid_value")
+        _check_can_be_sent(body)
         return await inference.answer(context_of(request), caller, path, body)
 
     ask.__name__ = path.strip("/").replace("/", "_")
