@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from dataclasses import replace
 from html import unescape
@@ -11,6 +12,7 @@ import pytest
 
 from antibody_llm.server.console.views import losses
 from antibody_llm.server.database.tables import Audit, File, Job
+from antibody_llm.server.numbering import numbered
 from tests.server.console.demo import HOSTILE, LINES, SECRET_TEXT, Browser, Demo, Elements
 from tests.server.running import Server
 
@@ -294,6 +296,35 @@ def test_rows_whose_file_is_gone_or_of_another_form_are_revealed_as_far_as_they_
     assert operator.send(f"/console/jobs/{job}/rows", page="1").status_code == 200
     for number in ("x", "-1", "", "1" * 30):
         assert operator.send(f"/console/jobs/{job}/rows", page=number).status_code in (200, 400)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_the_texts_of_a_list_are_those_of_the_lines_that_screening_named(operator, demo, customer, indent):
+    job = demo.job(customer[0])
+    rows = [{"prompt": f"asked {i}", "completion": "said"} for i in range(3)]
+    content = b"\n" + json.dumps(rows, indent=indent).encode()
+    file = demo.file(customer[0], content=content)
+    with demo.database.write() as session:
+        session.query(Job).filter_by(id=job).one().training_file = file
+    page = operator.send(f"/console/jobs/{job}/rows", page="1").text
+    named = [line for line, _ in numbered(io.BytesIO(content))]
+    assert named == ([2, 3, 4] if indent is None else [3, 7, 11])
+    for line, row in zip(named, rows, strict=True):
+        shown = page.split(f'<th scope="row" class="n">{line}</th>')[1].split("</tr>")[0]
+        assert row["prompt"] in shown
+
+
+def test_the_database_can_be_written_while_texts_are_read(operator, demo, customer, monkeypatch):
+    job, written = demo.job(customer[0]), []
+
+    def read(context, blob, lines):
+        with context.database.write() as session:
+            written.append(session.query(Audit).filter_by(subject=job).count())
+        return {}
+
+    monkeypatch.setattr("antibody_llm.server.console.rows._texts", read)
+    assert operator.send(f"/console/jobs/{job}/rows", page="1").status_code == 200
+    assert written == [1]  # who reads is on record by then
 
 
 # -- files -------------------------------------------------------------------------------------------------------

@@ -5,18 +5,21 @@ screening. No text is shown before an operator reveals those of one page.
 """
 
 import heapq
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
+from ...errors import DataError
 from ...text import cut
 from ..auth import Principal
 from ..context import Context
 from ..database.tables import Audit, File, Job
+from ..numbering import buffered, numbered
 from .visits import Visitor
 
 MOST_ROWS = 1000
@@ -70,60 +73,60 @@ Text = Sequence[tuple[str, str]]
 """Who speaks, and what."""
 
 
-def reveal(
-    context: Context, session: Session, operator: Principal, job: Job, lines: Sequence[int], now: float
-) -> dict[int, Text]:
+def reveal(context: Context, operator: Principal, job: Job, lines: Sequence[int]) -> dict[int, Text]:
     """The texts of some lines of a job's training file. The audit log records who has read them, before they are read.
 
     Args:
         context: The server.
-        session: A session that writes.
         operator: Who reads.
         job: The job.
         lines: 1-based.
-        now: Seconds since 1970.
 
     Returns:
         The messages of each line; of a line that the file lacks, nothing.
     """
-    session.add(
-        Audit(
-            created_at=now,
-            actor=operator.key_id,
-            action="rows.revealed",
-            subject=job.id,
-            project_id=job.project_id,
-            data={"file": job.training_file, "lines": list(lines)},
+    with context.database.write() as session:  # and no longer: a long file would keep every other writer waiting
+        session.add(
+            Audit(
+                created_at=context.database.now(session),
+                actor=operator.key_id,
+                action="rows.revealed",
+                subject=job.id,
+                project_id=job.project_id,
+                data={"file": job.training_file, "lines": list(lines)},
+            )
         )
-    )
-    session.flush()
-    file = session.scalars(select(File).where(File.id == job.training_file, ~File.purged)).first()
-    return {} if file is None else _texts(context, file.blob, set(lines))
+        file = session.scalars(select(File).where(File.id == job.training_file, ~File.purged)).first()
+        blob = None if file is None else file.blob
+    return {} if blob is None else _texts(context, blob, set(lines))
 
 
 def _texts(context: Context, blob: str, lines: set[int]) -> dict[int, Text]:
     found: dict[int, Text] = {}
-    try:
-        with context.blobs.open(blob) as file:
-            for number, line in enumerate(file, start=1):
-                if number in lines:
-                    found[number] = _messages(line)
-                if len(found) == len(lines):
-                    break
-    except FileNotFoundError:
-        pass
+    with suppress(FileNotFoundError, DataError), context.blobs.open(blob) as stored:
+        for number, row in _rows(buffered(stored)):
+            if number in lines:
+                found[number] = _messages(row)
+            if len(found) == len(lines):
+                break
     return found
 
 
-def _messages(line: bytes) -> Text:
+def _rows(file: io.BufferedReader) -> Iterator[tuple[int, Any]]:
+    """Numbered rows; those of JSON Lines are not read yet, since of millions a page shows a few."""
+    return numbered(file) if file.peek(1).lstrip()[:1] in (b"[", b"") else enumerate(file, start=1)
+
+
+def _messages(line: Any) -> Text:
     try:
-        row = json.loads(line)
+        row = json.loads(line) if isinstance(line, bytes) else line
         given = row.get("messages")
         if isinstance(given, list) and all(isinstance(message, dict) for message in given):
             return [_message(message) for message in given]
         return [(str(name), _said(value)) for name, value in row.items()]
     except (ValueError, AttributeError, RecursionError):
-        return [("row", cut(line.decode("utf-8", "replace"), MAX_TEXT))]
+        text = line.decode("utf-8", "replace") if isinstance(line, bytes) else str(line)
+        return [("row", cut(text, MAX_TEXT))]
 
 
 def _message(message: dict[str, Any]) -> tuple[str, str]:

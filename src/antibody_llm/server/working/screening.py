@@ -1,15 +1,14 @@
 """Screening: which rows of an upload are suspicious, before anything is trained on them."""
 
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ...data.files import rows_of
 from ...data.preferences import is_preference, preferred_row
 from ...data.problems import BadRow, report
 from ...errors import DataError
+from ..numbering import NAME, numbered
 from .job import ClaimedWork, JobFailed
 
 MOST_ROWS = 1000
@@ -90,9 +89,7 @@ def _written(work: ClaimedWork, blob: str, target: BinaryIO) -> int:
 
 
 def write_rows(file: BinaryIO, target: BinaryIO) -> int:
-    """Write every row of an upload in a line, a pair of preferences as the row with its preferred answer.
-
-    Each keeps its line, unless the upload is a list with several of them in one.
+    """Write every row of an upload in its line (numbering.py), a pair as the row with its preferred answer.
 
     Args:
         file: The upload, JSON Lines or a JSON list.
@@ -104,14 +101,13 @@ def write_rows(file: BinaryIO, target: BinaryIO) -> int:
     Raises:
         DataError: the upload cannot be read.
     """
-    buffered: Any = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)  # type: ignore[type-var]
     written = 0
-    for line, row in rows_of("training file", buffered):
+    for line, row in numbered(file):
         if isinstance(row, BadRow):
-            raise report("training file", [(line, row)])
+            raise report(NAME, [(line, row)])
         made = preferred_row(row) if is_preference(row) else row
         target.write(b"\n" * (line - 1 - written) + json.dumps(made).encode() + b"\n")
-        written = max(line, written + 1)
+        written = line
     return written
 
 
