@@ -20,7 +20,7 @@ from .english import EnglishJudge
 from .formats import FORMATS
 from .keywords import KeywordJudge
 from .lab import LabJudge
-from .local import BeaverDam, ClassifierOptions, GuardModel, GuardOptions
+from .local_options import ClassifierOptions, GuardOptions
 from .own import is_own, own_judge
 from .protocol import Judge
 from .remote import ChatJudge, ChatOptions, ModerationJudge, RemoteOptions
@@ -42,12 +42,20 @@ class Placed(NamedTuple):
     """What the place is, in a message."""
 
 
+def _classifier(place: str, options: ClassifierOptions) -> Judge:
+    from .local import BeaverDam  # torch
+
+    return BeaverDam(place, options)
+
+
 def _guard(place: str, options: GuardOptions, *, form: str) -> Judge:
+    from .local import GuardModel  # torch
+
     return GuardModel(place, form, options)
 
 
 PLACED: dict[str, Placed] = {
-    "beaver-dam": Placed(BeaverDam, ClassifierOptions, "PATH"),
+    "beaver-dam": Placed(_classifier, ClassifierOptions, "PATH"),
     **{
         name: Placed(partial(_guard, form=name), GuardOptions, "PATH")
         for name, form in FORMATS.items()
