@@ -56,6 +56,8 @@ def test_the_lab_alone_needs_nothing_else(tmp_path, capsys):
             "NO_KEY (inference_key_env) is not set",
         ),
         ("models: [lab]\nlimits: {organization_bytes: -1}", "limits.organization_bytes is -1"),
+        ("models: [lab]\ngate: {judges: ['chat=http://gpu/v1#model=x']}", "over a network"),
+        ("models: [lab]\ngate: {judges: ['moderation=https://host/v1']}", "over a network"),
         ("models: [lab]\nblobs: /proc/none", "blobs"),
     ],
 )
@@ -67,7 +69,11 @@ def test_what_keeps_the_server_from_its_settings_is_named(tmp_path, capsys, text
 
 def test_a_judge_of_the_operator_s_own_lies_beside_the_file_and_is_tried_where_jobs_run(tmp_path, capsys, monkeypatch):
     (tmp_path / "mine.py").write_text(
-        "import os\n"
+        "from __future__ import annotations\n"
+        "import dataclasses, os\n"
+        "print('loading the judge')\n"
+        "@dataclasses.dataclass\n"
+        "class Verdicts: harmful: bool\n"
         "def judge(): return type('J', (), {'name': 'j', 'verdicts': frozenset(), 'judge': None})()\n"
         "def secretive(): return os.environ['OF_THE_SERVER']\n"
     )

@@ -137,7 +137,19 @@ def _gate(settings: ServerSettings) -> list[str]:
         for name in gate.judges
         if name not in JUDGES and not _is_somewhere(name)
     ]
-    return found + [why for name in gate.judges if _is_somewhere(name) and (why := _unmade(name))]
+    found += [
+        f"gate.judges: {name} is asked over a network, which a job's process does not reach, so that nothing would be "
+        "released. Name a judge that runs on the worker's machine."
+        for name in gate.judges
+        if _is_remote(name)
+    ]
+    tried = [name for name in gate.judges if _is_somewhere(name) and not _is_remote(name)]
+    return found + [why for name in tried if (why := _unmade(name))]
+
+
+def _is_remote(name: str) -> bool:
+    placed = PLACED.get(name.partition("=")[0])
+    return placed is not None and placed.place == "URL"
 
 
 def _is_somewhere(name: str) -> bool:
@@ -154,13 +166,15 @@ def _unmade(name: str) -> str:
 
 
 _MAKE = """
-import sys
+import os, sys
+answer = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what the judge prints is no problem of it
 from antibody_llm.errors import AntibodyError
 from antibody_llm.evaluation.judges.registry import make_judge
 try:
     make_judge(sys.argv[1])
 except AntibodyError as error:
-    print("gate.judges:", error)
+    print("gate.judges:", error, file=answer)
 """
 
 

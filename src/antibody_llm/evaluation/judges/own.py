@@ -1,5 +1,6 @@
 """A judge of the user's own, named by where its class or function is: ``module:NAME`` or ``FILE.py:NAME``."""
 
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
@@ -57,9 +58,14 @@ def own_judge(name: str) -> Judge:
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file")
-    spec = spec_from_file_location(path.stem, path)
+    # A name that shadows nothing: dataclasses, pickle and type hints look their module up.
+    spec = spec_from_file_location(f"antibody_own_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None  # its name ends in .py
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
     return module
