@@ -160,6 +160,23 @@ def test_the_first_key_is_made_once(fresh):
     assert first_key(fresh.context.database, "acme") is None
 
 
+def test_expired_keys_are_no_operator_s_last_way_in_and_keep_no_new_first_key_from_being_made(fresh):
+    from antibody_llm.server.auth import first_key
+
+    brief = fresh.http.post("/v1/operator/keys", json={"name": "k", "scope": "operator", "expires_in": 100}).json()
+    fresh.offset = 101
+    (first,) = [key for key in fresh.http.get("/v1/operator/keys").json()["data"] if key["name"] == "first"]
+    assert fresh.http.delete(f"/v1/operator/keys/{first['id']}").json()["error"]["code"] == "last_operator_key"
+    assert fresh.http.delete(f"/v1/operator/keys/{brief['id']}").json()["revoked_at"]
+    fresh.offset = 0
+    last = fresh.http.post("/v1/operator/keys", json={"name": "l", "scope": "operator", "expires_in": 200}).json()
+    assert fresh.http.delete(f"/v1/operator/keys/{first['id']}").json()["revoked_at"]
+    fresh.offset = 201
+    secret = first_key(fresh.context.database, "acme")
+    assert secret not in (None, fresh.key, last["key"])
+    assert fresh.client(secret).models.list()
+
+
 def test_a_key_has_a_rate_of_its_own(tmp_path):
     from antibody_llm.server.settings import Limits
     from tests.server.running import Server

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Depends, Request
 from sqlalchemy import ColumnElement, select
@@ -74,12 +74,18 @@ def new_key(
     return row, secret
 
 
+def operator_keys(now: float) -> Any:
+    """The keys with which an operator can sign in now."""
+    lasting = Key.expires_at.is_(None) | (Key.expires_at > now)
+    return select(Key).where(Key.scope == "operator", Key.revoked_at.is_(None), lasting)
+
+
 def first_key(database: Database, organization: str) -> str | None:
     """An operator's key for a server that has none, with an organisation and a project; None where there is one."""
     with database.write() as session:
-        if session.scalars(select(Key).where(Key.scope == "operator", Key.revoked_at.is_(None)).limit(1)).first():
-            return None
         now = database.now(session)
+        if session.scalars(operator_keys(now).limit(1)).first():
+            return None
         row = session.scalars(select(Organization).where(Organization.name == organization)).first()
         if row is None:
             row = Organization(id=new_id("org-"), name=organization, created_at=now)

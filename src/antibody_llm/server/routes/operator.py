@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from ..auth import Operator, Principal, new_key
+from ..auth import Operator, Principal, new_key, operator_keys
 from ..bodies import Decision, KeyCreate, ProjectCreate
 from ..clean import clean
 from ..context import context_of
@@ -115,13 +115,12 @@ def rotate_key(request: Request, operator: Operator, key_id: str) -> dict[str, o
 
 @router.delete("/keys/{key_id}", response_model=Item)
 def revoke_key(request: Request, operator: Operator, key_id: str) -> dict[str, object]:
-    """Revoke a key. The last operator's key stays."""
+    """Revoke a key. The last one with which an operator can sign in stays."""
     context = context_of(request)
     with context.database.write() as session:
         now = context.database.now(session)
         row = _living_key(session, key_id)
-        operators = select(func.count()).where(Key.scope == "operator", Key.revoked_at.is_(None))
-        if row.scope == "operator" and session.scalar(operators) == 1:
+        if [each.id for each in session.scalars(operator_keys(now).limit(2))] == [row.id]:
             raise ApiError(400, "This is the last operator's key. Make another one first.", code="last_operator_key")
         row.revoked_at = now
         _audit(session, operator, "key.revoked", row.id, now, project_id=row.project_id)
