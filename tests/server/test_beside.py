@@ -1,13 +1,15 @@
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from antibody_llm.cli.main import run
-from antibody_llm.server.beside import Kept, Supervisor
+from antibody_llm.server.beside import Kept, Supervisor, processes
 from antibody_llm.server.loading import settings_of
 from antibody_llm.server.parent import PARENT
 from antibody_llm.server.settings import DefenceSettings, OfferedModel, ServerSettings
@@ -31,6 +33,33 @@ def test_a_process_that_ends_is_started_again_and_all_end_with_the_block():
         until(lambda: kept.process is not None and kept.process.pid != first)
         last = kept.process
     assert last.returncode == -signal.SIGTERM
+
+
+def test_the_key_of_an_endpoint_is_in_the_environment_of_no_process_beside(tmp_path, monkeypatch):
+    monkeypatch.setenv("KEY_OF_THE_ENDPOINT", "sk-secret")
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **how: started.append(how["env"]) or StartedProcess())
+    offered = OfferedModel(name="far", inference="http://gpu:8001/v1", inference_key_env="KEY_OF_THE_ENDPOINT")
+    settings = ServerSettings(home=tmp_path, models=(offered,))
+    with processes(SimpleNamespace(settings=settings)):
+        pass
+    assert len(started) == 2
+    for environment in started:
+        assert "PATH" in environment
+        assert "KEY_OF_THE_ENDPOINT" not in environment
+
+
+class StartedProcess:
+    """A process that has ended well when it is asked to."""
+
+    def __init__(self):
+        self.stdin = io.BytesIO()
+
+    def poll(self):
+        return 0
+
+    def wait(self, timeout=None):
+        return 0
 
 
 def test_a_process_that_keeps_ending_is_started_ever_more_rarely():

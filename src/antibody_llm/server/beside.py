@@ -52,10 +52,11 @@ def processes(context: Context) -> Iterator[Sequence[APIRouter]]:
         socket = run.absolute() / "inference.sock"
         if len(os.fsencode(socket)) > LONGEST_SOCKET:
             socket = Path(short) / "inference.sock"
-        kept = [Kept("inference", [sys.executable, "-m", "antibody_llm.server.inference", str(socket)])]
+        keys = frozenset(model.inference_key_env for model in settings.models)
+        kept = [Kept("inference", [sys.executable, "-m", "antibody_llm.server.inference", str(socket)], withheld=keys)]
         given = json.dumps(asdict(settings), default=str)
         for number in range(settings.worker.count):
-            kept.append(Kept(f"worker {number + 1}", [sys.executable, "-m", "antibody_llm.server.worker"], given))
+            kept.append(Kept(f"worker {number + 1}", [sys.executable, "-m", "antibody_llm.server.worker"], given, keys))
         inference = Inference(
             LocalProcess(httpx2.AsyncHTTPTransport(uds=str(socket))), settings.home.absolute() / "weights"
         )
@@ -71,6 +72,8 @@ class Kept:
     command: list[str]
     given: str = ""
     """What it reads on standard input."""
+    withheld: frozenset[str] = frozenset()
+    """Variables of this process that it does not see."""
     process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
     started: float = field(default=0.0, init=False)
     pause: float = field(default=PAUSE, init=False)
@@ -78,7 +81,8 @@ class Kept:
 
     def start(self) -> None:
         """Start it, now."""
-        environment = os.environ | {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+        passed_on = {name: value for name, value in os.environ.items() if name not in self.withheld}
+        environment = passed_on | {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
         environment[PARENT] = str(os.getpid())  # which may be killed while they still import their libraries
         self.started = time.monotonic()
         self.process = subprocess.Popen(
