@@ -1,4 +1,4 @@
-"""What may follow the path of a judge of local.py. The server's API names judges without torch, which that one needs."""
+"""What may follow the path of a judge of local.py, apart from it: the API names judges, and has no torch."""
 
 from dataclasses import dataclass
 
