@@ -59,6 +59,47 @@ def test_a_deleted_model_is_gone_with_its_weights_unless_a_job_needs_them(fresh)
     assert not fresh.context.blobs.exists(prefix)
 
 
+def test_a_deleted_model_keeps_its_weights_while_another_lies_on_them_however_long_the_chain(fresh):
+    client = fresh.client()
+    file = upload(client).id
+    chain = ["lab"]
+    for _ in range(3):
+        job = client.fine_tuning.jobs.create(model=chain[-1], training_file=file).id
+        train(fresh, steps=0)
+        chain.append(client.fine_tuning.jobs.retrieve(job).fine_tuned_model)
+    prefixes = [fresh.queue.model(name).adapter for name in chain[1:]]
+
+    def left():
+        housekeep(fresh.context)
+        return [fresh.context.blobs.exists(prefix) for prefix in prefixes]
+
+    for name in chain[1:3]:
+        client.models.delete(name)
+        assert left() == [True, True, True]
+    assert client.models.retrieve(chain[3]).id == chain[3]
+    client.models.delete(chain[3])
+    for _ in prefixes:
+        found = left()
+    assert found == [False, False, False]
+
+
+def test_a_checkpoint_that_is_deleted_while_its_job_runs_keeps_its_weights_until_the_job_ends(fresh):
+    client = fresh.client()
+    job = client.fine_tuning.jobs.create(model="lab", training_file=upload(client).id)
+    fresh.queue.screened(fresh.queue.claim("w"))
+    claimed = fresh.queue.claim("w")
+    (fresh.context.settings.home / "a").mkdir()
+    (fresh.context.settings.home / "a" / "adapter_config.json").write_text("{}")
+    prefix = fresh.context.blobs.store_folder(fresh.context.settings.home / "a")
+    name = fresh.queue.checkpoint(claimed, step=1, metrics={}, adapter=prefix)
+    client.models.delete(name)
+    housekeep(fresh.context)
+    assert fresh.context.blobs.exists(prefix)
+    client.fine_tuning.jobs.cancel(job.id)
+    housekeep(fresh.context)
+    assert not fresh.context.blobs.exists(prefix)
+
+
 def test_permissions_are_given_listed_and_taken_back(server, client, tuned):
     permissions = client.fine_tuning.checkpoints.permissions
     made = [

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from antibody_llm.server.database.tables import Job, Model
-from antibody_llm.server.housekeeping import kept_blobs
+from antibody_llm.server.housekeeping import housekeep, kept_blobs
 from antibody_llm.server.settings import GateSettings, OfferedModel, ScreeningSettings, WorkerSettings
 from antibody_llm.server.stages import run
 from antibody_llm.server.verbs import LAB, Stop, resolved, servable
@@ -327,6 +327,25 @@ def test_a_cancelled_job_s_process_is_killed_and_nothing_more_is_written(tmp_pat
         assert client.fine_tuning.jobs.retrieve(job).status == "cancelled"
         assert "Step 2/9" not in " ".join(messages(client, job))
         assert list((server.context.settings.home / "work").glob("*/ftjob*")) == []
+
+
+def test_a_checkpoint_that_its_customer_deletes_on_the_way_ends_no_job(tmp_path, tiny_llama_folder):
+    with tiny_server(tmp_path / "home", tiny_llama_folder) as server:
+        client = server.client()
+        deleted = []
+
+        def on_step(process, job, step):
+            made = [each.fine_tuned_model_checkpoint for each in client.fine_tuning.jobs.checkpoints.list(job)]
+            if made and not deleted:
+                deleted.append(client.models.delete(made[0]).id)
+                housekeep(server.context)
+
+        job, executor = disturbed(server, client, on_step)
+        work_off(server, executor)
+        assert deleted
+        ended = client.fine_tuning.jobs.retrieve(job)
+        assert ended.status == "succeeded"
+        assert deleted[0] not in [each["model"] for each in ended.safety["checkpoints"]]
 
 
 def test_a_worker_that_is_to_end_gives_its_job_back(tmp_path, tiny_llama_folder):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import delete, select
+from sqlalchemy.orm import aliased
 
 from .blobs import Blobs
 from .context import Context
@@ -93,11 +94,13 @@ def _files(context: Context) -> None:
 
 
 def _models(context: Context) -> None:
-    """Remove the weights of deleted models, unless a job continues them."""
+    """Remove the weights of deleted models, unless a job makes or continues them, or a model lies on them."""
+    made = aliased(Model)
     with context.database.read() as session:
-        needed = select(Job.seq).where(Job.parent == Model.name, Job.status.in_(ACTIVE))
-        gone = select(Model).where(Model.deleted_at.is_not(None), ~Model.purged, ~needed.exists()).limit(AT_ONCE)
-        rows = session.scalars(gone).all()
+        needed = select(Job.seq).where((Job.parent == Model.name) | (Job.id == Model.job_id), Job.status.in_(ACTIVE))
+        below = select(made.parent).where(made.parent.is_not(None), ~made.purged)  # looked up once, not for each row
+        gone = select(Model).where(Model.deleted_at.is_not(None), ~Model.purged, Model.name.not_in(below))
+        rows = session.scalars(gone.where(~needed.exists()).limit(AT_ONCE)).all()
     _purge(context, context.blobs, [(row, row.adapter) for row in rows])
 
 

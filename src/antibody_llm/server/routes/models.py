@@ -53,7 +53,7 @@ def retrieve(request: Request, caller: Caller, model: str) -> dict[str, object]:
 
 @router.delete("/models/{model:path}", response_model=Deleted, tags=["models"])
 def delete(request: Request, caller: Caller, model: str) -> dict[str, object]:
-    """Delete a fine-tuned model of the project. A job that continues it keeps its weights until it ends."""
+    """Delete a fine-tuned model of the project. Its weights stay while a job or another model goes on from them."""
     context = context_of(request)
     if context.settings.model(model) is not None:
         raise ApiError(403, "A base model cannot be deleted.", code="not_deletable", param="model")

@@ -26,7 +26,7 @@ def judge(work: ClaimedWork, base_measures: dict[str, Event]) -> None:
     prefixes = {RESULT: work.private["trained"]["adapter"]}
     for step in steps:
         row = work.queue.model(work.job.model_name(step))
-        if row is not None:
+        if row is not None and row.deleted_at is None:
             prefixes[str(step)] = row.adapter
     measured = _measure(work, prefixes, base_measures)
     decisions = {name: _decided(work, measured[name], measured[BASE]) for name in prefixes}
