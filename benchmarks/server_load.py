@@ -36,8 +36,9 @@ from antibody_llm.server.blobs import Blobs
 from antibody_llm.server.database.engine import Database
 from antibody_llm.server.database.tables import Event
 from antibody_llm.server.defences import load_defences
+from antibody_llm.server.loading import settings_of
 from antibody_llm.server.queue import Queue
-from antibody_llm.server.settings import DefenceSettings, OfferedModel, ServerSettings, WorkerSettings, settings_of
+from antibody_llm.server.settings import DefenceSettings, OfferedModel, ServerSettings, WorkerSettings
 
 RESULTS = Path(__file__).parent / "results" / "server_load.json"
 EVERY, SETTLING, MOST_SECONDS = 5.0, 3.0, 900.0
@@ -45,7 +46,7 @@ SERVE = """
 import json, sys
 from contextlib import contextmanager
 import antibody_llm.server.serve as serve
-from antibody_llm.server.settings import settings_of
+from antibody_llm.server.loading import settings_of
 
 @contextmanager
 def alone(context):  # no inference and no worker of its own: the training is on another core
