@@ -177,7 +177,7 @@ def _text(content: Any) -> str | None:
     """
     if content is None or isinstance(content, str):
         return content
-    parts = content if isinstance(content, list) else [None]
+    parts: list[Any] = content if isinstance(content, list) else [None]
     if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
         raise ApiError(400, "messages[0].content: a system message is text.", code="invalid_value", param="messages")
     return "\n".join(part["text"] for part in parts)
