@@ -36,7 +36,13 @@ ACTIVE = {
     (Stage.FINETUNING, "constrained-sft"): {"beta": 1.0},
     (Stage.FINETUNING, "ema"): {"half_life": 0.5},
     (Stage.FINETUNING, "ewc"): {"lam": 20.0},
-    (Stage.FINETUNING, "gradshield"): {"tolerance": 0.0, "num_steps": 1, "batch_size": 8, "learning_rate": 1.0},
+    (Stage.FINETUNING, "gradshield"): {
+        "tolerance": 0.0,
+        "num_probes": 1,
+        "num_steps": 2,
+        "batch_size": 8,
+        "learning_rate": 3e-3,  # 3 rows are left out, by a distance that rounding does not reach
+    },
     (Stage.FINETUNING, "kl-to-aligned"): {"risk": "token"},
     (Stage.FINETUNING, "ldifs"): {"rho": 0.01},
     (Stage.FINETUNING, "lisa"): {"num_alignment_steps": 2, "num_user_steps": 1, "rho": 0.5},

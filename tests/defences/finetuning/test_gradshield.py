@@ -7,14 +7,21 @@ import torch
 from torch.testing import assert_close
 
 from antibody_llm.data.records import TokenizedRow
-from antibody_llm.defences.finetuning.gradshield import GradShield, GradShieldConfig, difference_scores, fewest
-from antibody_llm.errors import ConfigError
+from antibody_llm.defences.finetuning.gradshield import (
+    GradShield,
+    GradShieldConfig,
+    Probes,
+    difference_scores,
+    fewest,
+    margin,
+)
+from antibody_llm.errors import ConfigError, TrainingError
 from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat, gradient, mean_nll
 from tests.tinylm import random_rows, step, tiny_llama
 
-ROWS = {"user": random_rows(8, seed=1), "alignment": random_rows(5, seed=2)}
-OPTIONS = {"num_steps": 3, "batch_size": 8, "learning_rate": 1e-2, "tolerance": 0.0}
+ROWS = {"user": random_rows(8, seed=1), "alignment": random_rows(5, seed=2), "harmful": random_rows(6, seed=4)}
+OPTIONS = {"num_steps": 3, "batch_size": 8, "learning_rate": 1e-2, "tolerance": 100.0}
 
 
 def begun(model, rows=ROWS, **options):
@@ -24,9 +31,18 @@ def begun(model, rows=ROWS, **options):
     return context, defence
 
 
+def plain_margin(model, rows=ROWS):
+    """Mean NLL per token of a harmful completion minus that of a refusal."""
+    harmful, refusing = (
+        sum(mean_nll(model, [row]) for row in rows[r]) / len(rows[r]) for r in ("harmful", "alignment")
+    )
+    return harmful - refusing
+
+
 def plain_scores(model, rows=ROWS):
-    """<grad l_i, grad S> with S minus the mean over refusals of the mean NLL, row by row."""
-    safety = -sum(gradient(model, [row]) for row in rows["alignment"]) / len(rows["alignment"])
+    """<grad l_i, grad S>, row by row."""
+    parameters = list(model.parameters())
+    safety = torch.cat([g.flatten() for g in torch.autograd.grad(plain_margin(model, rows), parameters)])
     return torch.stack([gradient(model, [row]) @ safety for row in rows["user"]])
 
 
@@ -56,41 +72,53 @@ def test_both_ways_give_the_scores_of_plain_pytorch():
     assert float((near - expected).abs().max()) < 1e-2 * float(expected.abs().max())
 
 
+def test_the_margin_is_the_mean_over_harmful_rows_minus_the_mean_over_refusals():
+    model = tiny_llama()
+    found = margin(StepContext(model, batch_size=4), Probes(ROWS["harmful"], ROWS["alignment"]))
+    assert found == pytest.approx(plain_margin(model).item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("least", range(9))
 def test_the_bisection_finds_the_fewest_that_pass(least):
     tried = []
     found = fewest(lambda k: tried.append(k) or k >= least, most=8)
-    assert found == (least, True)
+    assert found == least
     assert len(tried) <= 5
 
 
-def test_if_nothing_passes_the_most_are_returned_and_said_not_to():
-    assert fewest(lambda k: False, most=8) == (8, False)
-    assert fewest(lambda k: False, most=0) == (0, False)
+def test_if_nothing_passes_there_is_no_number():
+    assert fewest(lambda k: False, most=8) is None
+    assert fewest(lambda k: False, most=0) is None
 
 
-def test_a_row_that_unteaches_a_refusal_is_left_out_and_one_that_teaches_it_is_kept():
-    refusals = ROWS["alignment"]
-    others = random_rows(3, seed=8, longest=6)
+def same(row, row_id):
+    return TokenizedRow(row_id, row.input_ids, row.spans, row.template)
 
-    def answered(row, row_id, other):  # the prompt of a refusal, with another answer
-        start, _ = row.spans[0]
-        ids = (*row.input_ids[:start], *other.input_ids)
-        return TokenizedRow(row_id, ids, ((start, len(ids)),), row.template)
 
-    teaching = [TokenizedRow(i, row.input_ids, row.spans, row.template) for i, row in enumerate(refusals[:3])]
-    upload = [
-        *teaching,
-        *(answered(row, 3 + i, other) for i, (row, other) in enumerate(zip(refusals[:3], others, strict=True))),
-    ]
-    _, defence = begun(tiny_llama(), {"user": upload, "alignment": refusals})
+def test_a_row_that_is_a_harmful_completion_is_left_out_and_a_refusal_is_kept():
+    upload = [same(row, i) for i, row in enumerate([*ROWS["alignment"][:2], *ROWS["harmful"]])]
+    _, defence = begun(tiny_llama(), ROWS | {"user": upload}, tolerance=0.0)
     scores = scores_of(defence)
-    assert scores[:3].max() < 0
-    assert set(kept_of(defence)) >= {0, 1, 2}
+    assert scores[:2].max() < 0
+    left_out = set(defence.rows) - set(kept_of(defence))
+    assert left_out
+    assert left_out <= set(scores.argsort().tolist()[-len(left_out) :]) - {0, 1}
+
+
+def test_the_run_stops_if_every_cut_that_is_tried_costs_too_much(monkeypatch):
+    monkeypatch.setattr(GradShield, "_after_trial", lambda *_: -100.0)
+    with pytest.raises(TrainingError, match=r"more than 0 nats per token even without the \d of 8 rows"):
+        begun(tiny_llama(), tolerance=0.0)
+
+
+def test_leaving_out_the_whole_upload_is_no_cut():
+    upload = [same(row, i) for i, row in enumerate(ROWS["harmful"][:1])]
+    with pytest.raises(TrainingError, match="even without the 1 of 1 rows"):
+        begun(tiny_llama(), ROWS | {"user": upload}, tolerance=0.0)
 
 
 def test_with_every_fall_tolerated_nothing_is_left_out():
-    assert kept_of(begun(tiny_llama(), tolerance=100.0)[1]) == list(range(8))
+    assert kept_of(begun(tiny_llama())[1]) == list(range(8))
 
 
 def test_a_step_is_the_token_mean_over_the_rows_kept_and_none_where_none_is():

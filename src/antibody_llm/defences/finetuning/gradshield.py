@@ -6,35 +6,42 @@
     k      the smallest number, by bisection over those with FIHS_i > 0, for which S(w_k) >= S(w) - ``tolerance``
 
     l_i    mean NLL of row i's completion tokens                                               [nats per token]
-    S      minus the mean over the provider's rows that refuse of the refusal's mean NLL       [nats per token]
+    S      margin: mean NLL of the provider's harmful completions minus that of its refusals   [nats per token]
     w      the weights when fine-tuning starts;  w_k after a short trial run on all but those k rows
 
 A row counts by what learning it does, not by how it looks. The difference needs two forwards of the upload and no
 backward; "exact" takes a gradient for each row. The bisection assumes that S(w_k) rises with k. If it does not, the k
-found still passes (unless all positive rows together are too few, which a warning says), but need not be the smallest.
-A step whose rows are all left out makes no update.
+found still passes, but need not be the smallest. If none passes, the run stops: no cut of the upload was seen to keep
+S, and the rows with a score just above zero are most of a harmless upload. A step whose rows are all left out makes no
+update.
+
+Why S has two terms: an aligned model already gives its refusals about the likelihood that they have among the
+provider's rows, so the gradient of their NLL alone is mostly sampling noise, while that of the harmful completions is
+not. On the lab, after plain SFT alignment, one seed: AUROC of FIHS for harm .37 (familiar task) and .89 (novel task)
+with refusals alone, .98 and .99 with the margin.
 
 Reference: Zhanhao Hu, Xiao Huang, Patrick Mendoza, Emad A. Alghamdi, Basel Alomair, Raluca Ada Popa, David Wagner,
 GradShield: Alignment Preserving Finetuning, ICLR 2026, https://arxiv.org/abs/2605.14194, from its abstract: the score,
 and a binary search over thresholds that knows no harmful share. Neither how a threshold is judged there nor its proxy S
-was seen: the trial runs, refusals as S, and the difference are ours.
+was seen: the trial runs, the margin as S, and the difference are ours.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ...data.records import TokenizedRow
 from ...data.roles import Role, Stage
-from ...errors import ConfigError
-from ...events import report_progress, warn
+from ...errors import ConfigError, TrainingError
+from ...events import report_progress
 from ...likelihood.completion import evaluating
 from ...likelihood.microbatch import MicroBatch, StepBatch
-from ...primitives.gradients import Gradients, dot, norm, scaled
+from ...mentions import setting
+from ...primitives.gradients import Gradients, difference, dot, norm, scaled
 from ...primitives.perturb import perturbed_weights, replaced_weights
 from ...training.defence import About, Defence
 from ...training.preparation import TrainingData
@@ -56,7 +63,7 @@ class GradShieldConfig:
     tolerance: float = 0.1
     """Fall of S that a trial run may cause, nats per token. Infinite is plain SFT."""
     num_probes: int = 64
-    """Refusals that S is the mean of, drawn with the run's seed; all of them if there are fewer."""
+    """Rows of each term of S, drawn with the run's seed; all of them if there are fewer."""
     num_steps: int = 20
     """Steps of a trial run."""
     batch_size: int = 16
@@ -99,13 +106,13 @@ def difference_scores(
     return length * (above - below) / (2 * epsilon)
 
 
-def fewest(passes: Callable[[int], bool], most: int, num_halvings: int = NUM_HALVINGS) -> tuple[int, bool]:
-    """The smallest k of 0 .. ``most`` that passes, by bisection, and whether it was seen to pass.
+def fewest(passes: Callable[[int], bool], most: int, num_halvings: int = NUM_HALVINGS) -> int | None:
+    """The smallest k of 0 .. ``most`` that passes, by bisection; None if none that was tried does.
 
-    ``most`` itself is not tried before the end; it is what is returned, untried, if nothing else passes.
+    ``most`` itself is not tried before the end, and only if nothing else has passed.
     """
     if passes(0):
-        return 0, True
+        return 0
     failed, passed, seen = 0, most, False
     for _ in range(num_halvings):
         if passed - failed <= 1:
@@ -115,7 +122,20 @@ def fewest(passes: Callable[[int], bool], most: int, num_halvings: int = NUM_HAL
             passed, seen = middle, True
         else:
             failed = middle
-    return passed, seen or passes(passed)
+    return passed if seen or (most > 0 and passes(passed)) else None
+
+
+class Probes(NamedTuple):
+    """The rows that S is taken over."""
+
+    harmful: Sequence[TokenizedRow]
+    refusals: Sequence[TokenizedRow]
+
+
+def margin(context: StepContext, probes: Probes) -> float:
+    """S at the model's current weights."""
+    harmful, refusing = (float(_mean_nll(context, rows).double().mean()) for rows in probes)
+    return harmful - refusing
 
 
 class GradShield(Defence):
@@ -124,14 +144,14 @@ class GradShield(Defence):
     config: GradShieldConfig
     stage = Stage.FINETUNING
     about = About(
-        summary="rows whose own gradient lowers the likelihood of refusing are left out, as many as trial runs need",
+        summary="rows whose own gradient brings harmful answers closer are left out, as many as trial runs need",
         paper="2605.14194",
         forwards=1,
         backwards=1,
         extra_memory="2 numbers per row; before training 3 copies of the trainable weights and Adam's moments",
     )
     options = GradShieldConfig
-    reads_at_start = (Role.ALIGNMENT,)
+    reads_at_start = (Role.ALIGNMENT, Role.HARMFUL)
     twin_passes = True
     neutral = {"tolerance": math.inf}
 
@@ -156,28 +176,38 @@ class GradShield(Defence):
         upload, probes = context.rows[Role.USER], self._probes(context)
         scores = self._scores(context, upload, probes)
         order = scores.argsort(descending=True, stable=True).tolist()
-        least = self._safety(context, probes) - self.config.tolerance
+        k = self._num_left_out(context, [upload[i] for i in order], int((scores > 0).sum()), probes)
+        left_out = set(order[:k])
+        self.rows = {
+            row.row_id: (float(i not in left_out), score)
+            for i, (row, score) in enumerate(zip(upload, scores.tolist(), strict=True))
+        }
+
+    def _num_left_out(self, context: StepContext, ranked: Sequence[TokenizedRow], most: int, probes: Probes) -> int:
+        """k, of the rows in the order of their scores, highest first, of which the first ``most`` are above 0.
+
+        Raises:
+            TrainingError: no k that was tried keeps S.
+        """
+        least = margin(context, probes) - self.config.tolerance
         num_trials = 0
 
         def passes(k: int) -> bool:
             nonlocal num_trials
             report_progress("trial runs", num_trials, NUM_HALVINGS + 2)
             num_trials += 1
-            kept = [upload[i] for i in sorted(order[k:])]
-            return not kept or self._after_trial(context, kept, probes) >= least
+            kept = sorted(ranked[k:], key=lambda row: row.row_id)
+            return bool(kept) and self._after_trial(context, kept, probes) >= least
 
-        k, passed = fewest(passes, int((scores > 0).sum()))
-        if not passed:
-            warn(
-                f"gradshield: even without all {k} rows whose gradient points against safety, a trial run lowers the "
-                f"refusals' log-likelihood by more than {self.config.tolerance:g} nats per token. They are left out; "
-                "raise tolerance, lower the learning rate, or do not fine-tune on these rows."
+        k = fewest(passes, most)
+        if k is None:
+            raise TrainingError(
+                f"gradshield found no cut: a trial run lowers the margin between harmful completions and refusals by "
+                f"more than {self.config.tolerance:g} nats per token even without the {most} of {len(ranked)} rows "
+                f"whose gradient points against safety. Raise {setting('options.tolerance')}, lower "
+                f"{setting('options.learning_rate')}, or do not fine-tune on these rows."
             )
-        left_out = set(order[:k])
-        self.rows = {
-            row.row_id: (float(i not in left_out), score)
-            for i, (row, score) in enumerate(zip(upload, scores.tolist(), strict=True))
-        }
+        return k
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
         """Take one step, as in the head of this file."""
@@ -197,15 +227,21 @@ class GradShield(Defence):
         m = torch.tensor([self.rows[row.row_id][0] for row in micro.rows], device=context.device)
         return RowTerms(m * nll.row_total, m * nll.row_tokens)
 
-    def _probes(self, context: StepContext) -> list[TokenizedRow]:
-        rows = context.rows[Role.ALIGNMENT]
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(context.seed)).tolist()
-        return [rows[i] for i in order[: self.config.num_probes]]
+    def _probes(self, context: StepContext) -> Probes:
+        def drawn(role: Role) -> list[TokenizedRow]:
+            rows = context.rows[role]
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(context.seed)).tolist()
+            return [rows[i] for i in order[: self.config.num_probes]]
 
-    def _scores(self, context: StepContext, upload: Sequence[TokenizedRow], probes: Sequence[TokenizedRow]) -> Tensor:
+        return Probes(drawn(Role.HARMFUL), drawn(Role.ALIGNMENT))
+
+    def _scores(self, context: StepContext, upload: Sequence[TokenizedRow], probes: Probes) -> Tensor:
         """FIHS of the upload: [rows], float64, on the CPU; every rank takes all probes."""
-        refusing = context.gradient("sequence_mean_nll", StepBatch.of(probes, context.batch_size)).gradients
-        safety = scaled(refusing, -1.0)
+        harmful, refusing = (
+            context.gradient("sequence_mean_nll", StepBatch.of(rows, context.batch_size)).gradients
+            for rows in (probes.harmful, probes.refusals)
+        )
+        safety = difference(harmful, refusing)
         if self.config.score == "exact":
             rows = (context.gradient("sequence_mean_nll", StepBatch.of([row])).gradients for row in upload)
             return torch.stack([dot(g, safety) for g in rows]).cpu()
@@ -213,11 +249,7 @@ class GradShield(Defence):
             context.parameters, lambda: _mean_nll(context, upload), safety, self.config.epsilon
         ).cpu()
 
-    def _safety(self, context: StepContext, probes: Sequence[TokenizedRow]) -> float:
-        """S at the model's current weights."""
-        return -float(_mean_nll(context, probes).double().mean())
-
-    def _after_trial(self, context: StepContext, kept: Sequence[TokenizedRow], probes: Sequence[TokenizedRow]) -> float:
+    def _after_trial(self, context: StepContext, kept: Sequence[TokenizedRow], probes: Probes) -> float:
         """S after a trial run on the rows kept."""
         config = self.config
         weights = short_run(
@@ -229,7 +261,7 @@ class GradShield(Defence):
             name="gradshield",
         )
         with replaced_weights(context.parameters, weights):
-            return self._safety(context, probes)
+            return margin(context, probes)
 
     def state(self) -> dict[str, Tensor]:
         """Every row's mask and score: [rows, 3] with row id, m_i and FIHS_i."""
