@@ -37,7 +37,7 @@ def short_run(
         batch_size: Rows of a step, over all ranks.
         learning_rate: Adam's.
         name: Names this run among those of the same seed, so that their orders differ.
-        loss: As in ``StepContext.gradient``.
+        loss: A function that gives each row's terms, or the name of a mean; see ``StepContext.gradient``.
         start: The weights to begin with; by default the model's own.
 
     Returns:
