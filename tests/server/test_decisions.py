@@ -243,6 +243,18 @@ def test_an_approved_checkpoint_can_be_asked_and_its_job_is_still_held(server, h
     assert unreachable(client, model)
 
 
+def test_nobody_releases_what_the_gate_has_not_measured(server, held):
+    _, _, model = held
+    checkpoint = f"{model}:ckpt-step-{CHECKPOINT}"
+    with server.context.database.write() as session:
+        session.query(Model).filter_by(name=checkpoint).update({"gate": None, "released": False})
+    answer = server.http.post(f"/v1/operator/models/{checkpoint}/approve", json=WHY)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "not_measured")
+    decide_on(server, checkpoint, "reject")  # which is no verdict of the gate
+    assert server.http.post(f"/v1/operator/models/{checkpoint}/approve", json=WHY).status_code == 400
+    assert unreachable(server.client(), checkpoint)
+
+
 def test_a_rejected_model_fails_its_job_with_a_code_of_its_own_and_an_alert(server, held):
     client, job_id, model = held
     assert not decide_on(server, model, "reject", reason="it names real people").json()["released"]

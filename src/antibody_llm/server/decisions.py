@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from .auth import Principal
 from .clean import clean
 from .database.tables import Audit, Job, Model
-from .errors import not_found
+from .errors import ApiError, not_found
 from .lifecycle import Status, record_event
 from .records import fail, succeed
 
@@ -37,9 +37,17 @@ def decide_by_hand(
         now: Seconds since 1970.
 
     Raises:
-        ApiError: 404: there is no such model, or its customer has deleted it or cancelled its job.
+        ApiError: 404: there is no such model, or its customer has deleted it or cancelled its job. 400: it is to be
+            released, and the gate has not measured it.
     """
     job, row = _locked(session, name)
+    if released and not {name for name in row.gate or {} if name != "override"}:
+        raise ApiError(
+            400,
+            "The gate has not measured this model, and nobody can release what has no verdict. Its verdict comes when "
+            "its job has been trained; a checkpoint that is not among the newest (worker.checkpoints) gets none.",
+            code="not_measured",
+        )
     action = "model.approved" if released else "model.rejected"
     override = clean({"action": action, "at": int(now), "reason": reason})
     row.released, row.gate = released, {**(row.gate or {}), "override": override}
