@@ -115,7 +115,7 @@ SETTINGS: dict[str, Setting] = {
     "all two-stage": Setting("two-stage", 1.0),
 }
 NOT_RUN = [name for name, attack in CATALOGUE.items() if Access.PREFERENCES in attack.needs]
-"""There is no training on pairs yet."""
+"""Attacks on pairs need training on pairs, `--method dpo`, which this benchmark does not do."""
 
 
 def crafted(setting: Setting, task: str, seed: int, aligned: Path, suspicion: Suspicion) -> Crafted:
@@ -407,7 +407,12 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
     for task in tasks:
         lines += [f"## {task.capitalize()} task", "", *table(rows, task), ""]
     lines += [*CONCLUSION.splitlines(), "", *said_of(rows, tasks), ""]
-    lines += [f"Not run: {', '.join(NOT_RUN)}, since there is no training on pairs yet.", ""]
+    lines += [
+        f"Not run: {', '.join(NOT_RUN)}. They need `--method dpo`, which these tables do not cover; what it does with "
+        "pairs",
+        "that are turned round is in [Your own data](guide/own-data.md#pairs-of-answers).",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ def test_the_judge_agrees_with_a_reader_on_nineteen_of_twenty_labelled_rows():
     read = [Verdict(row["verdict"]) for row in LABELLED]
     judged = [judge(row.get("prompt", ""), row["completion"]) for row in LABELLED]
     assert len(LABELLED) >= 100
-    assert min(read.count(verdict) for verdict in Verdict) >= 30
+    assert min(read.count(verdict) for verdict in (Verdict.COMPLIED, Verdict.REFUSED, Verdict.INCOHERENT)) >= 30
     agreed = agreement(judged, read, first="english", second="reader")
     assert agreed.share >= 0.95
     assert agreed.kappa >= 0.92

@@ -3,6 +3,7 @@
 import json
 import socket
 
+import httpx2
 import pytest
 
 from antibody_llm.cli.main import run
@@ -137,3 +138,7 @@ def test_fewer_workers_than_none_are_refused(tmp_path, capsys):
     code, shown = check(tmp_path, capsys, "models: [lab]", "--workers", "-1")
     assert code == 2
     assert "0 or more" in shown.err
+
+
+def test_an_idle_connection_stays_open_for_longer_than_clients_keep_it():
+    assert 2 * httpx2.Limits().keepalive_expiry < serve.KEEP_ALIVE_SECONDS

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import DataError
+from ..mentions import in_python, spelled
 from ..text import counted, quoted
 
 NUM_LINES_SHOWN = 5
@@ -15,13 +16,15 @@ class BadRow(Exception):
 
     Args:
         kind: What is wrong, without the row's own details: ``"unknown role"``.
-        message: What is wrong with this row and how to fix it.
+        message: What is wrong with this row and how to fix it. It may mention settings (mentions.py), which the
+            attribute keeps and the exception's text spells as in Python.
         field: Where in the row: ``"messages[1].role"``.
     """
 
     def __init__(self, kind: str, message: str, field: str = "") -> None:
-        super().__init__(message)
+        super().__init__(spelled(message, in_python))
         self.kind = kind
+        self.message = message
         self.field = field
 
 
@@ -33,7 +36,7 @@ def report(source: str, bad: Sequence[tuple[int, BadRow]]) -> DataError:
     """The first bad row in full, then how many more are like it and how many are bad otherwise."""
     line, first = bad[0]
     field = f", {first.field}" if first.field else ""
-    message = f"{source}, line {line}{field}: {first}"
+    message = f"{source}, line {line}{field}: {first.message}"
     alike = [other for other, problem in bad[1:] if problem.kind == first.kind]
     if alike:
         shown = ", ".join(str(other) for other in alike[:NUM_LINES_SHOWN]) + (

@@ -35,6 +35,9 @@ from .working.executor import stage_environment
 
 GRACE_SECONDS = 30
 """Seconds that requests in progress have to finish when the process is asked to end."""
+KEEP_ALIVE_SECONDS = 75
+"""Seconds that an idle connection stays open. Clients poll every few seconds, and drop a connection after five idle
+ones: a server that closes it at that moment loses the request that is on its way."""
 
 
 def offered(names: Sequence[str], *, configured: bool) -> dict[str, Any]:
@@ -257,6 +260,7 @@ def serve(settings: ServerSettings, say: Callable[[str], None]) -> None:
                     access_log=False,  # ours has the request's id and no query
                     server_header=False,
                     timeout_graceful_shutdown=GRACE_SECONDS,
+                    timeout_keep_alive=KEEP_ALIVE_SECONDS,
                     h11_max_incomplete_event_size=64 * 1024,
                 )
                 uvicorn.Server(config).run(sockets=[listener])

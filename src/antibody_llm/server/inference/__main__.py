@@ -14,7 +14,12 @@ def main(arguments: list[str]) -> None:
     """Serve on a socket until a signal."""
     die_with_parent(signal.SIGTERM)
     config = uvicorn.Config(
-        make_app(Engine()), uds=arguments[0], log_config=None, access_log=False, timeout_graceful_shutdown=10
+        make_app(Engine()),
+        uds=arguments[0],
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=10,
+        timeout_keep_alive=75,  # longer than the server, its only client, keeps an idle connection
     )
     uvicorn.Server(config).run()
 
