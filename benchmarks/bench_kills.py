@@ -28,6 +28,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -170,7 +171,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="the results, JSON")
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of the kills")
-    parser.add_argument("--scratch", type=Path, default=Path("/tmp/antibody-ray"), help="a short path, for Ray")
+    parser.add_argument(
+        "--scratch", type=Path, default=Path(tempfile.gettempdir()) / "antibody-ray", help="a short path, for Ray"
+    )
     options = parser.parse_args(arguments)
     plan, work = make_plan(read_matrix(PRESET)), options.work
     results: dict[str, Any] = {

@@ -15,6 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -81,7 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="the results, JSON")
     parser.add_argument("--cells", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--scratch", type=Path, default=Path("/tmp/antibody-ray"), help="a short path, for Ray")
+    parser.add_argument(
+        "--scratch", type=Path, default=Path(tempfile.gettempdir()) / "antibody-ray", help="a short path, for Ray"
+    )
     options = parser.parse_args(arguments)
     plan, seconds = planned(options.cells)
     results: dict[str, Any] = {
