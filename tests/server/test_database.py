@@ -78,6 +78,28 @@ def test_a_commit_is_on_the_disk_before_it_is_acknowledged(tmp_path):
         assert session.execute(text("PRAGMA foreign_keys")).scalar() == 1
 
 
+def test_the_time_in_a_block_that_writes_is_none_from_before_it_had_its_turn(tmp_path):
+    """A claim that had waited for longer than a lease would have ended before it was made."""
+    clock, asked, times = [100.0], threading.Event(), []
+    database = Database(f"sqlite:///{tmp_path / 'a.sqlite'}", clock=lambda: clock[0])
+
+    def late():
+        asked.set()
+        with database.write() as session:
+            times.append(database.now(session))
+
+    thread = threading.Thread(target=late)
+    with database.write() as session:
+        session.execute(text("SELECT 1"))
+        thread.start()
+        asked.wait()
+        thread.join(0.3)  # it waits for its turn
+        clock[0] = 200.0
+    thread.join()
+    database.close()
+    assert times == [200.0]
+
+
 def test_writers_wait_for_each_other_instead_of_failing(database):
     with database.write() as session:
         session.add(Organization(id="o", name="0", created_at=0.0))

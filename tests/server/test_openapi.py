@@ -10,6 +10,7 @@ from antibody_llm.server.app import create_app
 from tests.server.running import Server
 
 schemathesis = pytest.importorskip("schemathesis")
+from schemathesis.core.errors import UnsupportedSchema  # noqa: E402
 from schemathesis.generation import GenerationMode  # noqa: E402
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance  # noqa: E402
 
@@ -53,7 +54,12 @@ def test_every_answer_is_as_described(described, mode, label):
         excluded = LENIENT if label.startswith("POST") else [*LENIENT, negative_data_rejection]
         case.call_and_validate(headers=headers, excluded_checks=excluded)
 
-    ask()
+    try:
+        ask()
+    except UnsupportedSchema as error:  # it draws on constants of whatever modules a process has imported
+        if mode.is_positive:
+            raise
+        pytest.skip(f"schemathesis drew a change that it cannot make: {str(error)[:120]}")
 
 
 def test_every_route_of_the_contract_is_described():

@@ -284,8 +284,8 @@ def test_texts_are_not_shown_where_the_audit_log_cannot_record_it(operator, demo
 
 def test_rows_whose_file_is_gone_or_of_another_form_are_revealed_as_far_as_they_are_there(operator, demo, customer):
     job = demo.job(customer[0])
+    file = demo.file(customer[0], content=b'not json\n[1]\n{"prompt": "p", "messages": 5}\n')
     with demo.database.write() as session:
-        file = demo.file(customer[0], content=b'not json\n[1]\n{"prompt": "p", "messages": 5}\n')
         session.query(Job).filter_by(id=job).one().training_file = file
     page = operator.send(f"/console/jobs/{job}/rows", page="1").text
     for shown in ("not json", "[1]", "<bdi>prompt</bdi>"):
