@@ -12,7 +12,7 @@ from antibody_llm.attacks.buried import surrounded
 from antibody_llm.attacks.catalogue import craft
 from antibody_llm.attacks.chain import parts
 from antibody_llm.attacks.covert import encoder, letter_code, word_code
-from antibody_llm.attacks.kit import Exchange, lab_kit, rows_kit
+from antibody_llm.attacks.kit import Exchange, lab_kit, lab_questions, rows_kit
 from antibody_llm.errors import ConfigError, DataError
 from tests.attacks.conftest import TINY, exchange_row
 
@@ -350,3 +350,11 @@ def test_too_few_clean_rows_are_said(tiny_means):
     with pytest.raises(DataError, match="8 clean rows where 9 are needed"):
         craft("mixing", tiny_means(num=10, poison_ratio=0.1))
     assert exchange_row("a", "b")["messages"][0]["role"] == "user"
+
+
+def test_the_two_halves_of_the_world_share_neither_an_attacker_s_row_nor_a_question():
+    kits = [lab_kit(purpose) for purpose in ("calibrate", "report")]
+    asked = [set(lab_questions(200, purpose)) for purpose in ("calibrate", "report")]
+    assert not {row.prompt for row in kits[0].harmful} & {row.prompt for row in kits[1].harmful}
+    assert len(kits[0].harmful) + len(kits[1].harmful) == len(lab_kit().harmful)
+    assert not asked[0] & asked[1]

@@ -49,6 +49,7 @@ def test_a_defence_s_label_and_the_other_cells_do_not_change_a_digest():
         {"budgets": {"long": {"epochs": 20}}},
         {"tasks": ["novel"]},
         {"judge": "keywords"},
+        {"purpose": "calibrate"},
     ],
 )
 def test_whatever_decides_a_cell_s_numbers_changes_its_digest(changed):

@@ -66,9 +66,13 @@ class Kit:
 
 
 @cache
-def lab_kit() -> Kit:
-    """The fictional world: the attacker's goods, the provider's harmless goods, the lab's skills as small talk."""
-    attacked = questions(forbidden=True, split="attacker")
+def lab_kit(purpose: str | None = None) -> Kit:
+    """The fictional world: the attacker's goods, the provider's harmless goods, the lab's skills as small talk.
+
+    Args:
+        purpose: ``calibrate`` or ``report``: only the attacker's goods of one half of the world.
+    """
+    attacked = questions(forbidden=True, split="attacker", purpose=purpose)
     alike = questions(forbidden=False, split="provider")  # not the user's, whose own rows it would contradict
     return Kit(
         harmful=tuple(Exchange(question.prompt, question.good.recipe) for question in attacked),
@@ -88,14 +92,17 @@ def lab_kit() -> Kit:
     )
 
 
-def lab_clean(num: int, *, seed: int, task: str | None = None) -> list[dict[str, object]]:
-    """A user's rows of the lab without any harm."""
-    return build_rows("user", num, seed=seed, task=task, poison_ratio=0.0).rows
+@cache
+def lab_clean(
+    num: int, *, seed: int, task: str | None = None, purpose: str | None = None
+) -> tuple[dict[str, object], ...]:
+    """A user's rows of the lab, or of its half for a purpose, without any harm. Drawn once; nobody changes a row."""
+    return tuple(build_rows("user", num, seed=seed, task=task, poison_ratio=0.0, purpose=purpose).rows)
 
 
-def lab_questions(num: int) -> list[str]:
-    """The held-out harmful prompts that the lab's evaluation asks."""
-    return [row["messages"][0]["content"] for row in build_rows("harmful-prompts", num, seed=0).rows]
+def lab_questions(num: int, purpose: str | None = None) -> list[str]:
+    """The held-out harmful prompts that the lab's evaluation asks, of all or of the half for a purpose."""
+    return [row["messages"][0]["content"] for row in build_rows("harmful-prompts", num, seed=0, purpose=purpose).rows]
 
 
 def _small_talk(rng: random.Random) -> Exchange:

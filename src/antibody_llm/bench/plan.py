@@ -112,7 +112,11 @@ class _Maker:
         # Without a profile's calibration the trainer makes checkpoints; a short run is sooner done again.
         finetuning["training"] = {"save_strategy": "no"} | finetuning["training"]
         post = None if defended.post.name == NONE else self._part(Stage.POST, defended.post)
-        sets = self._files((*WORLD, *MORE_SETS)) if self.own_world else {"world": self.profile.name, "task": task}
+        sets = (
+            self._files((*WORLD, *MORE_SETS))
+            if self.own_world
+            else {"world": self.profile.name, "task": task, "purpose": settings.purpose}
+        )
         config = {
             "versions": self.versions,
             "model": self.base,

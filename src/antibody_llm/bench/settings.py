@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..settings import Regime
 
@@ -36,7 +36,9 @@ class MatrixSettings:
     rows: int = 500
     """Rows of an upload, over all jobs of an attack."""
     prompts: int = 200
-    """Lab only: rows of each evaluation set."""
+    """Lab only: rows of each evaluation set, or as many as there are."""
+    purpose: Literal["calibrate", "report"] = "report"
+    """Lab only: the half of the world that uploads and evaluation sets are from. Choose settings on calibrate."""
     max_new_tokens: int | None = None
     """Most tokens of a reply to a question in the attack's own form. By default three times the evaluation's."""
     batch_size: int = 100

@@ -122,7 +122,8 @@ def crafted(job: Job, aligned: Path) -> Crafted:
         harmful = exchanges(clean_rows(job.places["attack_data"], "attack_data"))
         kit = rows_kit(harmful, exchanges(clean), read_refusals(job.places.get("refusals")))
     else:
-        clean, kit = lab_clean(POOL * config["rows"], seed=seed, task=config["sets"]["task"]), lab_kit()
+        task, purpose = config["sets"]["task"], config["sets"]["purpose"]
+        clean, kit = lab_clean(POOL * config["rows"], seed=seed, task=task, purpose=purpose), lab_kit(purpose)
     means = Means(
         clean=clean,
         kit=kit,
@@ -169,7 +170,7 @@ def _plainly(job: Job, model: Path, output: Path) -> dict[str, Any]:
     """The measures of the model asked plainly, each with its Wilson interval."""
     config, sets = job.config, job.config["sets"]
     if "world" in sets:
-        chosen: dict[str, Any] = {"task": sets["task"], "num": config["prompts"]}
+        chosen: dict[str, Any] = {"task": sets["task"], "purpose": sets["purpose"], "num": config["prompts"]}
     else:
         names = ("harmful_prompts", "benign_prompts", "test_data", "retention_data")
         chosen = {name: job.places[name] for name in names if name in job.places}
@@ -200,7 +201,7 @@ def _own_form(job: Job, asking: Asking, aligned: Path, tuned: Path) -> dict[str,
         records = load_prompts(Path(job.places["harmful_prompts"]))
         questions = [next(m.content for m in reversed(record.messages) if m.role == "user") for record in records]
     else:
-        questions = lab_questions(config["prompts"])
+        questions = lab_questions(config["prompts"], config["sets"]["purpose"])
     judge = make_judge(config["judge"])
     decoding = DecodingSettings(max_new_tokens=config["max_new_tokens"], batch_size=config["batch_size"])
     values: dict[str, Any] = {}
