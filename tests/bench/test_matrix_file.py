@@ -40,7 +40,10 @@ def test_a_defence_s_name_alone_is_that_defence_in_every_stage_that_has_one(name
         ({"defences": [{"alignment": "sft"}]}, r"m.yaml: defences\[0\]: name is missing"),
         ({"defences": [{"name": "x", "finetuning": {"name": "lisa", "options": {"roh": 1}}}]}, "did you mean 'rho'"),
         ({"attacks": [{"attack": "few-shot", "options": {"shots": 1000}}]}, r"attacks\[0\]: few-shot.shots is 1000"),
-        ({"attacks": ["reverse-dpo"]}, "a matrix trains on rows alone"),
+        (
+            {"defences": ["sft", "lisa"], "attacks": ["reverse-dpo"]},
+            r"m.yaml: defences\[1\]: reverse-dpo poisons pairs, and 'lisa' was never measured on them",
+        ),
         ({"poison_ratios": [1.5]}, "m.yaml: poison_ratios: 1.5 is not a share"),
         ({"poison_ratios": [0.0001]}, "0.0001 of 500 rows is not one row"),
         ({"attacks": [{"attack": "mixing", "poison_ratios": [2]}]}, r"attacks\[0\].poison_ratios: 2.0 is not a share"),

@@ -57,6 +57,17 @@ def test_whatever_decides_a_cell_s_numbers_changes_its_digest(changed):
     assert not before & keys(plan(**changed))
 
 
+def test_an_attack_on_pairs_trains_on_pairs_and_leaves_the_other_cells_as_they_are():
+    defences = ["sft", {"name": "ours", "finetuning": "antibody-posterior"}]
+    alone, both = (
+        plan(defences=defences, attacks=["mixing"]),
+        plan(defences=defences, attacks=["mixing", "reverse-dpo"]),
+    )
+    assert keys(alone) < keys(both)
+    methods = {cell.attack: cell.job.config.get("method") for cell in both.cells}
+    assert methods == {"mixing": None, "reverse-dpo": "dpo"}
+
+
 def test_what_concerns_cells_alone_leaves_the_alignments_as_they_are():
     before = {job.key for job in plan().jobs if job.kind == "alignment"}
     assert before <= keys(plan(rows=100, prompts=10, attacks=["few-shot"]))

@@ -11,12 +11,11 @@ from typing import Any, TypeVar
 import yaml
 
 from ..attacks.attack import Access, Attack
-from ..attacks.catalogue import CATALOGUE as ATTACKS
 from ..attacks.catalogue import find_attack
 from ..data.files import read_text
 from ..data.roles import Stage
 from ..defences.catalogue import CATALOGUE as DEFENCES
-from ..defences.catalogue import make_defence, make_repair
+from ..defences.catalogue import PAIR_DEFENCES, make_defence, make_pair_defence, make_repair
 from ..errors import AntibodyError, ConfigError
 from ..parsing import load_yaml, nearest, parse_options, yaml_fault
 from ..paths import as_file, checked_path
@@ -137,6 +136,7 @@ def make_matrix(found: Any, file: str) -> Matrix:
     _check_numbers(settings, file)
     defences = tuple(_defence(entry, f"{file}: defences[{i}]") for i, entry in enumerate(settings.defences))
     attacks = tuple(_attack(entry, settings, f"{file}: attacks[{i}]") for i, entry in enumerate(settings.attacks))
+    _refuse_unpaired(defences, attacks, file)
     for key, names in (("defences", [d.name for d in defences]), ("attacks", [a.name for a in attacks])):
         _refuse_twice(names, f"{file}: {key}", key)
     named = [defence.name for defence in defences]
@@ -224,12 +224,6 @@ def _attack(entry: Entry, settings: MatrixSettings, where: str) -> Attacking:
     with placed(where):
         attack = find_attack(given.attack)
         parse_options(attack.options, given.attack, given.options or {}, group="options")
-    if Access.PREFERENCES in attack.needs:
-        able = ", ".join(name for name, each in ATTACKS.items() if Access.PREFERENCES not in each.needs)
-        raise ConfigError(
-            f"{where}: {attack.name} poisons pairs, and a matrix trains on rows alone. Choose among: {able}.",
-            field="attacks",
-        )
     ratios = tuple(settings.poison_ratios if given.poison_ratios is None else given.poison_ratios)
     key = f"{where}.poison_ratios" if given.poison_ratios is not None else f"{where.partition(': ')[0]}: poison_ratios"
     for ratio in ratios:
@@ -242,6 +236,23 @@ def _attack(entry: Entry, settings: MatrixSettings, where: str) -> Attacking:
             )
     _refuse_twice(ratios, key, "poison_ratios")
     return Attacking(given.name or attack.name, attack, plain(dict(given.options or {})), ratios)
+
+
+def _refuse_unpaired(defences: Sequence[Defended], attacks: Sequence[Attacking], file: str) -> None:
+    """Refuse an attack on pairs beside a fine-tuning defence that weighs rows alone."""
+    paired = next((each.attack.name for each in attacks if Access.PREFERENCES in each.attack.needs), None)
+    able = (*PAIR_DEFENCES, ORACLE)
+    for number, defended in enumerate(defences if paired is not None else ()):
+        name, options = defended.finetuning.name, defended.finetuning.options
+        if name in PAIR_DEFENCES:
+            with placed(f"{file}: defences[{number}].finetuning"):
+                make_pair_defence(name, options)
+        elif name != ORACLE:
+            raise ConfigError(
+                f"{file}: defences[{number}]: {paired} poisons pairs, and {quoted(name)} was never "
+                f"measured on them. Fine-tune by one of: {', '.join(able)}; or give pairs a matrix of their own.",
+                field="defences",
+            )
 
 
 def _budget(entry: Any, where: str) -> BudgetEntry:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..attacks.attack import Access
 from ..data.roles import Stage
 from ..errors import ConfigError
 from ..evaluation.judges.registry import make_judge
@@ -136,6 +137,8 @@ class _Maker:
             "threads": settings.threads,
             "seed": seed,
         }
+        if Access.PREFERENCES in attacking.attack.needs:
+            config["method"] = "dpo"
         label = f"{defended.name}, {attacking.name} {100 * ratio:g} %, seed {seed}"
         return Job("cell", config, self._places((*WORLD, *MORE_SETS, *PROVIDED)), aligned, label)
 

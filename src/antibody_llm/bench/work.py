@@ -109,7 +109,7 @@ def _attack(results: Results, job: Job) -> dict[str, Any]:
     if config["post"] is not None:
         tuned = _repaired(job, tuned, working / "repair")
     values = _plainly(job, tuned, working / "evaluation") | _own_form(job, made.asking, aligned, tuned)
-    values |= _screened(made, runs) if config["finetuning"]["name"] != ORACLE else {}
+    values |= _screened(made, runs) if config["finetuning"]["name"] != ORACLE and "method" not in config else {}
     return values | {"num_rows": made.num_rows, "num_poison": made.num_poison}
 
 
@@ -149,6 +149,7 @@ def _tuned(job: Job, model: Path, rows: Sequence[Mapping[str, Any]], output: Pat
             training=part["training"],
             regime=config["regime"],
             seed=config["seed"],
+            method=config.get("method", "sft"),
             **_data(job, config["provided"]),
         ),
     )
@@ -228,7 +229,7 @@ def _screened(made: Crafted, runs: Sequence[RunResult]) -> dict[str, Any]:
     """How a defence that weighs rows has weighed the attacker's: AUROC, the weight that they kept, their share found.
 
     Weights are those of the last epoch. Nothing where a defence has no score of a row: one that skips whole steps of
-    the user's, as Lisa does, weighs them too, and screens nobody.
+    the user's, as Lisa does, weighs them too, and screens nobody; nor of pairs, which are left out or kept.
     """
     kept, poison, scores = list[float](), list[bool](), False
     for upload, run in zip(made.jobs, runs, strict=True):
