@@ -11,7 +11,7 @@ import antibody_llm
 ROOMS = (
     "text", "mentions", "errors", "files", "parsing", "paths", "events",
     "primitives", "data", "models", "likelihood", "lab", "english", "profiles", "screening", "training",
-    "attacks", "defences", "evaluation", "store", "settings", "runs", "building", "harnesses", "bench",
+    "attacks", "defences", "evaluation", "store", "settings", "runs", "building", "harnesses", "searching", "bench",
     "immunization", "calibration", "server", "cli",
 )  # fmt: skip
 SOURCE = Path(antibody_llm.__file__).parent
