@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 from ..events import Listener, Progress, emit, listening
 from .job import Job
@@ -18,6 +18,14 @@ from .work import carry_out
 
 Work = Callable[[Path, Job], dict[str, Any]]
 MakePool = Callable[[Callable[[Job], Any]], Pool[Job]]
+
+
+class Jobs(Protocol):
+    """A plan, of a matrix or of another grid."""
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Each job after the one that it needs, nothing twice."""
 
 
 @dataclass
@@ -47,7 +55,7 @@ class Estimate:
     """The processor time of all that is left, by the stored times of its like; None if nothing is stored."""
 
 
-def known(plan: Plan, folder: Path) -> Outcome:
+def known(plan: Jobs, folder: Path) -> Outcome:
     """What the folder has of a plan already."""
     results, found = Results(folder), Outcome()
     for job in plan.jobs:
@@ -57,7 +65,7 @@ def known(plan: Plan, folder: Path) -> Outcome:
     return found
 
 
-def left(plan: Plan, found: Outcome) -> list[Job]:
+def left(plan: Jobs, found: Outcome) -> list[Job]:
     """The jobs to do; an alignment without a cell to do is not among them."""
     cells = {job for job in plan.jobs if job.kind == "cell" and job not in found.values}
     needed = {job.needs for job in cells} | cells
@@ -92,7 +100,7 @@ def _likes(job: Job) -> list[tuple[str, ...]]:
 
 
 def run_plan(
-    plan: Plan,
+    plan: Jobs,
     folder: Path,
     *,
     make_pool: MakePool,

@@ -20,6 +20,7 @@ import typer
 from .. import __version__
 from ..errors import AntibodyError
 from ..settings import SETTINGS
+from ..settings.immunization import ImmunizationSettings
 from ..text import cut, escaped
 from . import attacks, bench, defences, demo, lab, real, serve, worker
 from .options import system_errors
@@ -59,6 +60,7 @@ app.command("attacks")(attacks.list_command)
 app.command("attack")(attacks.command)
 app.command("demo")(demo.command)
 app.command("bench")(bench.command)
+app.command("immunization")(command("immunization", ImmunizationSettings, room="immunization.verb"))
 app.command("serve")(serve.command)
 app.command("worker")(worker.command)
 app.add_typer(lab.app, name="lab")

@@ -96,8 +96,18 @@ def as_flag(name: str, value: str | None = None) -> str:
     return _flag(name) if value in (None, "True") else f"{_flag(name)} {value}"
 
 
+FLAGS = {
+    "options": "--set",
+    "training": "--train",
+    "judges": "--judge",
+    "learning_rates": "--learning-rate",
+    "regimes": "--regime",
+}
+"""Flags that are not called as their settings: each gives one entry of several."""
+
+
 def _flag(name: str) -> str:
-    return {"options": "--set", "training": "--train", "judges": "--judge"}.get(name, f"--{name.replace('_', '-')}")
+    return FLAGS.get(name, f"--{name.replace('_', '-')}")
 
 
 def pairs(texts: list[str], field: str) -> dict[str, Any]:

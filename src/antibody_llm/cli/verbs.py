@@ -23,7 +23,7 @@ POSITIONAL: Mapping[str, Mapping[str, str]] = {
 PRINTED: Mapping[str, Callable[[Any], None]] = {
     "anchors": lambda result: print_lines(anchors.lines(result)),
     "convert": lambda result: print_lines(result.lines()),
-    **dict.fromkeys(("prepare", "teach", "study"), lambda result: print_lines(result.lines())),
+    **dict.fromkeys(("prepare", "teach", "study", "immunization"), lambda result: print_lines(result.lines())),
     "screen": screen.print_result,
 }
 """The function that shows a verb's result to a reader, if it is not a run's."""
