@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..evaluation.judges.registry import make_judge
 from ..lab.tasks import find_task
 from ..mentions import setting
-from ..profiles import Profile, profile_of
+from ..profiles import profile_of
 from ..settings import plain
 from ..settings.immunization import ImmunizationSettings
 from ..store.digest import file_digest

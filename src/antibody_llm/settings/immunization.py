@@ -1,4 +1,4 @@
-"""The settings of `antibody immunization`, which measures how long a model withstands an attacker who owns its weights."""
+"""The settings of `antibody immunization`: how long a model withstands an attacker who owns its weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
