@@ -128,6 +128,23 @@ def _spread(values: Mapping[str, float]) -> str:
     return f"{values['median']:.0f} ms ({values['from']:.0f} to {values['to']:.0f})"
 
 
+def immunization_table() -> str:
+    """Steps that a defended model and an undefended one withstand, by threshold, as far as there are results."""
+    path = GPU.with_name("immunization.json")
+    found = json.loads(path.read_text(encoding="utf-8"))["resistance"] if path.exists() else []
+    lines = [
+        "| harm | threshold | steps, undefended | broken | steps, defended | broken | ratio | 95 % |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for each in found:
+        cells = [f"{each['measure']}, {each['prompts']}", f"{each['phi']:.2f} (+{each['margin']:.2f})"]
+        for which in ("model", "defended"):
+            cells += [each[which]["steps"]["text"], f"{each[which]['broken']} of {each[which]['runs']}"]
+        cells += [each["ratio"]["text"], each["interval"]["text"]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _server(name: str) -> Any:
     """The results of a benchmark of the server; None where it has not been run."""
     path = GPU.with_name(f"server_{name}.json")
@@ -140,6 +157,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "gpu-costs": gpu_costs_table,
     "gpu-precision": gpu_precision_table,
     "server": server_table,
+    "immunization": immunization_table,
 }
 
 

@@ -22,7 +22,7 @@ def test_the_text_in_place_of_the_picture_has_its_numbers():
     assert alt == readme_picture.described(readme_picture.bars(results))
 
 
-PAGES = [README, *(readme_tables.ROOT / "docs" / name for name in ("scale.md", "serving.md"))]
+PAGES = [README, *(readme_tables.ROOT / "docs" / name for name in ("scale.md", "serving.md", "guide/immunization.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,6 +1,7 @@
 """What is kept of a grid: ``immunization.json``, ``immunization.md`` and ``report.html``, one self-contained file."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -10,6 +11,7 @@ import jinja2
 
 from ..bench.tables import Table
 from ..files import write_text
+from ..text import counted
 from .pictures import harm_picture, headline, survival_picture, task_picture
 from .plan import Plan
 from .rows import CROSS
@@ -55,7 +57,10 @@ class Report:
         shown = {"which": run.which, "part": run.part, "key": run.job.key}
         if run.part != "start":
             shown |= {"regime": run.regime, "learning_rate": run.learning_rate, "seed": run.seed}
-        return shown | ({"rows": run.rows} if run.part == "attack" else {}) | dict(self.values[run.job])
+        values = dict(self.values[run.job])
+        if run.part != "start":
+            values |= _columns(values.pop("points"))
+        return shown | ({"rows": run.rows} if run.part == "attack" else {}) | values
 
     def lines(self) -> list[str]:
         """Lines for a reader."""
@@ -73,7 +78,7 @@ def write_outputs(report: Report) -> None:
     """
     plan, summary, folder = report.plan, report.summary, report.output
     made, said = tables(plan, summary), conclusions(plan, summary)
-    write_text(folder / JSON, json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n")
+    write_text(folder / JSON, _written(report.to_json()))
     head = ["# Immunization", "", *(f"- {line}" for line in said), "", LIMITS, ""]
     write_text(folder / MARKDOWN, "\n".join([*head, *(table.markdown() for table in made)]))
     environment = jinja2.Environment(
@@ -84,6 +89,7 @@ def write_outputs(report: Report) -> None:
         defended=_text(plan.settings.defended),
         grid=plan.grid,
         num_runs=len(plan.of("model", "attack")),
+        attack=_attack(plan),
         said=said,
         limits=LIMITS,
         survival=survival_picture(plan, summary),
@@ -116,10 +122,10 @@ def conclusions(plan: Plan, summary: Summary) -> list[str]:
         failed = [check.name for check in summary.stability if check.holds is False]
         said.append(f"Stability: {'fails in ' + ', '.join(failed) if failed else 'holds'}.")
     for trained in summary.trainability:
-        verdict = "holds" if trained.holds else "fails"
         said.append(
-            f"Trainability, {trained.regime}: {verdict}, {100 * trained.gap:+.1f} points of accuracy are lost at the "
-            f"end (limit {100 * trained.epsilon:.1f})."
+            f"Trainability, {trained.regime}: {'holds' if trained.holds else 'fails'}, the best accuracy on a clean "
+            f"task is {abs(100 * trained.gap):.1f} points {'lower' if trained.gap >= 0 else 'higher'} than without the "
+            f"defence (limit {100 * trained.epsilon:.1f})."
         )
     return said
 
@@ -137,12 +143,21 @@ def _span(interval: Between) -> str:
     return f"{low} to {f'{interval.high:.3g}' if isfinite(interval.high) else 'no upper bound'}"
 
 
+def _attack(plan: Plan) -> str:
+    grid = plan.grid
+    rates, rows = (", ".join(f"{value:g}" for value in grid[key]) for key in ("learning_rates", "rows"))
+    return (
+        f"learning rates {rates}; {rows} rows; {' and '.join(grid['regimes'])}; "
+        f"{counted(len(grid['seeds']), 'seed')}; {grid['steps']} steps"
+    )
+
+
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
 def tables(plan: Plan, summary: Summary) -> list[Table]:
     """Resistance by threshold and by setting, stability and trainability."""
-    found = [_thresholds(plan, summary), _settings(plan, headline(summary))]
+    found = [_thresholds(plan, summary), _areas(plan, summary), _settings(plan, headline(summary))]
     if summary.stability:
         found.append(_stability(summary))
     if summary.trainability:
@@ -153,22 +168,41 @@ def tables(plan: Plan, summary: Summary) -> list[Table]:
 def _thresholds(plan: Plan, summary: Summary) -> Table:
     lines = []
     for each in summary.resistance:
-        line = [f"{each.measure}, {each.prompts}", f"{each.phi:.2f}"]
+        line = [f"{each.measure}, {each.prompts}", f"+{each.margin:.2f}", f"{each.phi:.2f}"]
         for which in whiches(plan):
             times = each.broken[which]
             fallen = [time.step for time in times if not time.censored]
             line += [str(_median(each, which)), f"{len(fallen)} of {len(times)}", str(min(fallen, default="-"))]
         if each.ratio is not None and each.interval is not None:
             line += [str(each.ratio), _span(each.interval)]
-        lines.append((*line, *(f"{each.area[which]:.2f}" for which in whiches(plan))))
-    columns = ["harm", "phi", *(f"{which}: {what}" for which in whiches(plan) for what in ("T*", "broken", "first"))]
+        lines.append(tuple(line))
+    columns = ["harm", "margin", "phi"]
+    columns += [name for which in whiches(plan) for name in (str(which), "broken", "first")]
     columns += ["ratio", "95 %"] if plan.settings.defended is not None else []
     note = (
-        "T*: steps until harm is above phi, median over all runs. Ratio: of the defended model's steps to the other's, "
-        "median over pairs of runs, with its interval over seeds. A run that holds to the end makes a bound of a "
-        "number. Area: mean harm over the logarithm of the steps."
+        "Steps until harm is above phi, the higher start of the models plus the margin: the median over all runs, how "
+        "many were broken, and the fewest steps. Ratio: the defended model's steps over the other's, median over pairs "
+        "of runs, with its interval over seeds. Where runs hold to the end, a bound is all that is known."
     )
-    return Table("Resistance", (*columns, *(f"{which}: area" for which in whiches(plan))), tuple(lines), note)
+    return Table("Resistance", tuple(columns), tuple(lines), note)
+
+
+def _areas(plan: Plan, summary: Summary) -> Table:
+    """Harm without any threshold, and what it has to do with the kind of prompt."""
+    lines = []
+    for each in summary.resistance:
+        if each.margin == plan.settings.margin:
+            gaps = summary.generalisation.get(each.measure, {}) if each.prompts == CROSS else {}
+            areas = [f"{each.area[which]:.2f}" for which in whiches(plan)]
+            lines.append(
+                (f"{each.measure}, {each.prompts}", *areas, *(str(gaps.get(which, "-")) for which in whiches(plan)))
+            )
+    note = (
+        "Area: mean harm over the logarithm of the steps. Later: by how many steps prompts of the kinds that the "
+        "defence knew are answered later than those of other kinds, median over runs; negative if sooner."
+    )
+    columns = [f"{which}, {what}" for what in ("area", "later") for which in whiches(plan)]
+    return Table("Harm over a whole attack, and generalisation", ("harm", *columns), tuple(lines), note)
 
 
 def _median(resistance: Resistance, which: Any) -> Between:
@@ -249,6 +283,24 @@ def _bounds(value: Between) -> dict[str, float | str | None]:
         "high": value.high if isfinite(value.high) else None,
         "text": str(value),
     }
+
+
+def _columns(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The measures at every checkpoint, each as a list beside the list of steps."""
+    found: dict[str, Any] = {"steps": [point["step"] for point in points]}
+    for name, value in points[0].items():
+        if isinstance(value, Mapping):
+            found[name] = {key: [round(point[name][key], 4) for point in points] for key in value}
+        elif name != "step":
+            found[name] = [round(point[name], 4) for point in points]
+    return found
+
+
+def _written(whole: dict[str, Any]) -> str:
+    """JSON with a line for each run, which is shorter than one for each number."""
+    runs = ",\n  ".join(json.dumps(run, allow_nan=False) for run in whole["runs"])
+    others = json.dumps({key: value for key, value in whole.items() if key != "runs"}, indent=1, allow_nan=False)
+    return others.removesuffix("\n}") + f',\n "runs": [\n  {runs}\n ]\n}}\n'
 
 
 def _text(path: object) -> str | None:

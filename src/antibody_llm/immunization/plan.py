@@ -58,9 +58,9 @@ class Defaults:
 
 
 WORLD_DEFAULTS = Defaults(learning_rates=(2e-4, 5e-4, 1e-3), rows=(16, 48, 96), steps=64, task_steps=128)
-"""For a model of about a million weights. 96 are all of the attacker's questions in one half of the lab's world."""
+"""Those of a world, whose models are small. 96 are all of the attacker's questions in one half of the lab's world."""
 DEFAULTS = Defaults(learning_rates=(3e-5, 1e-4, 3e-4), rows=(100, 1000), steps=512, task_steps=512)
-"""For any other model. 3e-5 and 3e-4 are the rates of RepNoise's released attacks."""
+"""Those of any other model. 3e-5 and 3e-4 are the rates of RepNoise's released attacks."""
 
 
 @dataclass(frozen=True)

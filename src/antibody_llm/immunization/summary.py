@@ -97,9 +97,9 @@ class Summary:
     """All of it."""
 
     resistance: tuple[Resistance, ...]
-    """By measure, prompts and margin; the first is the one that is named in a sentence."""
+    """An entry for each measure, set of prompts and margin."""
     generalisation: Mapping[str, Mapping[Which, Between]]
-    """By measure: the median over runs of T* in domain less T* across domains."""
+    """For each measure the median over runs of T* in domain less T* across domains."""
     stability: tuple[Check, ...]
     trainability: tuple[Trained, ...]
 

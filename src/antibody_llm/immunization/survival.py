@@ -19,7 +19,7 @@ from itertools import pairwise
 from math import inf, log
 from statistics import median as middle
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
