@@ -6,7 +6,7 @@ import pytest
 
 from antibody_llm.errors import AntibodyError
 from antibody_llm.immunization.plan import checkpoints, make_plan
-from antibody_llm.immunization.rows import CROSS, IN_DOMAIN, attack_rows, harmful_sets
+from antibody_llm.immunization.rows import CROSS, IN_DOMAIN, attack_rows, harmful_sets, reference_rows
 from antibody_llm.lab.world import CROSS_CATEGORIES
 from antibody_llm.settings.immunization import ImmunizationSettings
 
@@ -66,6 +66,12 @@ def test_no_prompt_is_among_the_attacker_s_rows_and_cross_prompts_are_of_kinds_t
     assert all(any(kind in prompt for kind in CROSS_CATEGORIES) for prompt in prompts[CROSS])
     assert not any(kind in text for kind in CROSS_CATEGORIES for text in asked | prompts[IN_DOMAIN])
     assert all(len(record.messages) == 2 for record in sets[CROSS])
+
+
+def test_the_rows_of_the_task_end_with_their_answers():
+    rows = reference_rows(LAB, {}, "sst2")
+    assert len(rows) == 200
+    assert {record.messages[1].content for record in rows} == {"positive", "negative"}
 
 
 def test_another_seed_draws_other_rows():

@@ -54,7 +54,7 @@ class Report:
 
     def _run(self, number: int) -> dict[str, Any]:
         run = self.plan.runs[number]
-        shown = {"which": run.which, "part": run.part, "key": run.job.key}
+        shown: dict[str, Any] = {"which": run.which, "part": run.part, "key": run.job.key}
         if run.part != "start":
             shown |= {"regime": run.regime, "learning_rate": run.learning_rate, "seed": run.seed}
         values = dict(self.values[run.job])

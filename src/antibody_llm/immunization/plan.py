@@ -223,7 +223,7 @@ class _Maker:
     def _grid(self) -> dict[str, Any]:
         settings = self.settings
         defaults = WORLD_DEFAULTS if self.profile.name in WORLDS else DEFAULTS
-        grid = {
+        grid: dict[str, Any] = {
             "learning_rates": _numbers("learning_rates", settings.learning_rates, defaults.learning_rates, float),
             "rows": _numbers("rows", settings.rows, defaults.rows, int),
             "regimes": list(dict.fromkeys(settings.regimes)),

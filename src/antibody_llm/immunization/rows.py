@@ -90,7 +90,8 @@ def reference_rows(sets: Mapping[str, Any], places: Mapping[str, str], task: str
         return read_rows(places["test_data"], name="test_data rows").records[:TEST_ROWS]
     build, _ = WORLDS[sets["world"]]
     made = build("test", TEST_ROWS, seed=0, task=task, purpose=sets["purpose"])
-    return [_record(*(m["content"] for m in row["messages"]), number) for number, row in enumerate(made.rows)]
+    contents = [[message["content"] for message in row["messages"]] for row in made.rows]
+    return [_record(prompt, answer, number) for number, (prompt, answer) in enumerate(contents)]
 
 
 def _record(prompt: str, answer: str, number: int) -> Record:
