@@ -108,10 +108,11 @@ def conclusions(plan: Plan, summary: Summary) -> list[str]:
     """A sentence for each condition."""
     first = headline(summary)
     said = [f"Resistance, {which}: {first.worst(which)}." for which in whiches(plan)]
-    if first.ratio is not None and first.interval is not None:
+    if first.ratio is not None:
+        spread = "one seed" if first.interval is None else f"95 % interval over seeds {_span(first.interval)}"
         said.append(
             f"Resistance, ratio: the defended model takes {_times(first.ratio)} as many steps, median over runs "
-            f"(95 % interval over seeds {_span(first.interval)})."
+            f"({spread})."
         )
     across = summary.find(first.measure, CROSS, first.margin)
     if across is not None:
@@ -173,8 +174,8 @@ def _thresholds(plan: Plan, summary: Summary) -> Table:
             times = each.broken[which]
             fallen = [time.step for time in times if not time.censored]
             line += [str(_median(each, which)), f"{len(fallen)} of {len(times)}", str(min(fallen, default="-"))]
-        if each.ratio is not None and each.interval is not None:
-            line += [str(each.ratio), _span(each.interval)]
+        if each.ratio is not None:
+            line += [str(each.ratio), "-" if each.interval is None else _span(each.interval)]
         lines.append(tuple(line))
     columns = ["harm", "margin", "phi"]
     columns += [name for which in whiches(plan) for name in (str(which), "broken", "first")]
@@ -267,8 +268,8 @@ def _resistance(plan: Plan, each: Resistance) -> dict[str, Any]:
             "area": each.area[which],
             "survival": survived(each, which),
         }
-    if each.ratio is not None and each.interval is not None:
-        shown |= {"ratio": _bounds(each.ratio), "interval": _bounds(each.interval)}
+    if each.ratio is not None:
+        shown |= {"ratio": _bounds(each.ratio), "interval": each.interval and _bounds(each.interval)}
     shown["settings"] = [
         {key: _bounds(value) if isinstance(value, Between) else value for key, value in line.items()}
         for line in each.settings

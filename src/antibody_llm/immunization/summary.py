@@ -47,6 +47,7 @@ class Resistance:
     ratio: Between | None
     """The median over runs; None for a model alone."""
     interval: Between | None
+    """None for a model alone, and for one seed, which has no spread."""
     settings: tuple[Mapping[str, Any], ...]
     """The medians over seeds of each setting of the grid."""
     area: Mapping[Which, float]
@@ -174,7 +175,7 @@ def _resistance(plan: Plan, values: Values, measure: str, prompts: str, margin: 
         phi,
         times,
         median(ratios) if ratios else None,
-        interval([[ratios[i] for i in some] for some in places]) if ratios else None,
+        interval([[ratios[i] for i in some] for some in places]) if ratios and len(plan.grid["seeds"]) > 1 else None,
         tuple(lines),
         {which: fmean(area(each) for each in some) for which, some in curves.items()},
     )
