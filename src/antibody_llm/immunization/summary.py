@@ -82,7 +82,7 @@ class Trained:
     curves: Mapping[Which, Curve]
     """Accuracy, the mean over seeds."""
     gap: float
-    """By how much the best accuracy of the undefended model is higher at the end, mean over seeds."""
+    """How much higher the best accuracy of the undefended model is at the end, mean over seeds."""
     worst: tuple[int, float]
     """The checkpoint at which that gap is largest, and the gap there."""
     epsilon: float
@@ -100,7 +100,7 @@ class Summary:
     resistance: tuple[Resistance, ...]
     """An entry for each measure, set of prompts and margin."""
     generalisation: Mapping[str, Mapping[Which, Between]]
-    """For each measure the median over runs of T* in domain less T* across domains."""
+    """The median over runs of T* in domain less T* across domains, for each measure."""
     stability: tuple[Check, ...]
     trainability: tuple[Trained, ...]
 
