@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedModel
 
-from ..attacks.asking import PLAIN, Asking
+from ..attacks.asking import PLAIN, Asking, Row
 from ..attacks.attack import Access, Crafted, Means
 from ..attacks.catalogue import CATALOGUE, craft
 from ..attacks.kit import lab_clean, lab_kit, lab_questions, rows_kit
@@ -118,7 +118,7 @@ def crafted(job: Job, aligned: Path) -> Crafted:
     config, attack = job.config, CATALOGUE[job.config["attack"]["name"]]
     seed = config["seed"]
     if "data" in job.places:
-        clean = clean_rows(job.places["data"])
+        clean: Sequence[Row] = clean_rows(job.places["data"])
         harmful = exchanges(clean_rows(job.places["attack_data"], "attack_data"))
         kit = rows_kit(harmful, exchanges(clean), read_refusals(job.places.get("refusals")))
     else:
