@@ -8,7 +8,7 @@ from antibody_llm.bench.plan import make_plan
 from antibody_llm.lab.rows import build_rows
 
 
-def test_a_model_without_a_profile_is_attacked_and_judged_on_files(tmp_path, tiny_llama_folder, monkeypatch):
+def test_a_model_without_a_profile_is_attacked_repaired_and_judged_on_files(tmp_path, tiny_llama_folder, monkeypatch):
     monkeypatch.setattr(work, "settle", lambda threads: None)
     files = {}
     for key, kind, num in (
@@ -25,7 +25,7 @@ def test_a_model_without_a_profile_is_attacked_and_judged_on_files(tmp_path, tin
         {
             "model": str(tiny_llama_folder),
             "judge": "keywords",
-            "defences": ["sft"],
+            "defences": [{"name": "sft", "alignment": "sft", "finetuning": "sft", "post": "safe-lora"}],
             "attacks": ["backdoor"],
             "poison_ratios": [0.5],
             "budgets": {"one step": {"batch_size": 8, "training": {"max_steps": 1}}},

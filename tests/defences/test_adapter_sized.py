@@ -67,7 +67,11 @@ def test_nothing_the_size_of_a_frozen_weight_is_made_in_training_and_a_few_adapt
     assert kept <= 4 * adapter + 8 * rows + 100
 
 
-@pytest.mark.parametrize("key", [key for key in CATALOGUE if key[0] is Stage.POST], ids=lambda key: key[1])
+ALONE = [key for key, cls in CATALOGUE.items() if key[0] is Stage.POST and not (cls.needs_aligned or cls.merges)]
+"""The repairs that do not compare the matrices of several models, of which one at a time is made."""
+
+
+@pytest.mark.parametrize("key", ALONE, ids=lambda key: key[1])
 def test_nothing_the_size_of_a_frozen_weight_is_made_in_a_repair(tmp_path, key):
     run, watch = adapted(tmp_path, (Stage.FINETUNING, "sft"))
     reader = ModelReader(run.model, rows=ROWS, refusals=random_refusals())

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..defences.catalogue import make_repair
 from ..lab.rows import build_rows
 from ..lab.tasks import find_task
 from ..runs.align import align
@@ -195,6 +196,7 @@ def _finetune(folder: Path, cell: Cell) -> Figures:
 
 
 def _repair(folder: Path, cell: Cell) -> Figures:
-    fine_tuned = folder / replace(cell, post="none").name
-    result = repair(fine_tuned, defence=cell.post, seed=cell.seed, output=folder / cell.name)
+    fine_tuned, method = folder / replace(cell, post="none").name, make_repair(cell.post)
+    aligned = folder / cell.aligned.name if method.needs_aligned or method.needs_base else None
+    result = repair(fine_tuned, defence=cell.post, seed=cell.seed, aligned=aligned, output=folder / cell.name)
     return {"seconds": result.seconds}

@@ -23,6 +23,7 @@ from ..attacks.own_copy import OwnCopy
 from ..attacks.provider import screening_of
 from ..building.attacks import clean_rows, exchanges
 from ..data.formats import load_prompts
+from ..defences.catalogue import make_repair
 from ..errors import OutputError
 from ..evaluation.asked import ask_model, asked_measures
 from ..evaluation.decoding import DecodingSettings
@@ -107,7 +108,7 @@ def _attack(results: Results, job: Job) -> dict[str, Any]:
             runs.append(_tuned(job, tuned, rows, working / f"job{number}"))
             tuned = cast(Path, runs[-1].model)
     if config["post"] is not None:
-        tuned = _repaired(job, tuned, working / "repair")
+        tuned = _repaired(job, aligned, tuned, working / "repair")
     values = _plainly(job, tuned, working / "evaluation") | _own_form(job, made.asking, aligned, tuned)
     values |= _screened(made, runs) if config["finetuning"]["name"] != ORACLE and "method" not in config else {}
     return values | {"num_rows": made.num_rows, "num_poison": made.num_poison}
@@ -155,9 +156,12 @@ def _tuned(job: Job, model: Path, rows: Sequence[Mapping[str, Any]], output: Pat
     )
 
 
-def _repaired(job: Job, model: Path, output: Path) -> Path:
+def _repaired(job: Job, aligned: Path, model: Path, output: Path) -> Path:
     part, provided = job.config["post"], _data(job, job.config["provided"])
     provided.pop("refusals", None)
+    method = make_repair(part["name"], part["options"])
+    if method.needs_aligned or method.needs_base:
+        provided["aligned"] = aligned
     run = _in_its_folder(
         output,
         lambda: repair(

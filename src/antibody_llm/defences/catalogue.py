@@ -43,6 +43,7 @@ from .finetuning.safeinstr import SafeInstr
 from .finetuning.sft import FinetuningSFT
 from .finetuning.toss import TOSS
 from .post.antidote import Antidote
+from .post.safe_lora import SafeLoRA
 from .preference.antibody_posterior import PreferencePosterior
 from .preference.sft import PreferenceSFT
 
@@ -81,6 +82,7 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence] | type[Repair]] = {
     (Stage.FINETUNING, "safeinstr"): SafeInstr,
     (Stage.FINETUNING, "toss"): TOSS,
     (Stage.POST, "antidote"): Antidote,
+    (Stage.POST, "safe-lora"): SafeLoRA,
 }
 
 PAIR_DEFENCES: dict[str, type[PairDefence]] = {

@@ -29,6 +29,7 @@ class ModelReader:
         autocast: A context entered around every forward, each time again, since a cached cast hides a perturbation.
         batch_size: Rows per forward pass over a whole role.
         base: The model before its alignment, if that is not this model with its adapter switched off.
+        aligned: The model that fine-tuning started from, with the same default.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class ModelReader:
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         batch_size: int = 16,
         base: nn.Module | None = None,
+        aligned: nn.Module | None = None,
     ) -> None:
         self.model = model
         self.rows = dict(rows or {})
@@ -51,6 +53,7 @@ class ModelReader:
         self._refusals = refusals
         self.batch_size = batch_size
         self._base = base
+        self._aligned = aligned
 
     @property
     def device(self) -> torch.device:
@@ -137,8 +140,23 @@ class ModelReader:
         Raises:
             ModelError: there is neither.
         """
-        if self._base is not None:
-            yield self._base
+        with self._earlier(self._base) as model:
+            yield model
+
+    @contextmanager
+    def before_finetuning(self) -> Iterator[nn.Module]:
+        """Yield the model that fine-tuning started from: a separate model, or this one with its adapter off.
+
+        Raises:
+            ModelError: there is neither.
+        """
+        with self._earlier(self._aligned) as model:
+            yield model
+
+    @contextmanager
+    def _earlier(self, other: nn.Module | None) -> Iterator[nn.Module]:
+        if other is not None:
+            yield other
             return
         with self.without_adapter():
             yield self.model

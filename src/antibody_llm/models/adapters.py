@@ -99,6 +99,12 @@ def adapter_disabled(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
+def merged(model: PeftModel) -> PreTrainedModel:
+    """The model with the adapter's product in its weights, all of which can be trained; ``model`` is of no use after."""
+    whole: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+    return whole.requires_grad_(True)
+
+
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters that require gradients by name, in the model's order; weights that are tied occur once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

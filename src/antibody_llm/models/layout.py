@@ -50,7 +50,7 @@ def context_length(model: nn.Module) -> int | None:
     return length
 
 
-def require_same_shape(model: nn.Module, other: nn.Module, *, named: str, num_tokens: int) -> None:
+def require_same_shape(model: nn.Module, other: nn.Module, *, named: str, num_tokens: int, key: str = "base") -> None:
     """Check that two models can be compared layer by layer, on ids of the first one's tokenizer.
 
     Args:
@@ -58,12 +58,14 @@ def require_same_shape(model: nn.Module, other: nn.Module, *, named: str, num_to
         other: The one that it is compared with.
         named: What the user calls the other one.
         num_tokens: How many tokens the tokenizer has.
+        key: The setting that names the other one: ``base``, or ``aligned`` for the one that fine-tuning started from.
 
     Raises:
         ModelError: hidden size or number of layers differ, or the other one has too few embeddings.
     """
     here, there = (_bare(m).config.get_text_config() for m in (model, other))  # type: ignore[union-attr, operator]
-    wrong = f"so that it is not the model before its alignment. Name that one as {setting('base')}."
+    before = "before its alignment" if key == "base" else "that fine-tuning started from"
+    wrong = f"so that it is not the model {before}. Name that one as {setting(key)}."
     for field in ("model_type", "hidden_size", "num_hidden_layers"):
         ours, its = getattr(here, field, None), getattr(there, field, None)
         if ours != its:

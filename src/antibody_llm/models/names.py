@@ -16,6 +16,8 @@ from .stored_adapter import read_adapter_config
 
 PACKAGED = ("lab", "lab-aligned")
 PROVENANCE = "antibody.json"
+ALIGNED = "aligned"
+"""Entry of a fine-tuned model's provenance: the model that the first fine-tuning of its line started from."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -87,7 +89,7 @@ def adapter_folder(adapter: str) -> Path:
 def read_provenance(folder: str) -> dict[str, Any]:
     """What ``antibody.json`` in a model's folder says of where the model came from; empty where there is none.
 
-    Entries that are null are left out. ``base`` is a text, ``deployment`` an object of texts.
+    Entries that are null are left out. ``base`` and ``aligned`` are texts, ``deployment`` an object of texts.
 
     Raises:
         ModelError: it cannot be read, or one of these is something else.
@@ -96,7 +98,8 @@ def read_provenance(folder: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     entries = {key: value for key, value in read_json(path).items() if value is not None}
-    field(entries, path, "base", str)
+    for key in ("base", ALIGNED):
+        field(entries, path, key, str)
     deployment = field(entries, path, "deployment", dict)
     for key in deployment or {}:
         if field(deployment, path, key, str) is None:

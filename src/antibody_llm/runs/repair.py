@@ -1,26 +1,31 @@
 """Repair a fine-tuned model, after the user's training."""
 
 import time
+from dataclasses import replace
 from typing import Any, cast
 
+from peft import PeftModel
 from torch import nn
 
 from ..data.roles import Role, Stage, setting_of
 from ..data.source import Source
 from ..defences.catalogue import make_repair
-from ..errors import DataError
-from ..events import inform, warned
+from ..errors import DataError, ModelError
+from ..events import inform, warn, warned
 from ..likelihood.reader import ModelReader
 from ..mentions import setting
+from ..models.adapters import merged
 from ..models.loading import load_model
 from ..profiles import Choice, Profile, profile_of
 from ..settings import RepairSettings, Rows, plain, rows_of, written_out
 from ..store.environment import environment
 from ..store.folder import State, open_run
-from ..store.naming import described_model, model_name
+from ..store.naming import aligned_of, base_of, described_model, model_name
 from ..store.result import RunResult, stored_result
 from ..training.defence import Repair
+from ..training.preparation import TrainingData
 from .encoding import encode, make_renderer
+from .resources import earlier_model
 from .saving import save_weights
 from .sources import read_rows
 from .trainer_config import check_seed
@@ -58,16 +63,29 @@ def repair(settings: RepairSettings) -> RunResult:
         "skip_too_long": settings.skip_too_long,
         "batch_size": settings.batch_size,
     }
+    earlier = _earlier(settings, method, name, adapter)
+    config |= {key: described_model(model) for key, model in earlier.items()}
     config = written_out(settings, config)
-    folder = open_run(settings.output, config, overwrite=settings.overwrite, inputs=(name, adapter, *given.values()))
+    inputs = (name, adapter, *earlier.values(), *given.values())
+    folder = open_run(settings.output, config, overwrite=settings.overwrite, inputs=inputs)
     if folder.state is State.COMPLETE:
         inform(f"{folder.path}: already complete; this is its stored result.")
         return stored_result(folder.path)
-    loaded = load_model(name, adapter=adapter, trainable_adapter=True)
+    dtype = "float32" if method.small_steps else "auto"
+    loaded = load_model(name, adapter=adapter, dtype=dtype, trainable_adapter=True)
+    if method.merges and isinstance(loaded.model, PeftModel):
+        loaded = replace(loaded, model=merged(loaded.model), adapter=None)
     records = {str(role): source.records for role, source in sources.items()}
-    rows, skipped = encode(records, make_renderer(loaded), skip=settings.skip_too_long)
+    data = method.prepare(TrainingData(records, loaded.tokenizer, settings.seed))
+    rows, skipped = encode(data.records, make_renderer(loaded), skip=settings.skip_too_long)
     model, pad_id = cast(nn.Module, loaded.model), cast(int, loaded.tokenizer.pad_token_id)
-    reader = ModelReader(model, rows=rows, pad_id=pad_id, batch_size=settings.batch_size)
+    reader = ModelReader(
+        model,
+        rows=rows,
+        pad_id=pad_id,
+        batch_size=settings.batch_size,
+        **{key: earlier_model(loaded, each, key, dtype) for key, each in earlier.items()},
+    )
     folder.begin(environment(settings.seed))
     try:
         method.repair(reader, seed=settings.seed)
@@ -94,6 +112,37 @@ def _method(settings: RepairSettings, profile: Profile) -> Repair:
         return settings.defence
     preset, _ = profile.calibration(Stage.POST, settings.defence, "full")
     return make_repair(settings.defence, preset | dict(settings.options or {}))
+
+
+def _earlier(settings: RepairSettings, method: Repair, name: str, adapter: str | None) -> dict[str, str]:
+    """The models that the defence compares with, by the setting that names each.
+
+    Raises:
+        ModelError: one of them is not known.
+    """
+    earlier: dict[str, str] = {}
+    if method.needs_aligned or method.needs_base:
+        aligned = model_name(settings.aligned) if settings.aligned is not None else aligned_of(name, adapter)
+        base = None if settings.base is None else model_name(settings.base)
+        if method.needs_aligned:
+            if aligned is None:
+                raise ModelError(
+                    f"{adapter or name} does not say which model its fine-tuning started from, and this defence "
+                    f"compares the two. Name it: {setting('aligned')}."
+                )
+            earlier["aligned"] = aligned
+        if method.needs_base:
+            base = base or (None if aligned is None else base_of(aligned, None))
+            if base is None:
+                raise ModelError(
+                    f"{aligned or adapter or name} does not say which model it was before its alignment, and this "
+                    f"defence compares the two. Name it: {setting('base')}."
+                )
+            earlier["base"] = base
+    for key in ("aligned", "base"):
+        if getattr(settings, key) is not None and key not in earlier:
+            warn(f"{setting(key)} is not used: {type(method).__name__} does not compare with that model.")
+    return earlier
 
 
 def _source(role: Role, rows: Rows | None, *, profile: Profile, seed: int, who: Repair) -> Source:

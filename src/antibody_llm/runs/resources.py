@@ -56,10 +56,26 @@ def before_alignment(loaded: LoadedModel, dtype: str = "auto") -> nn.Module | No
     """The model before its alignment, frozen, in ``dtype``; None where that is the adapter switched off."""
     if loaded.adapter_off_is_base:
         return None
-    base = cast(str, loaded.base)
-    before = cast(nn.Module, load_model(base, dtype=dtype).model)
-    require_same_shape(cast(nn.Module, loaded.model), before, named=base, num_tokens=len(loaded.tokenizer))
-    return before.requires_grad_(False)
+    return earlier_model(loaded, cast(str, loaded.base), "base", dtype)
+
+
+def earlier_model(loaded: LoadedModel, name: str, key: str, dtype: str = "auto") -> nn.Module | None:
+    """An earlier model of the line of ``loaded``, frozen; None where that is its adapter switched off.
+
+    Args:
+        loaded: The model that is compared.
+        name: The earlier one.
+        key: The setting that names it, ``base`` or ``aligned``, for the error.
+        dtype: Type of its weights.
+
+    Raises:
+        ModelError: the two cannot be compared.
+    """
+    if loaded.adapter is not None and resolve(name) == resolve(loaded.name):
+        return None
+    earlier = cast(nn.Module, load_model(name, dtype=dtype).model)
+    require_same_shape(cast(nn.Module, loaded.model), earlier, named=name, num_tokens=len(loaded.tokenizer), key=key)
+    return earlier.requires_grad_(False)
 
 
 def examples(templates: Iterable[Template], source: str) -> list[Record]:

@@ -1,8 +1,8 @@
 """What a run leaves in its folder: metrics, samples, and the weights with what a reader must know of them."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from peft import PeftModel
 from torch import nn
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from ..data.records import Record
 from ..models.loading import LoadedModel
+from ..models.names import ALIGNED, PACKAGED, read_provenance
 from ..models.saving import save_adapter, save_model
 from ..store.contents import METRICS
 from ..store.folder import RunFolder
@@ -36,6 +37,8 @@ def save_weights(folder: RunFolder, model: nn.Module, loaded: LoadedModel, defen
         "defence": folder.config["defence"],
         "deployment": dataclasses.asdict(defence.deployment),
     }
+    if (aligned := _aligned(folder.config)) is not None:
+        provenance[ALIGNED] = aligned
     if isinstance(model, PeftModel):
         given = folder.config["model"]
         provenance[BASE_WEIGHTS] = (given["under"] or given)["weights"]
@@ -45,3 +48,16 @@ def save_weights(folder: RunFolder, model: nn.Module, loaded: LoadedModel, defen
         name, base, whole = "model", loaded.base or loaded.name, cast(PreTrainedModel, model)
         save_model(whole, folder.path / name, tokenizer=loaded.tokenizer, base=base, provenance=provenance)
     return name
+
+
+def _aligned(config: Mapping[str, Any]) -> str | None:
+    """The model that the first fine-tuning of the line started from; None before any, or where it is not known."""
+    if config["verb"] == "align":
+        return None
+    given = config["adapter"] or config["model"]
+    earlier = read_provenance(given["place"])
+    if ALIGNED in earlier:
+        return str(earlier[ALIGNED])
+    if "repair" in (config["verb"], earlier.get("verb")) or earlier.get("verb") == "finetune":
+        return None  # it was fine-tuned by a release that did not write this down
+    return str(given["name"] if given["name"] in PACKAGED else given["place"])

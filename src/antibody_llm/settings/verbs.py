@@ -28,6 +28,12 @@ class RepairSettings:
     """Folder of the run."""
     adapter: str | Path | None = None
     """Fine-tuned adapter on the model: it is repaired, not the model beneath."""
+    aligned: str | Path | None = field(default=None, metadata=ELSEWHERE)
+    """The model that fine-tuning started from, for defences that compare with it; by default what the fine-tuned one
+    says of itself."""
+    base: str | Path | None = field(default=None, metadata=ELSEWHERE)
+    """The model before its alignment, for defences that compare with it; by default what the aligned one says of
+    itself."""
     alignment_data: Rows | None = field(default=None, metadata=ELSEWHERE)
     """Prompts with refusals, for defences that need them."""
     harmful_data: Rows | None = field(default=None, metadata=ELSEWHERE)

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import ModelError
 from ..mentions import setting
 from ..models.checks import TOKENIZER_FILES, WEIGHT_SUFFIXES
-from ..models.names import adapter_base, is_adapter, read_provenance, resolve
+from ..models.names import ALIGNED, adapter_base, is_adapter, read_provenance, resolve
 from ..screening.anchors import ANCHORS
 from .digest import file_digest
 
@@ -78,6 +78,12 @@ def base_of(name: str, adapter: str | None) -> str | None:
     if named:
         return str(named)
     return under if adapter is not None or is_adapter(name) else None
+
+
+def aligned_of(name: str, adapter: str | None) -> str | None:
+    """The model that the fine-tuning of ``name``, or of its adapter, started from, as that says; None: not known."""
+    named = read_provenance(resolve(adapter or name)).get(ALIGNED)
+    return None if named is None else str(named)
 
 
 def tokenizer_fingerprint(name: str) -> str | None:

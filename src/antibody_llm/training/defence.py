@@ -147,6 +147,14 @@ class Repair(ABC):
     options: ClassVar[type] = NoOptions
     reads: tuple[Role, ...] = ()
     """Roles whose rows it reads."""
+    needs_aligned: bool = False
+    """Whether it compares with the model that fine-tuning started from (``reader.before_finetuning``)."""
+    needs_base: bool = False
+    """Whether it compares with the model before its alignment (``reader.before_alignment``)."""
+    merges: ClassVar[bool] = False
+    """Whether an adapter is merged into the model first, because what it does to the weights fits no adapter."""
+    small_steps: ClassVar[bool] = False
+    """Whether it moves weights by less than the rounding of bf16, so that they are loaded in float32."""
     neutral: ClassVar[Mapping[str, Any] | None] = None
     """Options at which it changes nothing; None if there are none (the file says why)."""
 
@@ -157,12 +165,16 @@ class Repair(ABC):
     def __init__(self, config: Any = None) -> None:
         self.config = config
 
+    def prepare(self, data: TrainingData) -> TrainingData:
+        """Choose among the rows of ``reads`` before they are tokenised."""
+        return data
+
     @abstractmethod
     def repair(self, reader: ModelReader, *, seed: int) -> None:
         """Change the model's weights in place.
 
         Args:
-            reader: The fine-tuned model, with the rows of ``reads``.
+            reader: The fine-tuned model, with the rows of ``reads`` and the models that it compares with.
             seed: The run's seed.
         """
 
@@ -178,6 +190,6 @@ def needed_roles(defence: AnyDefence) -> list[Role]:
 
 
 def needs_of(defence: AnyDefence) -> list[str]:
-    """Everything a defence needs besides the stage's main rows: roles, "refusals", "base", "anchors"."""
-    resources = ("refusals", "base", "anchors")
+    """Everything a defence needs besides the stage's main rows: roles, "refusals", "aligned", "base", "anchors"."""
+    resources = ("refusals", "aligned", "base", "anchors")
     return [*map(str, needed_roles(defence)), *(r for r in resources if getattr(defence, f"needs_{r}", False))]
