@@ -54,6 +54,8 @@ ACTIVE = {
     (Stage.FINETUNING, "safeinstr"): {"ratio": 0.2},
     (Stage.FINETUNING, "toss"): {"share": 0.3, "rounds": 2, "num_epochs": 1, "batch_size": 16, "learning_rate": 0.001},
     (Stage.POST, "antidote"): {"alpha": 0.25},
+    (Stage.POST, "one-shot-patch"): {"num_steps": 4, "learning_rate": 0.001},
+    (Stage.POST, "safe-delta"): {"budget": 0.3},
     (Stage.POST, "safe-lora"): {"threshold": 0.9},
 }
 """Options by (stage, name). A defence without an entry fails the battery: add one line here."""

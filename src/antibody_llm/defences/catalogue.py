@@ -43,6 +43,8 @@ from .finetuning.safeinstr import SafeInstr
 from .finetuning.sft import FinetuningSFT
 from .finetuning.toss import TOSS
 from .post.antidote import Antidote
+from .post.one_shot_patch import OneShotPatch
+from .post.safe_delta import SafeDelta
 from .post.safe_lora import SafeLoRA
 from .preference.antibody_posterior import PreferencePosterior
 from .preference.sft import PreferenceSFT
@@ -82,6 +84,8 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence] | type[Repair]] = {
     (Stage.FINETUNING, "safeinstr"): SafeInstr,
     (Stage.FINETUNING, "toss"): TOSS,
     (Stage.POST, "antidote"): Antidote,
+    (Stage.POST, "one-shot-patch"): OneShotPatch,
+    (Stage.POST, "safe-delta"): SafeDelta,
     (Stage.POST, "safe-lora"): SafeLoRA,
 }
 

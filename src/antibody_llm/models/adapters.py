@@ -100,7 +100,7 @@ def adapter_disabled(model: nn.Module) -> Iterator[None]:
 
 
 def merged(model: PeftModel) -> PreTrainedModel:
-    """The model with the adapter's product in its weights, all of which can be trained; ``model`` is of no use after."""
+    """The model with the adapter's product in its weights, which can be trained; ``model`` is of no use after."""
     whole: PreTrainedModel = model.merge_and_unload(safe_merge=True)
     return whole.requires_grad_(True)
 

@@ -92,7 +92,7 @@ def decoder_matrices(model: nn.Module) -> list[list[Matrix]]:
 
 
 def counterparts(matrices: Sequence[Matrix], model: nn.Module) -> list[Matrix]:
-    """The same layers of another model of that architecture.
+    """Find these layers in another model of that architecture.
 
     Raises:
         ModelError: it lacks one, or has it in another shape.

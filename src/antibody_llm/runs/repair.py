@@ -1,6 +1,7 @@
 """Repair a fine-tuned model, after the user's training."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -15,13 +16,13 @@ from ..events import inform, warn, warned
 from ..likelihood.reader import ModelReader
 from ..mentions import setting
 from ..models.adapters import merged
-from ..models.loading import load_model
+from ..models.loading import LoadedModel, load_model
 from ..profiles import Choice, Profile, profile_of
 from ..settings import RepairSettings, Rows, plain, rows_of, written_out
 from ..store.environment import environment
 from ..store.folder import State, open_run
 from ..store.naming import aligned_of, base_of, described_model, model_name
-from ..store.result import RunResult, stored_result
+from ..store.result import RunResult, Skipped, stored_result
 from ..training.defence import Repair
 from ..training.preparation import TrainingData
 from .encoding import encode, make_renderer
@@ -71,31 +72,18 @@ def repair(settings: RepairSettings) -> RunResult:
     if folder.state is State.COMPLETE:
         inform(f"{folder.path}: already complete; this is its stored result.")
         return stored_result(folder.path)
-    dtype = "float32" if method.small_steps else "auto"
-    loaded = load_model(name, adapter=adapter, dtype=dtype, trainable_adapter=True)
-    if method.merges and isinstance(loaded.model, PeftModel):
-        loaded = replace(loaded, model=merged(loaded.model), adapter=None)
-    records = {str(role): source.records for role, source in sources.items()}
-    data = method.prepare(TrainingData(records, loaded.tokenizer, settings.seed))
-    rows, skipped = encode(data.records, make_renderer(loaded), skip=settings.skip_too_long)
-    model, pad_id = cast(nn.Module, loaded.model), cast(int, loaded.tokenizer.pad_token_id)
-    reader = ModelReader(
-        model,
-        rows=rows,
-        pad_id=pad_id,
-        batch_size=settings.batch_size,
-        **{key: earlier_model(loaded, each, key, dtype) for key, each in earlier.items()},
-    )
+    loaded = _loaded(method, name, adapter)
+    reader, skipped = _reader(settings, method, loaded, sources, earlier)
     folder.begin(environment(settings.seed))
     try:
         method.repair(reader, seed=settings.seed)
-        kind = save_weights(folder, model, loaded, method)
+        kind = save_weights(folder, reader.model, loaded, method)
         result = RunResult(
             output=folder.final,
             model=folder.final / kind,
             metrics={},
             seconds=time.monotonic() - started,
-            num_rows=sum(len(of_role) for of_role in rows.values()),
+            num_rows=sum(len(of_role) for of_role in reader.rows.values()),
             skipped=tuple(skipped),
             warnings=warned(),
         )
@@ -112,6 +100,41 @@ def _method(settings: RepairSettings, profile: Profile) -> Repair:
         return settings.defence
     preset, _ = profile.calibration(Stage.POST, settings.defence, "full")
     return make_repair(settings.defence, preset | dict(settings.options or {}))
+
+
+def _loaded(method: Repair, name: str, adapter: str | None) -> LoadedModel:
+    """The fine-tuned model, with the adapter merged into it where the defence changes more than that."""
+    loaded = load_model(name, adapter=adapter, dtype=_dtype(method), trainable_adapter=True)
+    if method.merges and isinstance(loaded.model, PeftModel):
+        return replace(loaded, model=merged(loaded.model), adapter=None)
+    return loaded
+
+
+def _dtype(method: Repair) -> str:
+    return "float32" if method.small_steps else "auto"
+
+
+def _reader(
+    settings: RepairSettings,
+    method: Repair,
+    loaded: LoadedModel,
+    sources: Mapping[Role, Source],
+    earlier: Mapping[str, str],
+) -> tuple[ModelReader, list[Skipped]]:
+    """The reader of the fine-tuned model, its rows and the models before it; and the rows that are left out."""
+    records = {str(role): source.records for role, source in sources.items()}
+    data = method.prepare(TrainingData(records, loaded.tokenizer, settings.seed))
+    rows, skipped = encode(data.records, make_renderer(loaded), skip=settings.skip_too_long)
+    models = {key: earlier_model(loaded, name, key, _dtype(method)) for key, name in earlier.items()}
+    reader = ModelReader(
+        cast(nn.Module, loaded.model),
+        rows=rows,
+        pad_id=cast(int, loaded.tokenizer.pad_token_id),
+        batch_size=settings.batch_size,
+        base=models.get("base"),
+        aligned=models.get("aligned"),
+    )
+    return reader, skipped
 
 
 def _earlier(settings: RepairSettings, method: Repair, name: str, adapter: str | None) -> dict[str, str]:

@@ -21,9 +21,8 @@ each layer runs twice on one row at a time). ``alpha`` = 0 changes nothing; it t
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from peft import PeftModel
@@ -32,8 +31,7 @@ from torch import Tensor, nn
 from ...data.roles import Role
 from ...errors import ConfigError, DataError, ModelError
 from ...events import report_progress
-from ...likelihood.completion import evaluating
-from ...likelihood.microbatch import MicroBatch
+from ...likelihood.inputs import squares, summed_inputs
 from ...likelihood.reader import ModelReader
 from ...mentions import setting
 from ...models.adapters import PAPER_TARGETS
@@ -114,38 +112,6 @@ def prunable(model: nn.Module) -> dict[str, nn.Linear]:
     return linear
 
 
-class InputSquares:
-    """The sum over rows and real tokens of each layer's squared input: one [columns] vector a layer."""
-
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        self.layers = layers
-        self.sums = [torch.zeros(m.in_features, dtype=torch.float32, device=m.weight.device) for m in layers]
-        self.lengths: Sequence[int] = ()
-        """The number of real tokens of each row of the coming forward; padding follows them."""
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Add every forward inside to the sums."""
-        handles = []
-
-        def hook(index: int) -> Any:
-            def add(module: nn.Module, args: tuple[Any, ...]) -> None:
-                x = args[0].float()  # [B, T, columns]
-                lengths = torch.tensor(self.lengths, device=x.device)
-                real = torch.arange(x.shape[1], device=x.device)[None] < lengths[:, None]
-                self.sums[index] += (x.square() * real[..., None]).sum(dim=(0, 1))
-
-            return add
-
-        try:
-            for index, layer in enumerate(self.layers):
-                handles.append(layer.register_forward_pre_hook(hook(index)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
 class Antidote(Repair):
     """Binds scores, masks and removal to a fine-tuned model."""
 
@@ -181,8 +147,8 @@ class Antidote(Repair):
         if self.config.score == "random":
             generator = torch.Generator().manual_seed(seed)
             return (torch.rand(layer.weight.shape, generator=generator).to(layer.weight.device) for layer in layers)
-        squares = input_squares(reader, layers)
-        return (layer.weight.detach().float().abs() * s.sqrt() for layer, s in zip(layers, squares, strict=True))
+        found = input_squares(reader, layers)
+        return (layer.weight.detach().float().abs() * s.sqrt() for layer, s in zip(layers, found, strict=True))
 
 
 def input_squares(reader: ModelReader, layers: Sequence[nn.Linear]) -> list[Tensor]:
@@ -195,16 +161,12 @@ def input_squares(reader: ModelReader, layers: Sequence[nn.Linear]) -> list[Tens
     num_rows = len(reader.rows.get(Role.HARMFUL, ()))
     if not num_rows:
         raise DataError(f"antidote scores weights on harmful rows and was given none. Give {setting('harmful_data')}.")
-    squares, done = InputSquares(layers), 0
-
-    def watch(micro: MicroBatch) -> Tensor:
-        nonlocal done
-        report_progress("repairing, harmful rows", done, num_rows)
-        done += len(micro.rows)
-        squares.lengths = [len(row.input_ids) for row in micro.rows]
-        return reader.completion_nll(micro).row_total
-
-    with evaluating(reader.model), squares.watching():
-        reader.over_rows(Role.HARMFUL, watch)
+    sums = summed_inputs(
+        reader,
+        Role.HARMFUL,
+        layers,
+        squares,
+        progress=lambda done: report_progress("repairing, harmful rows", done, num_rows),
+    )
     report_progress("repairing, harmful rows", num_rows, num_rows)
-    return [reader.all_reduce(total) / num_rows for total in squares.sums]
+    return [total / num_rows for total in sums]
