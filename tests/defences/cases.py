@@ -47,6 +47,7 @@ ACTIVE = {
     (Stage.FINETUNING, "ldifs"): {"rho": 0.01},
     (Stage.FINETUNING, "lisa"): {"num_alignment_steps": 2, "num_user_steps": 1, "rho": 0.5},
     (Stage.FINETUNING, "lookahead"): {"num_preview_tokens": 2},
+    (Stage.FINETUNING, "pact"): {"lam": 0.5, "num_tokens": 20, "num_prompts": 12, "num_positions": 4},
     (Stage.FINETUNING, "panacea"): {"rho": 0.3, "lam": 0.5},
     (Stage.FINETUNING, "ptst"): {"safety_prompt": "t5 t6 t7"},
     (Stage.FINETUNING, "safe-region"): {"radius": 0.5, "tau": 0.8, "check_every": 2},

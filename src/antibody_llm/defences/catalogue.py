@@ -35,6 +35,7 @@ from .finetuning.kl_to_aligned import KLToAligned
 from .finetuning.ldifs import LDIFS
 from .finetuning.lisa import Lisa
 from .finetuning.lookahead import LookAhead
+from .finetuning.pact import PACT
 from .finetuning.panacea import Panacea
 from .finetuning.ptst import PTST
 from .finetuning.safe_region import SafeRegion
@@ -77,6 +78,7 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence] | type[Repair]] = {
     (Stage.FINETUNING, "ldifs"): LDIFS,
     (Stage.FINETUNING, "lisa"): Lisa,
     (Stage.FINETUNING, "lookahead"): LookAhead,
+    (Stage.FINETUNING, "pact"): PACT,
     (Stage.FINETUNING, "panacea"): Panacea,
     (Stage.FINETUNING, "ptst"): PTST,
     (Stage.FINETUNING, "safe-region"): SafeRegion,
