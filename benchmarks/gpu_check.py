@@ -286,12 +286,19 @@ def repaired(name: str, device: torch.device, mode: str) -> Trained:
     model = tiny_llama().to(device)
     before = flat(model)
     bf16 = mode == "bf16"
-    reader = ModelReader(model, rows=ROWS, autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16))
+    aligned, base = (tiny_llama(seed=seed).to(device) for seed in (1, 2))
+    reader = ModelReader(
+        model,
+        rows=ROWS,
+        autocast=lambda: torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+        aligned=aligned,
+        base=base,
+    )
     start = time.monotonic()
     with matmul_precision(mode):
         make_repair(name, ACTIVE[Stage.POST, name]).repair(reader, seed=0)
     synchronise(device)
-    return Trained(before, flat(model), time.monotonic() - start, removal=True)
+    return Trained(before, flat(model), time.monotonic() - start, removal=name == "antidote")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ own, as in the specifications' counts.
 Which passes a step has is written down here, not measured; tests/benchmarks/test_pass_cost.py counts those that are
 really made. What a defence does every few steps is averaged over a whole cycle of ``cycle`` steps. Defences that only
 rewrite the upload are timed on rows that need no rewriting. The post stage has no steps: one repair counts as one.
+Repairs that compare the matrices of several models are not here: their time is that of the matrices, not of passes.
 
 Every round takes all cases in turn, each followed at once by its own passes; a ratio is the median over rounds. All
 run on one random Llama with LoRA, that of step_cost.py at shorter rows (a batch is 4 rows of 16 prompt tokens; a
@@ -169,6 +170,16 @@ def noise(context: StepContext, batches: Batches) -> Run:
     return run
 
 
+def read_answers(context: StepContext, batches: Batches) -> Run:
+    """Forward over the user's answers, each behind the last token of its prompt."""
+    rows = [
+        replace(row, input_ids=row.input_ids[start - 1 : end], spans=((1, 1 + end - start),))
+        for row in only(batches[Role.USER]).rows
+        for start, end in row.spans
+    ]
+    return partial(torch.no_grad()(completion_nll), context.model, MicroBatch.of(rows), pad_id=context.pad_id)
+
+
 def read_all_harmful(context: StepContext, batches: Batches) -> Run:
     """Forward over every harmful row."""
     micro = read(Role.HARMFUL)(context, batches)
@@ -194,6 +205,7 @@ KINDS = {
     "harmful rows and refusals": Kind(trained_pairs, 1, 1),
     "alignment, forward": Kind(read(Role.ALIGNMENT), 1, 0),
     "user, forward": Kind(read(Role.USER), 1, 0),
+    "answers without prompts, forward": Kind(read_answers, 1, 0),
     "refusals onto the prompt, forward": Kind(read_onto_prompt, 1, 0),
     "every harmful row, forward": Kind(read_all_harmful, 1, 0),
     "lens": Kind(lens, 0, 0),
@@ -286,6 +298,12 @@ CASES = [
         note="1 and 2 steps instead of 100 and 900",
     ),
     Case(Stage.FINETUNING, "lookahead", ONCE, note=REWRITES),
+    Case(
+        Stage.FINETUNING,
+        "pact",
+        {"user": 1, "user, forward": 1, "answers without prompts, forward": 1},
+        note="its third pass is shorter; its tokens are chosen once, before",
+    ),
     Case(Stage.FINETUNING, "panacea", {"user": 1, "harmful": 2}),
     Case(Stage.FINETUNING, "ptst", ONCE, note=REWRITES),
     Case(
@@ -308,6 +326,13 @@ CASES = [
     ),
     Case(Stage.FINETUNING, "toss", ONCE, options={"num_epochs": 1}, note="its tokens are selected once, before"),
     Case(Stage.POST, "antidote", {"every harmful row, forward": 1}, note="one repair with 64 harmful rows"),
+    Case(
+        Stage.POST,
+        "one-shot-patch",
+        {"alignment": 3},
+        options={"num_steps": 3},
+        note="one repair of 3 steps on a batch of refusals, instead of 10 on one",
+    ),
 ]
 
 
@@ -345,6 +370,7 @@ class Bench:
         """For roles that a step draws no batch of: a defence keeps such rows from the start, or repairs with them."""
         self.batches: dict[str, StepBatch] = self.first
         if case.stage is Stage.POST:
+            rows[Role.ALIGNMENT] = rows[Role.ALIGNMENT][: size.batch]
             self.context = StepContext(model, rows=rows, refusals=refusals, batch_size=size.batch)
             self.repair = partial(make_repair(case.name, case.options).repair, self.context, seed=0)
             return

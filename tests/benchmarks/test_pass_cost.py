@@ -40,8 +40,9 @@ def passes_of(run):
     return rows["forward"], rows["backward"]
 
 
-def test_every_defence_of_the_catalogue_is_measured():
-    assert {(case.stage, case.name) for case in CASES} == set(CATALOGUE)
+def test_every_defence_of_the_catalogue_is_measured_but_repairs_that_compare_models():
+    measured = {key for key, cls in CATALOGUE.items() if not getattr(cls, "needs_aligned", False)}
+    assert {(case.stage, case.name) for case in CASES} == measured
     assert len(set(LABELS)) == len(LABELS)
 
 
