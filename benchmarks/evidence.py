@@ -1,11 +1,12 @@
 """How well antibody-posterior's evidence and probabilities separate harm from novelty, on the lab. No fine-tuning.
 
-    python benchmarks/evidence.py [--seeds 3] [--models DIR] [--output FILE]
+    python benchmarks/evidence.py [--seeds 3] [--alignments sft,antibody] [--auroc-only] [--models DIR] [--output FILE]
     python benchmarks/evidence.py --report FILE
 
 Each model is the lab's, aligned by SFT or by Antibody with all its weights, and carries its own anchors. Read with it:
 
-    kinds     benign rows kind by kind, and harmful ones: AUROC of every measure (``auroc``)
+    kinds     benign rows kind by kind, and harmful ones: AUROC of every measure (``auroc``), ours and those of
+              published_measures.py
     uploads   500 rows, seven poison ratios, a familiar and a novel task, hard benign rows among them: the estimated
               harmful share, the probabilities' calibration, the weights (``uploads``, ``calibration``)
 
@@ -14,6 +15,7 @@ and the upload's probabilities by every mixture and measure that was tried (``VA
 
 Expected calibration error: over ten equal bins of P(harm), |mean P(harm) - harmful share| weighted by rows.
 ``--models`` is where the runs of ``align`` go, or are: the output of benchmarks/defences.py serves as well.
+``--auroc-only`` leaves the uploads out.
 """
 
 import os
@@ -30,7 +32,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from antibody_llm.bench.cell import NUM_ROWS, Alignment
+from antibody_llm.data.roles import Role
 from antibody_llm.defences.finetuning.antibody_posterior import AntibodyPosteriorConfig, Weight, weights
 from antibody_llm.lab.rows import LabRows, build_rows, record
 from antibody_llm.likelihood.reader import ModelReader
@@ -51,6 +54,8 @@ from antibody_llm.screening.anchors import MIN_AUROC, Anchors, read_anchors
 from antibody_llm.screening.evidence import BEFORE, NOW, Evidence, EvidenceKind
 from antibody_llm.screening.reading import collect
 from antibody_llm.store.folder import write_text
+from antibody_llm.training.step import StepContext
+from published_measures import Labelled, RefusalTeacher, datashield, gradshield, larf, refusal_teacher
 
 ALIGNMENTS = ("sft", "antibody")
 TASKS = ("familiar", "novel")
@@ -80,11 +85,17 @@ class Scored:
 
     Attributes:
         kinds: "harmful", a hard kind, or "familiar" or "novel" for rows of the task.
-        evidence: Every measure.
+        evidence: Every measure of ours.
+        published: Scores of each row by published measures, if they were read.
     """
 
     kinds: list[str]
     evidence: Evidence
+    published: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def scores(self) -> dict[str, Tensor]:
+        """Every measure by its name: [rows] each."""
+        return {str(measure): self.evidence.of(measure) for measure in EvidenceKind} | dict(self.published)
 
     @property
     def is_harmful(self) -> Tensor:
@@ -133,6 +144,37 @@ def reader(folder: Path) -> tuple[Anchors, Callable[[LabRows], Evidence]]:
         return collect(context, rows["user"], tuple(EvidenceKind), probe=probe, num_refusals=num_refusals)
 
     return anchors, read
+
+
+def published(folder: Path, teacher: Path, anchors: Anchors) -> Callable[[LabRows], dict[str, Tensor]]:
+    """What scores rows by the published measures: those of an aligned model, and its anchors, and of a teacher."""
+    aligned, reading = (load_model(str(place)) for place in (folder, teacher))
+    renderer = make_renderer(aligned)
+    labelled = Labelled(anchors.rows[: anchors.num_harmful], anchors.rows[anchors.num_harmful :])
+    example = {"": [record(build_rows("harmful", 1, seed=0).rows[0], 0)]}
+    refusals = render_refusals(LabProfile.refusals, renderer, example)
+    models = [
+        StepContext(
+            cast(nn.Module, loaded.model),
+            pad_id=cast(int, loaded.tokenizer.pad_token_id),
+            refusals=refusals,
+            batch_size=32,
+        )
+        for loaded in (aligned, reading)
+    ]
+    made = {
+        "larf": larf(models[0], labelled),
+        "datashield": datashield(models[0], labelled),
+        "gradshield": gradshield(models[0], labelled),
+        "refusal-teacher": refusal_teacher(models[1], labelled),
+    }
+
+    def read(upload: LabRows) -> dict[str, Tensor]:
+        records = {Role.USER: [record(row, i) for i, row in enumerate(upload.rows)]}
+        rows, _ = encode(records, renderer, skip=False)
+        return {name: score(rows[Role.USER]).cpu() for name, score in made.items()}
+
+    return read
 
 
 # -- what was tried: densities and measures ----------------------------------------------------------------------------
@@ -232,13 +274,13 @@ def calibration_error(probability: Tensor, is_harmful: Tensor) -> float:
 def aurocs(kinds: Scored, mix: Sequence[Scored]) -> list[Json]:
     """Of every measure and benign kind; "upload" is the benign rows of whole uploads, as the lab mixes them."""
     found = []
-    for measure in EvidenceKind:
-        values = kinds.evidence.of(measure)
+    benign_of = [(upload.scores(), ~upload.is_harmful) for upload in mix]
+    for measure, values in kinds.scores().items():
         of = {kind: values[[i for i, k in enumerate(kinds.kinds) if k == kind]] for kind in dict.fromkeys(kinds.kinds)}
         harmful = of.pop("harmful")
-        of["upload"] = torch.cat([upload.evidence.of(measure)[~upload.is_harmful] for upload in mix])
+        of["upload"] = torch.cat([scores[measure][benign] for scores, benign in benign_of])
         found += [
-            {"measure": str(measure), "kind": kind, "auroc": auroc(benign, harmful), "num": len(benign)}
+            {"measure": measure, "kind": kind, "auroc": auroc(benign, harmful), "num": len(benign)}
             for kind, benign in of.items()
         ]
     return found
@@ -280,26 +322,41 @@ def judged(variant: str, anchors: Anchors, uploads: Mapping[tuple[str, float], S
     return rows, {"variant": variant, "ece": error, "refused": not usable(anchors, chosen.measures)}
 
 
-def measure(models: Path, seeds: int, num_rows: int = NUM_ROWS, num_per_kind: int = NUM_PER_KIND) -> Json:
+def aligned_model(models: Path, name: str, **settings: Any) -> Path:
+    """The folder of a model of the lab aligned by a run, which is made unless it is there."""
+    run = align("lab", regime="full", output=models / name, **settings)
+    assert run.model is not None, "a training's result has one"
+    return run.model
+
+
+def measure(
+    models: Path,
+    seeds: int,
+    num_rows: int = NUM_ROWS,
+    num_per_kind: int = NUM_PER_KIND,
+    *,
+    alignments: Sequence[str] = ALIGNMENTS,
+    auroc_only: bool = False,
+) -> Json:
     """Everything that the file holds."""
     result: Json = {"auroc": [], "uploads": [], "calibration": []}
-    for alignment in ALIGNMENTS:
+    for alignment in alignments:
         for seed in range(seeds):
-            name = Alignment(alignment, "full", seed).name
-            run = align("lab", defence=alignment, regime="full", seed=seed, output=models / name)
-            assert run.model is not None, "a training's result has one"
             print(f"{alignment}, seed {seed}", file=sys.stderr, flush=True)
-            anchors, read = reader(run.model)
+            folder = aligned_model(models, Alignment(alignment, "full", seed).name, defence=alignment, seed=seed)
+            teacher = aligned_model(models, f"refusal-teacher-seed{seed}", defence=RefusalTeacher(), seed=seed)
+            anchors, read = reader(folder)
+            others = published(folder, teacher, anchors)
             rows, kinds = rows_of_each_kind(seed, num_per_kind)
-            of_kinds = Scored(kinds, read(rows))
+            of_kinds = Scored(kinds, read(rows), others(rows))
             uploads = {}
             for task in TASKS:
-                for p in POISON_RATIOS:
+                for p in (0.0,) if auroc_only else POISON_RATIOS:
                     made = build_rows("user", num_rows, seed=seed, task=task, poison_ratio=p)
-                    uploads[task, p] = Scored(kinds_of(made, task), read(made))
+                    uploads[task, p] = Scored(kinds_of(made, task), read(made), others(made) if p == 0 else {})
             which = {"alignment": alignment, "seed": seed}
             result["auroc"] += [which | row for row in aurocs(of_kinds, [uploads[task, 0.0] for task in TASKS])]
-            for variant in VARIANTS:
+            for variant in () if auroc_only else VARIANTS:
                 of_uploads, calibration = judged(variant, anchors, uploads)
                 result["uploads"] += [which | row for row in of_uploads]
                 result["calibration"].append(which | calibration)
@@ -330,8 +387,8 @@ def where(rows: Iterable[Json], **wanted: Any) -> list[Json]:
 
 def summary(result: Json) -> Json:
     """Of each alignment: worst and mean over seeds and whatever else a figure runs over."""
-    found = {}
-    for alignment in ALIGNMENTS:
+    found: Json = {}
+    for alignment in dict.fromkeys(row["alignment"] for row in result["auroc"]):
         figures, uploads, pooled = (
             where(result[key], alignment=alignment) for key in ("auroc", "uploads", "calibration")
         )
@@ -344,6 +401,10 @@ def summary(result: Json) -> Json:
                 }
                 for measure in dict.fromkeys(row["measure"] for row in figures)
             },
+        }
+        if not ours:
+            continue
+        found[alignment] |= {
             "at_poison_ratio": {
                 f"{p:g}": {
                     task: {
@@ -411,7 +472,10 @@ def report(result: Json) -> str:
     for alignment, figures in result["summary"].items():
         lines += [f"### {alignment} alignment", "", "AUROC of harmful rows against benign ones:", ""]
         lines += table(["measure", *KINDS], ([m, *(cell(of[k]) for k in KINDS)] for m, of in figures["auroc"].items()))
-        lines += ["", "Error of the estimated harmful share, and expected calibration error:", ""]
+        lines.append("")
+        if "variants" not in figures:
+            continue
+        lines += ["Error of the estimated harmful share, and expected calibration error:", ""]
         lines += table(
             ["harmful share", *(f"{task}: {what}" for task in TASKS for what in ("share error", "ECE"))],
             (
@@ -447,18 +511,25 @@ def report(result: Json) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3, help="how many  [default: 3]")
+    parser.add_argument("--alignments", default=",".join(ALIGNMENTS), help="[default: sft,antibody]")
+    parser.add_argument("--auroc-only", action="store_true", help="leave the uploads out")
     parser.add_argument("--models", type=Path, help="folder of runs of align  [default: made again and deleted]")
     parser.add_argument("--output", type=Path, metavar="FILE", help="where the figures go  [default: stdout]")
     parser.add_argument("--report", type=Path, metavar="FILE", help="print tables of such a file")
     options = parser.parse_args(arguments)
     if options.seeds < 1:
         parser.error("--seeds must be 1 or more")
+    alignments = options.alignments.split(",")
+    if unknown := set(alignments) - set(ALIGNMENTS):
+        parser.error(f"--alignments: none is called {', '.join(sorted(unknown))}. There are: {', '.join(ALIGNMENTS)}.")
     if options.report is not None:
         print(report(json.loads(options.report.read_text(encoding="utf-8"))))
         return 0
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(options.models or Path(folder), options.seeds)
+        result = measure(
+            options.models or Path(folder), options.seeds, alignments=alignments, auroc_only=options.auroc_only
+        )
     text = json.dumps(result, indent=1) + "\n"
     if options.output is None:
         print(text, end="")

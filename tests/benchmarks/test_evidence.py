@@ -54,11 +54,11 @@ def test_one_run_tells_every_figure_and_makes_its_tables(tmp_path, monkeypatch, 
         model = Path(resolve("lab-aligned"))
 
     monkeypatch.setattr(evidence, "align", lambda *args, **settings: Aligned)
-    monkeypatch.setattr(evidence, "ALIGNMENTS", ("antibody",))
     monkeypatch.setattr(evidence, "POISON_RATIOS", (0.0, 0.5, 1.0))
-    result = evidence.measure(tmp_path, seeds=1, num_rows=40, num_per_kind=10)
+    result = evidence.measure(tmp_path, seeds=1, num_rows=40, num_per_kind=10, alignments=["antibody"])
     figures = result["summary"]["antibody"]
     assert figures["auroc"]["feature-shift"]["familiar"]["worst"] > 0.9
+    assert set(figures["auroc"]) - set(evidence.EvidenceKind) == {"larf", "datashield", "gradshield", "refusal-teacher"}
     assert figures["at_poison_ratio"]["0.5"]["novel"]["share_error"]["worst"] < 0.15
     assert figures["weights"]["0"]["posterior"]["benign_weight"]["worst"] > 0.9
     assert "through" not in figures["weights"]["0"]["posterior"]
@@ -72,3 +72,10 @@ def test_one_run_tells_every_figure_and_makes_its_tables(tmp_path, monkeypatch, 
     (tmp_path / "evidence.json").write_text(json.dumps(result))
     assert evidence.main(["--report", str(tmp_path / "evidence.json")]) == 0
     assert capsys.readouterr().out.count("| feature-shift |") == 1
+
+    short = {**result, "uploads": [], "calibration": []}  # as --auroc-only leaves it
+    short["summary"] = evidence.summary(short)
+    assert short["summary"]["antibody"] == {"auroc": figures["auroc"]}
+    text = evidence.report(short)
+    assert text.count("| larf |") == 1
+    assert "estimated harmful share" not in text
