@@ -9,7 +9,7 @@ from antibody_llm.bench.cell import MEASURES, VARIANTS, Alignment, Cell
 from antibody_llm.bench.defences import plan, run_defences
 from antibody_llm.bench.defences_report import grid, markdown, merged
 from antibody_llm.data.roles import Stage
-from antibody_llm.defences.catalogue import CATALOGUE, make_defence
+from antibody_llm.defences.catalogue import CATALOGUE, make_defence, make_repair
 from antibody_llm.errors import ConfigError
 from benchmarks import defences as script
 
@@ -130,8 +130,16 @@ def test_what_takes_a_defence_apart_comes_along_with_it():
         "sft", "oracle", "antibody-posterior", "sft-rehearsal", "antibody-posterior-no-rehearsal"
     }  # fmt: skip
     assert {e.cell.alignment for e in plan(only=["antibody-posterior"], alignments=["antibody"])} == {"antibody"}
-    for name, options in VARIANTS.values():
-        make_defence(Stage.FINETUNING, name, options)
+
+
+def test_a_variant_is_planned_at_the_stage_of_its_defence_with_options_that_this_has():
+    planned = {e.defence: e.stage for e in plan(only=list(VARIANTS), alignments=["sft"], tasks=["novel"], seeds=1)}
+    for variant, (name, options) in VARIANTS.items():
+        if planned[variant] is Stage.POST:
+            make_repair(name, options)
+        else:
+            make_defence(planned[variant], name, options)
+    assert planned["safe-lora-true"] is Stage.POST
 
 
 def test_a_sweep_has_a_column_for_each_poison_ratio_and_tells_the_worst_seed(tmp_path):

@@ -47,8 +47,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "kl-to-aligned-constant": ("kl-to-aligned", {"risk": "constant"}),
     "toss-by-row": ("toss", {"scope": "row"}),
     "toss-pro": ("toss", {"rounds": 2}),
+    "safe-lora-true": ("safe-lora", {"projector": "true"}),
 }
-"""Fine-tuning defences with options other than the defaults: name to (defence, options)."""
+"""Defences of fine-tuning and repairs with options other than the defaults: name to (defence, options)."""
 MEASURES = ("harmful_score", "finetune_accuracy", "over_refusal", "incoherent", "retention")
 
 
@@ -196,7 +197,14 @@ def _finetune(folder: Path, cell: Cell) -> Figures:
 
 
 def _repair(folder: Path, cell: Cell) -> Figures:
-    fine_tuned, method = folder / replace(cell, post="none").name, make_repair(cell.post)
-    aligned = folder / cell.aligned.name if method.needs_aligned or method.needs_base else None
-    result = repair(fine_tuned, defence=cell.post, seed=cell.seed, aligned=aligned, output=folder / cell.name)
+    name, options = VARIANTS.get(cell.post, (cell.post, {}))
+    method = make_repair(name)
+    result = repair(
+        folder / replace(cell, post="none").name,
+        defence=name,
+        options=options,
+        aligned=folder / cell.aligned.name if method.needs_aligned or method.needs_base else None,
+        seed=cell.seed,
+        output=folder / cell.name,
+    )
     return {"seconds": result.seconds}

@@ -167,7 +167,7 @@ def _setting(chosen: set[str], alignments: Sequence[str], budget: str, plain: Ce
             Entry("sft", Stage.FINETUNING, budget, aligned),
             Entry("oracle", Stage.FINETUNING, budget, _oracle(aligned)),
         ]
-    for stage, name in (*CATALOGUE, *((Stage.FINETUNING, variant) for variant in VARIANTS)):
+    for stage, name in (*CATALOGUE, *((_stage_of(variant), variant) for variant in VARIANTS)):
         if name not in chosen or (stage is Stage.FINETUNING and name == "sft"):
             continue
         if stage is Stage.ALIGNMENT and name == "sft" and name not in alignments:
@@ -183,6 +183,10 @@ def _setting(chosen: set[str], alignments: Sequence[str], budget: str, plain: Ce
             case Stage.POST:
                 entries.append(Entry(name, stage, budget, replace(plain, post=name)))
     return entries
+
+
+def _stage_of(variant: str) -> Stage:
+    return Stage.POST if (Stage.POST, VARIANTS[variant][0]) in CATALOGUE else Stage.FINETUNING
 
 
 def _oracle(cell: Cell) -> Cell:

@@ -63,6 +63,11 @@ _FINETUNING: dict[str, dict[str, Any]] = {
     "toss": {"batch_size": 16, "learning_rate": 2e-4},
 }
 
+_REPAIRING: dict[str, dict[str, Any]] = {
+    "one-shot-patch": {"num_steps": 20, "learning_rate": 1e-3},
+    "safe-lora": {"threshold": 1.0},
+}
+
 _FINETUNING_TRAINING: dict[str, dict[str, Any]] = {"bds": {"max_grad_norm": 0.0}}
 """What differs from ``_TRAINING``. bds: its second set of weights is not clipped, so neither may the model's be."""
 
@@ -82,6 +87,11 @@ PRESETS: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {
     **{
         ("finetuning", name, "lora"): _preset(options, 5e-4, "constant", _FINETUNING_TRAINING.get(name))
         for name, options in _FINETUNING.items()
+    },
+    **{
+        ("post", name, regime): {"options": dict(options), "training": {}}
+        for name, options in _REPAIRING.items()
+        for regime in ("full", "lora")
     },
 }
 """(stage, defence, regime) to the defence's options and the trainer's arguments; of a defence that is not here, its own
@@ -125,5 +135,15 @@ WHY: dict[tuple[str, str], str] = {
     ): "made to fit: the default prompt alone is longer than the context. The lab's base has "
     "never seen a system message",
     ("finetuning", "toss"): "made to fit: its short runs have batch size and learning rate of the lab's fine-tuning",
+    (
+        "post",
+        "one-shot-patch",
+    ): "nine tries on one seed, on the calibration half: 10 steps at 1e-4 leave a harmful score "
+    "of 90 %, 20 at 1e-3 leave 4 %",
+    (
+        "post",
+        "safe-lora",
+    ): "three tries on one seed, on the calibration half: a threshold of 0.5 leaves a harmful score "
+    "of 74 %, 1 leaves 28 %",
 }
 """Where options are not the defence's own defaults: whether they were calibrated, made to fit or cut down."""

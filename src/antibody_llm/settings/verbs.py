@@ -29,11 +29,11 @@ class RepairSettings:
     adapter: str | Path | None = None
     """Fine-tuned adapter on the model: it is repaired, not the model beneath."""
     aligned: str | Path | None = field(default=None, metadata=ELSEWHERE)
-    """The model that fine-tuning started from, for defences that compare with it; by default what the fine-tuned one
-    says of itself."""
+    """The model that fine-tuning started from; by default what the fine-tuned one says of itself. Only some defences
+    compare with it."""
     base: str | Path | None = field(default=None, metadata=ELSEWHERE)
-    """The model before its alignment, for defences that compare with it; by default what the aligned one says of
-    itself."""
+    """The model before its alignment; by default what the aligned one says of itself. Only some defences compare with
+    it."""
     alignment_data: Rows | None = field(default=None, metadata=ELSEWHERE)
     """Prompts with refusals, for defences that need them."""
     harmful_data: Rows | None = field(default=None, metadata=ELSEWHERE)
