@@ -43,6 +43,7 @@ def test_what_a_defence_needs_is_each_role_once_and_the_resources():
     assert needed_roles(Greedy) == [Role.HARMFUL, Role.ALIGNMENT, Role.BENIGN]
     assert needs_of(Greedy()) == ["harmful", "alignment", "benign", "refusals", "anchors"]
     assert needs_of(CATALOGUE[Stage.POST, "antidote"]) == ["harmful"]
+    assert needs_of(CATALOGUE[Stage.POST, "safe-lora"]) == ["aligned", "base"]
 
 
 class Restoring(Defence):

@@ -150,7 +150,8 @@ class PACT(Defence):
         aligned = self._mean_probabilities(context, context.model)
         with context.before_alignment() as model:
             before = self._mean_probabilities(context, model)
-        self.tokens, self.w = safety_tokens(aligned, before[: len(aligned)], self.config.num_tokens)
+        size = min(len(aligned), len(before))  # one of them may be padded further
+        self.tokens, self.w = safety_tokens(aligned[:size], before[:size], self.config.num_tokens)
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
         """Take one step, as in the head of this file."""
