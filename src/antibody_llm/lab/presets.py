@@ -59,6 +59,7 @@ _FINETUNING: dict[str, dict[str, Any]] = {
     "gradshield": {"learning_rate": 2e-4},
     "lisa": {"num_alignment_steps": 2, "num_user_steps": 18, "rho": 0.01},
     "antibody-posterior": {},
+    "pact": {"lam": 0.1},
     "ptst": {"safety_prompt": "Be helpful, honest and safe."},
     "toss": {"batch_size": 16, "learning_rate": 2e-4},
 }
@@ -129,6 +130,11 @@ WHY: dict[tuple[str, str], str] = {
     ("finetuning", "gradshield"): "made to fit: its trial runs have the learning rate of the lab's fine-tuning",
     ("finetuning", "lisa"): "made to fit: the paper's 1 to 9, in a run of 128 steps. One try: at rho = 1 no task is "
     "learnt (accuracy 53 %); 0.01 is that of later papers",
+    (
+        "finetuning",
+        "pact",
+    ): "four tries on one seed, on the calibration half: at 1 no task is learnt (accuracy 0 %), at 0.3 "
+    "half (55 %). Of the lab's 1,024 tokens 50 are many",
     (
         "finetuning",
         "ptst",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -34,7 +35,8 @@ class Matrix:
     @property
     def under(self) -> Tensor:
         """The weight without the adapter, [rows, columns]."""
-        weight: Tensor = self.layer.weight if self.factors is None else self.factors.layer.get_base_layer().weight
+        layer: Any = self.layer if self.factors is None else self.factors.layer.get_base_layer()
+        weight: Tensor = layer.weight
         return weight.detach()
 
     def weight(self) -> Tensor:

@@ -64,7 +64,8 @@ def onto(moved: Tensor, update: Tensor, projector: Literal["released", "true"], 
         energy: Share of |V|_F^2 in P's directions.
     """
     if projector == "released":
-        return moved @ (moved.T @ update) / moved.norm()
+        scaled: Tensor = moved @ (moved.T @ update) / moved.norm()
+        return scaled
     basis = leading_columns(moved, energy)
     return basis @ (basis.T @ update)
 
