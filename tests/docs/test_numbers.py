@@ -48,6 +48,17 @@ def test_how_fine_tuning_breaks_safety():
     assert f"harmful score {harmful}, accuracy 0 %" in text
 
 
+def test_published_measures_beside_ours():
+    text = (ROOT / "docs" / "antibody-posterior.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "benchmarks" / "results" / "evidence_published.json").read_text(encoding="utf-8"))
+    kinds = ("familiar", "novel", "noise", "lookalike", "odd-format", "upload")
+    names = ("feature-shift", "refusal-feature", "refusal-teacher", "larf", "datashield", "gradshield")
+    for name in names:
+        of = found["summary"]["sft"]["auroc"][name]
+        assert " | ".join(f"{of[kind]['worst']:.3f}" for kind in kinds) in text, name
+    assert found["seeds"] == 1
+
+
 def test_reading_a_report():
     low, high = wilson_interval(0, 32)
     assert low == 0
