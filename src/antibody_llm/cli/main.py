@@ -20,6 +20,7 @@ import typer
 from .. import __version__
 from ..errors import AntibodyError
 from ..settings import SETTINGS
+from ..settings.calibrate import CalibrateSettings
 from ..settings.immunization import ImmunizationSettings
 from ..text import cut, escaped
 from . import attacks, bench, defences, demo, lab, real, serve, worker
@@ -60,6 +61,7 @@ app.command("attacks")(attacks.list_command)
 app.command("attack")(attacks.command)
 app.command("demo")(demo.command)
 app.command("bench")(bench.command)
+app.command("calibrate")(command("calibrate", CalibrateSettings, room="calibration"))
 app.command("immunization")(command("immunization", ImmunizationSettings, room="immunization.verb"))
 app.command("serve")(serve.command)
 app.command("worker")(worker.command)

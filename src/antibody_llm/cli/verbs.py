@@ -10,7 +10,7 @@ import typer
 
 from ..mentions import Spell
 from ..settings import SETTINGS, SettingField, fields_of, make_settings
-from . import anchors, screen
+from . import anchors, calibrate, screen
 from .options import ConfigFile, Events, Json, as_flag, given_values, print_lines, quiet, result_lines, show
 
 POSITIONAL: Mapping[str, Mapping[str, str]] = {
@@ -23,6 +23,7 @@ POSITIONAL: Mapping[str, Mapping[str, str]] = {
 PRINTED: Mapping[str, Callable[[Any], None]] = {
     "anchors": lambda result: print_lines(anchors.lines(result)),
     "convert": lambda result: print_lines(result.lines()),
+    "calibrate": lambda result: print_lines(calibrate.lines(result)),
     **dict.fromkeys(("prepare", "teach", "study", "immunization"), lambda result: print_lines(result.lines())),
     "screen": screen.print_result,
 }

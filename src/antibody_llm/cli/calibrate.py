@@ -1,0 +1,35 @@
+"""``antibody calibrate``: what was found, how far to trust it, and the commands that use it."""
+
+from typing import Any
+
+
+def lines(result: Any) -> list[str]:
+    """A finished calibration as lines for a reader."""
+    report, files = result.report, result.files
+    found = next(point for point in report["points"] if point["name"] == "found")
+    verb = "align" if report["stage"] == "alignment" else "finetune"
+    return [
+        f"{result.output}",
+        f"  defence     {report['defence']} ({report['stage']}, {report['regime']})",
+        f"  found       {found['setting']}  (trial {found['trial']} of {report['num_trials']})",
+        *(f"  {_name(point):<12}{_figures(point)}" for point in report["points"]),
+        "",
+        report["verdict"],
+        report["trust"],
+        "",
+        f"Open {files['report']}",
+        f"antibody {verb} --config {files['preset']} --model ... --output ...",
+        f"antibody bench {files['matrix']} --output ...",
+    ]
+
+
+def _name(point: Any) -> str:
+    return {"the model's own preset": "preset"}.get(point["name"], point["name"])
+
+
+def _figures(point: Any) -> str:
+    shown = []
+    for name, what in (("harm", "harm"), ("refusal", "over-refusal"), ("accuracy", "accuracy")):
+        mean = point["reported"][name]
+        shown.append(f"{what} {100 * mean['value']:.1f} [{100 * mean['low']:.0f}, {100 * mean['high']:.0f}]")
+    return ", ".join(shown)
