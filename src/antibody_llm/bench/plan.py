@@ -201,9 +201,8 @@ class _Maker:
         }
 
     def _require_world(self) -> None:
-        brings = type(self.profile) is not Profile and self.profile.rows("user", Choice(), seed=0) is not None
         absent = [key for key in WORLD if getattr(self.settings, key) is None]
-        if absent and (self.own_world or not brings):
+        if absent and (self.own_world or not self._brings_rows()):
             why = "some rows are given as files" if self.own_world else f"{self.settings.model} brings no rows"
             raise ConfigError(f"{self.file}: {absent[0]} is missing: {why}. Give {', '.join(absent)}.", field=absent[0])
         for key in (*WORLD, *MORE_SETS, *ALIGNING):
@@ -216,6 +215,9 @@ class _Maker:
                     read_refusals(given)
                 else:
                     read_rows(given, name=f"{key} rows", prompts=key in SETS)
+
+    def _brings_rows(self) -> bool:
+        return type(self.profile) is not Profile and self.profile.rows("user", Choice(), seed=0) is not None
 
     def _tasks(self) -> tuple[str | None, ...]:
         given = self.settings.tasks

@@ -10,7 +10,7 @@
 The same call goes on where it was stopped; with more trials or minutes it searches on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..bench.results import Results
 from ..bench.run import MakePool, Work
 from ..bench.work import carry_out
 from ..data.roles import Stage
-from ..errors import ConfigError, EvaluationError
+from ..errors import AntibodyError, ConfigError, EvaluationError
 from ..evaluation.judges.registry import make_judge
 from ..events import Progress, emit, warn
 from ..mentions import setting
@@ -37,9 +37,9 @@ from ..settings.calibrate import TRIALS, CalibrateSettings
 from ..store.naming import model_name
 from .objective import Outcome, chosen, frontier, outcome
 from .outputs import write_calibration
-from .report import DEFAULTS, FOUND, FRONTIER, PRESET, UNDEFENDED, Calibration, Point
-from .rows import REPORT, SEARCH, divided
-from .search import ENDLESS, Search, Tried
+from .report import DEFAULTS, FOUND, FRONTIER, PRESET, UNDEFENDED, Calibration, Point, report_seeds
+from .rows import REPORT, SEARCH, divided, warn_of_fitted_prompts
+from .search import ENDLESS, Search, Tried, of_the_setting
 from .simulate import Ranges, Simulator, simulations
 from .space import VERSION, defaults, find_space, split
 
@@ -75,10 +75,10 @@ def calibrate(settings: CalibrateSettings) -> Calibrated:
         AntibodyError: whatever a user can fix.
     """
     jobs = settings.jobs or max(1, num_cores() // settings.threads)
-    return carry_through(settings, make_pool=engine.local(jobs))
+    return carry_through(settings, make_pool=engine.local(jobs), work=carry_out)
 
 
-def carry_through(settings: CalibrateSettings, *, make_pool: MakePool, work: Work = carry_out) -> Calibrated:
+def carry_through(settings: CalibrateSettings, *, make_pool: MakePool, work: Work) -> Calibrated:
     """Carry a calibration out, or go on with it, by any pool and any function that does a job."""
     find_space(Stage(settings.stage), settings.defence)
     profile = _checked(settings)
@@ -86,9 +86,12 @@ def carry_through(settings: CalibrateSettings, *, make_pool: MakePool, work: Wor
     rows, ranges = divided(settings, profile, folder / "rows"), Ranges.of(settings, profile)
     users = simulations(ranges, settings.simulations, rows=rows.rows, seed=settings.seed)
     answer = settings.answer or profile.answer(settings.task or profile.default_task)
-    simulator = Simulator(settings, model_name(settings.model), rows, users, answer)
+    judge = settings.judge or profile.judges[0]
+    simulator = Simulator(settings, model_name(settings.model), rows, users, judge, answer)
     runs = _Runs(folder, make_pool, work)
-    if settings.alignment is not None:
+    if settings.alignment is None:
+        warn_of_fitted_prompts(simulator.model, rows)
+    else:
         aligned = simulator.aligned(settings.alignment, settings.seed)
         runs.all([aligned], "alignment")
         simulator = replace(simulator, model=str(_model(runs.results.aligned(aligned))))
@@ -136,23 +139,47 @@ class _Runs:
         self.results = Results(folder)
         self.pool = partial(make_pool, partial(work, folder))
 
-    def all(self, jobs: Sequence[Job], what: str) -> list[Mapping[str, Any]]:
-        """What is stored of jobs, those that are not done yet being done.
+    def do(self, jobs: Iterable[Job], what: str) -> dict[Job, BaseException]:
+        """Do what is left of some jobs; returns the errors of those that a user can fix.
 
         Raises:
-            Exception: whatever stopped one.
+            BaseException: a fault, or an error of the disk.
         """
-        needs = dict.fromkeys(job.needs for job in jobs if job.needs is not None)
-        left = [job for job in dict.fromkeys([*needs, *jobs]) if self.results.read(job) is None]
-        if left:
-            emit(Progress(what=what, done=0, total=len(left)))
-            for done, ended in enumerate(carried_out(left, self.pool(), lambda job: job.needs), start=1):
-                if ended.error is not None:
+        once = dict.fromkeys(jobs)
+        needs = dict.fromkeys(job.needs for job in once if job.needs is not None)
+        left = [job for job in dict.fromkeys([*needs, *once]) if self.results.read(job) is None]
+        if not left:
+            return {}
+        errors = dict[Job, BaseException]()
+        emit(Progress(what=what, done=0, total=len(left)))
+        for done, ended in enumerate(carried_out(left, self.pool(), lambda job: job.needs), start=1):
+            if ended.error is not None:
+                if not of_the_setting(ended.error):
                     raise ended.error
-                emit(Progress(what=f"{what}: {ended.job.label}", done=done, total=len(left)))
+                errors[ended.job] = ended.error
+            emit(Progress(what=f"{what}: {ended.job.label}", done=done, total=len(left)))
+        return errors
+
+    def values(self, jobs: Sequence[Job], errors: Mapping[Job, BaseException]) -> list[Mapping[str, Any]]:
+        """What is stored of jobs that have been done.
+
+        Raises:
+            AntibodyError: that of one that failed.
+        """
+        failed = next((errors[job] for job in jobs if job in errors), None)
+        if failed is not None:
+            raise failed
         found = [self.results.read(job) for job in jobs]
         assert all(values is not None for values in found), "every job has been done"
         return [values for values in found if values is not None]
+
+    def all(self, jobs: Sequence[Job], what: str) -> list[Mapping[str, Any]]:
+        """What comes of jobs, those that are not stored being done.
+
+        Raises:
+            AntibodyError: that of one that failed.
+        """
+        return self.values(jobs, self.do(jobs, what))
 
 
 def _model(run: Path) -> Path:
@@ -197,12 +224,16 @@ def _points(settings: CalibrateSettings, profile: Profile, tried: Sequence[Tried
     stage = Stage(settings.stage)
     able = [(each, each.outcome) for each in tried if each.outcome is not None]
     outcomes = [measured for _, measured in able]
-    best = chosen(outcomes, undefended)
-    others = [place for place in frontier(outcomes) if outcomes[place] != outcomes[best]]
+    best, first = chosen(outcomes, undefended), split(defaults(stage, settings.defence))
+    known = (able[best][0].setting, first)
+    others = [
+        place
+        for place in frontier(outcomes)
+        if able[place][0].setting not in known and outcomes[place] != outcomes[best]
+    ]
     if len(others) > settings.frontier:  # evenly over the frontier, its ends included
         step = (len(others) - 1) / max(1, settings.frontier - 1)
         others = [others[round(number * step)] for number in range(settings.frontier)]
-    first = split(defaults(stage, settings.defence))
     at_defaults = next((measured for each, measured in able if each.setting == first), None)
     points = [Point(UNDEFENDED, None, searched=undefended), Point(DEFAULTS, first, searched=at_defaults)]
     options, _ = profile.calibration(str(stage), settings.defence, settings.regime)
@@ -216,15 +247,21 @@ def _points(settings: CalibrateSettings, profile: Profile, tried: Sequence[Tried
 
 def _reported(settings: CalibrateSettings, simulator: Simulator, points: Sequence[Point], runs: _Runs) -> list[Point]:
     """The points with what they come to on rows that no trial has seen."""
-    seeds = [settings.seed + 1 + number for number in range(settings.report_seeds)]
+    seeds = report_seeds(settings)
     jobs = {
         number: simulator.jobs("sft" if point.name == UNDEFENDED else settings.defence, point.setting, REPORT, seeds)
         for number, point in enumerate(points)
     }
-    runs.all([job for of_seeds in jobs.values() for of_seed in of_seeds for job in of_seed], "report")
+    errors = runs.do((job for of_seeds in jobs.values() for of_seed in of_seeds for job in of_seed), "report")
     measured = []
     for number, point in enumerate(points):
-        values = [runs.all(of_seed, "report") for of_seed in jobs[number]]
+        try:
+            values = [runs.values(of_seed, errors) for of_seed in jobs[number]]
+        except AntibodyError as error:
+            if point.name in (UNDEFENDED, FOUND):
+                raise
+            warn(f"{point.name} cannot be measured for the report ({error}).")
+            continue
         sizes = {name: int(values[0][0][name]["n"]) for name in ("harmful_score", "over_refusal", "finetune_accuracy")}
         measured.append(replace(point, reported=tuple(outcome(each) for each in values), sizes=sizes))
     return measured

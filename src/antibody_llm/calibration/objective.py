@@ -43,7 +43,7 @@ class Outcome:
 
     def score(self, undefended: "Outcome") -> float:
         """What the search raises."""
-        return -(self.harm + WEIGHT * self.excess(undefended))
+        return 0.0 - self.harm - WEIGHT * self.excess(undefended)
 
     def dominates(self, other: "Outcome") -> bool:
         """Whether it is nowhere worse and somewhere better."""

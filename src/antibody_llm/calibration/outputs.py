@@ -59,7 +59,7 @@ def preset(found: Calibration, values: Mapping[str, Any]) -> str:
 def matrix(found: Calibration, simulator: Simulator) -> str:
     """The settings against the undefended model, on the rows of the report, as a matrix."""
     settings = found.settings
-    content = simulator.matrix(settings.defence, found.found.setting, REPORT, range(settings.report_seeds))
+    content = simulator.matrix(settings.defence, found.found.setting, REPORT, found.seeds)
     plain = simulator.matrix("sft", None, REPORT, [0])["defences"]
     content |= {"title": f"{settings.defence}, calibrated", "defences": [*plain, *content["defences"]]}
     return yaml.safe_dump(content | {"baseline": "sft"}, sort_keys=False)
@@ -103,7 +103,7 @@ def _picture(values: Mapping[str, Any]) -> str:
         axis.axvline(
             100 * (limit + sign * values["limits"]["tolerance"]), color="#5d6970", linewidth=0.8, linestyle=":"
         )
-        axis.set(xlabel=f"{SHOWN[name]}, percent", ylim=(-3, 103))
+        axis.set(xlabel=f"{SHOWN[name]}, percent", ylim=(-4, 104))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("harmful score, percent")
     axes[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))

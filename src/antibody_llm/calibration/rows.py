@@ -18,18 +18,24 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
+import yaml
+
 from ..attacks.asking import Row
 from ..building.attacks import clean_rows
 from ..building.files import write_rows
 from ..data.duplicates import normalise
 from ..data.source import Source
 from ..errors import ConfigError, DataError
+from ..events import warn
 from ..files import disk_errors
 from ..mentions import setting
+from ..models.names import resolve
 from ..profiles import Choice, Profile
 from ..settings.calibrate import CalibrateSettings
 
 SEARCH, REPORT = "calibrate", "report"
+CONFIG = "config.yaml"
+"""The file of a run that says what it was fitted on."""
 POOL = 3
 """Rows of a world to choose an upload from, for each row of it."""
 DEFENCES = ("alignment_data", "harmful_data", "benign_data", "anchor_harmful_data", "anchor_benign_data", "refusals")
@@ -237,3 +243,29 @@ def _key(row: Row) -> str:
     """A row's prompt, normalised: every message before the answer that ends it."""
     messages = row["messages"][:-1] if row["messages"][-1]["role"] == "assistant" else row["messages"]
     return "\0".join(f"{message['role']}\0{normalise(message.get('content') or '')}" for message in messages)
+
+
+# -- the model's own -----------------------------------------------------------------------------------------------
+
+
+def warn_of_fitted_prompts(model: str, rows: Divided) -> None:
+    """Warn of prompts to be measured that the model's own run was fitted on, where its files are still there."""
+    place = Path(resolve(model))
+    config = next((file for file in (place / CONFIG, place.parent / CONFIG) if file.is_file()), None)
+    if config is None:
+        return
+    try:
+        stored = yaml.safe_load(config.read_text(encoding="utf-8"))["data"]
+        fitted = [str(each["source"]) for each in stored.values() if Path(each["source"]).is_file()]
+        known = {_key(row): file for file in fitted for row in clean_rows(file)}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError, DataError):
+        return  # no run of ours, or its rows have changed
+    for half, files in rows.halves.items():
+        asked = _keys(clean_rows(files["harmful_prompts"]))
+        shared = [key for key in asked if key in known]
+        if shared:
+            warn(
+                f"{len(shared)} of {len(asked)} harmful prompts of the part to {half} are rows that the model was "
+                f"aligned on ({known[shared[0]]}): harm comes out too low. Give other rows, or name "
+                f"{setting('alignment')} and the model before it."
+            )

@@ -44,6 +44,12 @@ class _Running:
     values: dict[Job, Mapping[str, Any]] = field(default_factory=dict)
 
 
+def of_the_setting(error: BaseException) -> bool:
+    """Whether another setting may do better: a loss that is not a number. A full disk or a killed process is no such
+    error: the trial is asked for again in the next call."""
+    return isinstance(error, AntibodyError) and not isinstance(error, OutputError)
+
+
 class Search:
     """Trials until the study has its budget or the time is over.
 
@@ -149,10 +155,10 @@ class Search:
         self._submitted.discard(ended.job)
         concerned = [n for n, each in self._running.items() if any(ended.job in (c, c.needs) for c in each.cells)]
         if ended.error is not None:
-            if not isinstance(ended.error, AntibodyError) or isinstance(ended.error, OutputError):
-                raise ended.error  # a full disk, a killed process: the trials are asked for again in the next call
+            if not of_the_setting(ended.error):
+                raise ended.error
             for number in concerned:
-                self._fail(number, ended.error)
+                self._fail(number, str(ended.error))
             return
         self._take(ended.job, ended.outcome)
         for number in concerned:
@@ -174,11 +180,11 @@ class Search:
         self._done += 1
         self._report(f"trial {number}: {running.setting.words}")
 
-    def _fail(self, number: int, error: AntibodyError) -> None:
+    def _fail(self, number: int, error: str) -> None:
         running = self._running.pop(number)
         wanted = {job for each in self._running.values() for cell in each.cells for job in (cell, cell.needs)}
         self._queue = deque(job for job in self._queue if job in wanted)
-        self._study.tell(running.trial, None, {"error": f"{type(error).__name__}: {error}"} | self._notes(running))
+        self._study.tell(running.trial, None, {"error": error} | self._notes(running))
         self._done += 1
         self._report(f"trial {number} failed")
 

@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..mentions import setting
 from ..profiles import Profile
 from ..settings.calibrate import CalibrateSettings
-from .rows import Divided
+from .rows import SEARCH, Divided
 from .space import Setting, all_options
 
 USUAL_EPOCHS = 3.0
@@ -80,8 +80,8 @@ def parse_range(given: str | float, name: str) -> tuple[float, float]:
         ConfigError: it is neither, or its ends are the wrong way round.
     """
     try:
-        low, _, high = str(given).partition("..")
-        ends = float(low), float(high or low)
+        low, dots, high = str(given).partition("..")
+        ends = float(low), float(high if dots else low)
     except ValueError:
         ends = (1.0, 0.0)
     if not ends[0] <= ends[1] or not all(map(math.isfinite, ends)):
@@ -129,7 +129,8 @@ class Simulator:
     """What is attacked, or aligned first if the alignment is searched."""
     rows: Divided
     users: Sequence[Simulation]
-    answer: str | None
+    judge: str
+    answer: str
 
     def jobs(self, defence: str, found: Setting | None, half: str, seeds: Sequence[int]) -> list[list[Job]]:
         """A job for each simulated user, of every seed.
@@ -149,7 +150,7 @@ class Simulator:
 
     def aligned(self, defence: str, seed: int) -> Job:
         """The alignment of the model by a defence, on rows that nothing is measured on."""
-        matrix = self.matrix("sft", Setting({}, {}), "calibrate", [seed])
+        matrix = self.matrix("sft", None, SEARCH, [seed])
         matrix["defences"][0]["alignment"] = defence
         job = self._plan(matrix).cells[0].job.needs
         assert job is not None, "an alignment is named"
@@ -170,7 +171,7 @@ class Simulator:
         named = {
             "model": self.model,
             "regime": settings.regime,
-            "judge": settings.judge,
+            "judge": self.judge,
             "answer": self.answer,
             **self.rows.provided,
             **self.rows.halves[half],

@@ -41,7 +41,7 @@ Range = Number | OneOf
 TRAINING = "training."
 """How the name of a trainer's argument begins, among those of a defence's options."""
 
-_TAU = {"tau": Number(0.02, 2.0)}
+_TAU: Mapping[str, Range] = {"tau": Number(0.02, 2.0)}
 _TRAINED: Mapping[str, Range] = {
     "training.learning_rate": Number(2e-5, 2e-3),
     "training.num_train_epochs": Number(1, 6, log=False, whole=True),
@@ -50,7 +50,7 @@ _TRAINED_FIRST = {"training.learning_rate": 2e-4, "training.num_train_epochs": 3
 """The trainer's arguments of the first trial of an alignment: papers name them for models of one size."""
 
 SPACES: Mapping[tuple[Stage, str], Mapping[str, Range]] = {
-    (Stage.FINETUNING, "antibody"): _TAU,
+    (Stage.FINETUNING, "antibody"): {**_TAU, "loss_reduction": OneOf(("token", "sequence"))},
     (Stage.FINETUNING, "antibody-prescored"): _TAU,
     (Stage.FINETUNING, "antibody-posterior"): {
         "caution": Number(1.0, 3000.0),
