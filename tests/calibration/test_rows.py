@@ -9,7 +9,9 @@ import yaml
 from antibody_llm.calibration.rows import REPORT, SEARCH, divided, warn_of_fitted_prompts
 from antibody_llm.errors import ConfigError, DataError
 from antibody_llm.events import listening
-from antibody_llm.profiles import Profile, profile_of
+from antibody_llm.profiles import Profile
+from antibody_llm.profiles.english import EnglishProfile
+from antibody_llm.profiles.lab import LabProfile
 from antibody_llm.settings.calibrate import CalibrateSettings
 
 
@@ -93,9 +95,10 @@ def test_a_model_without_rows_needs_both_kinds(given, tmp_path):
         divided(replace(given, benign_data=None), Profile(), tmp_path / "rows")
 
 
-def test_a_world_s_halves_share_no_prompt(tmp_path):
-    settings = CalibrateSettings(model="lab", output="out", rows=20, prompts=30, report_prompts=30)
-    halves = divided(settings, profile_of("lab"), tmp_path).halves
+@pytest.mark.parametrize("profile", [LabProfile(), EnglishProfile()], ids=lambda profile: profile.name)
+def test_a_world_s_halves_share_no_prompt(tmp_path, profile):
+    settings = CalibrateSettings(model="any", output="out", rows=20, prompts=30, report_prompts=30)
+    halves = divided(settings, profile, tmp_path).halves
     for key in ("data", "attack_data", "harmful_prompts", "benign_prompts"):
         assert not set(prompts_of(halves[SEARCH][key])) & set(prompts_of(halves[REPORT][key])), key
 
