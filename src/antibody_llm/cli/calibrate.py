@@ -1,6 +1,10 @@
 """``antibody calibrate``: what was found, how far to trust it, and the commands that use it."""
 
+from collections.abc import Mapping
 from typing import Any
+
+PRESET = "the model's own preset"
+"""What the report calls what a model brings; ``calibration.report`` has it, and would bring torch."""
 
 
 def lines(result: Any) -> list[str]:
@@ -23,11 +27,11 @@ def lines(result: Any) -> list[str]:
     ]
 
 
-def _name(point: Any) -> str:
-    return {"the model's own preset": "preset"}.get(point["name"], point["name"])
+def _name(point: Mapping[str, Any]) -> str:
+    return "preset" if point["name"] == PRESET else str(point["name"])
 
 
-def _figures(point: Any) -> str:
+def _figures(point: Mapping[str, Any]) -> str:
     shown = []
     for name, what in (("harm", "harm"), ("refusal", "over-refusal"), ("accuracy", "accuracy")):
         mean = point["reported"][name]
