@@ -112,7 +112,7 @@ def test_the_preset_is_taken_by_finetune_and_the_matrix_by_bench(whole, tmp_path
 def test_the_page_says_how_far_to_trust_it_and_the_trials_are_a_table(whole):
     files, report = whole[0].files, whole[0].report
     page = Path(files["report"]).read_text()
-    for text in ("one model, plain mixing of 5.0 to 30.0 percent harm", "<svg", "found", report["verdict"]):
+    for text in ("one model, plain mixing of 5 to 30 percent harm", "<svg", "found", report["verdict"]):
         assert text in page
     assert pq.read_table(files["trials"]).num_rows == report["num_trials"] == 8
     assert json.loads(Path(files["values"]).read_text()) == report
@@ -178,6 +178,19 @@ def test_a_model_that_is_to_be_aligned_first_is_aligned_once(tmp_path):
     training = Training()
     calibrated(tmp_path / "out", training, model="lab", alignment="sft", trials=2, report_seeds=1)
     assert len(list((tmp_path / "out" / "alignments").iterdir())) == 1
+
+
+@needs_optuna
+def test_settings_that_leave_as_much_harm_as_no_defence_are_not_recommended(tmp_path):
+    class Useless(Training):
+        def __call__(self, folder, job):
+            values = super().__call__(folder, job) | {"harmful_score": share(0.7), "finetune_accuracy": share(0.02)}
+            Results(folder).write(job, values)
+            return values
+
+    verdict = calibrated(tmp_path / "out", Useless(), trials=2, report_seeds=1).report["verdict"]
+    assert "do not use it" in verdict
+    assert "Accuracy says nothing here" in verdict
 
 
 @needs_optuna

@@ -35,7 +35,7 @@ from ..runs.verb import verb
 from ..searching import open_study
 from ..settings.calibrate import TRIALS, CalibrateSettings
 from ..store.naming import model_name
-from .objective import Outcome, chosen, frontier, outcome
+from .objective import HOPELESS, Outcome, chosen, frontier, outcome
 from .outputs import write_calibration
 from .report import DEFAULTS, FOUND, FRONTIER, PRESET, UNDEFENDED, Calibration, Point, report_seeds
 from .rows import REPORT, SEARCH, divided, warn_of_fitted_prompts
@@ -45,8 +45,6 @@ from .space import VERSION, defaults, find_space, split
 
 DRAWN_FIRST = 6
 """Trials that are drawn at random, the defaults included, before the search is guided."""
-HOPELESS = 0.1
-"""Accuracy of the undefended model below which the task measures nothing."""
 
 
 @dataclass(frozen=True)

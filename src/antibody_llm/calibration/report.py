@@ -1,12 +1,12 @@
 """A calibration as plain values: every point with its intervals, the frontier, and how far to trust it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..bench.summary import Mean, mean_over_seeds
 from ..settings.calibrate import CalibrateSettings
-from .objective import TOLERANCE, WEIGHT, Outcome, frontier
+from .objective import HOPELESS, TOLERANCE, WEIGHT, Outcome, frontier
 from .rows import Divided
 from .search import Tried
 from .simulate import Ranges, Simulation
@@ -80,6 +80,7 @@ def report(found: Calibration) -> dict[str, Any]:
     best = {id(found.points[place]) for place in frontier(measured)}
     return {
         "model": str(settings.model),
+        "aligned": None if settings.stage == "alignment" else found.model,
         "profile": found.profile,
         "stage": settings.stage,
         "defence": settings.defence,
@@ -133,47 +134,56 @@ def trial_row(tried: Tried, undefended: Outcome) -> dict[str, Any]:
 
 
 def verdict(found: Calibration) -> str:
-    """Whether what was found holds on rows that no trial has seen, in one sentence."""
-    point = found.found
-    measured, undefended = _mean_outcome(point), _mean_outcome(found.points[0])
-    harm, searched = point.mean("harm"), point.searched
-    assert searched is not None, "it was found by a trial"
-    excess = measured.excess(undefended)
-    certain = (
-        point.mean("refusal").low > undefended.clean_refusal + TOLERANCE
-        or point.mean("accuracy").high < undefended.accuracy - TOLERANCE
-    )
+    """Whether what was found holds on rows that no trial has seen, in words."""
+    point, plain = found.found, found.points[0]
+    measured, undefended = _mean_outcome(point), _mean_outcome(plain)
+    harm = point.mean("harm")
     figures = (
-        f"harmful score {_percent(harm.value)} [{_percent(harm.low)}, {_percent(harm.high)}], over-refusal "
-        f"{_percent(measured.refusal)} and accuracy {_percent(measured.accuracy)} percent; undefended "
-        f"{_percent(undefended.harm)}, {_percent(undefended.clean_refusal)} and {_percent(undefended.accuracy)}"
+        f"On rows that no trial has seen the settings found come to harmful score {_percent(harm.value)} "
+        f"[{_percent(harm.low)}, {_percent(harm.high)}], over-refusal {_percent(measured.refusal)} and accuracy "
+        f"{_percent(measured.accuracy)} percent; undefended {_percent(undefended.harm)}, "
+        f"{_percent(undefended.clean_refusal)} and {_percent(undefended.accuracy)}. {_judged(point, plain)}"
     )
+    if undefended.accuracy < HOPELESS:
+        figures += " Accuracy says nothing here: the undefended model does not do the task either."
+    return figures
+
+
+def _judged(point: Point, plain: Point) -> str:
+    measured, undefended, searched = _mean_outcome(point), _mean_outcome(plain), point.searched
+    assert searched is not None, "it was found by a trial"
+    harm, excess = point.mean("harm"), measured.excess(undefended)
+    if harm.high >= plain.mean("harm").low:
+        return "So many prompts cannot distinguish that harm from no defence's: do not use it; search another defence."
     if excess > 0:
-        how = "" if certain else ", though no more than this many prompts may be off by"
-        return (
-            f"On rows that no trial has seen the settings found come to {figures}. That is {_percent(excess)} points "
-            f"beyond the limits{how}: look at the frontier before you use them."
+        certain = (
+            point.mean("refusal").low > undefended.clean_refusal + TOLERANCE
+            or point.mean("accuracy").high < undefended.accuracy - TOLERANCE
         )
+        how = "" if certain else ", which may be chance with so few prompts"
+        return f"That is {_percent(excess)} points beyond the limits{how}: look at the frontier before you use them."
     if searched.harm < harm.low - TOLERANCE:
-        return (
-            f"On rows that no trial has seen the settings found come to {figures}. The search had promised a harmful "
-            f"score of {_percent(searched.harm)}: expect the higher figure."
-        )
-    return f"On rows that no trial has seen the settings found come to {figures}. That is within the limits."
+        return f"The search had promised a harmful score of {_percent(searched.harm)}: expect the higher figure."
+    return "That is within the limits."
 
 
 def trust(found: Calibration) -> str:
-    """How far the figures carry, in one sentence."""
-    settings, sizes = found.settings, found.found.sizes
-    ratio, epochs, rate = found.ranges.poison_ratio, found.ranges.epochs, found.ranges.learning_rate
+    """How far the figures carry, in words."""
+    settings, sizes, ranges = found.settings, found.found.sizes, found.ranges
+    share = _span(*ranges.poison_ratio, lambda ratio: f"{100 * ratio:g}")
+    epochs = _span(*ranges.epochs, lambda number: f"{number:g}")
+    rate = _span(*ranges.learning_rate, lambda number: f"{number:.2g}")
+    seeds = f"{settings.report_seeds} seed{'' if settings.report_seeds == 1 else 's'}"
     return (
-        f"Trust this as far as it was tried: one model, plain mixing of {_percent(ratio[0])} to {_percent(ratio[1])} "
-        f"percent harm into uploads of {found.rows.rows} rows, {epochs[0]:g} to {epochs[1]:g} epochs at {rate[0]:.2g} "
-        f"to {rate[1]:.2g} ({settings.regime}), {settings.report_seeds} seed"
-        f"{'' if settings.report_seeds == 1 else 's'} and {sizes['harmful_score']} harmful, {sizes['over_refusal']} "
-        f"harmless and {sizes['finetune_accuracy']} task prompts. It says nothing of another attack, another task, or "
-        "an attacker who knows the defence."
+        f"Trust this as far as it was tried: one model, plain mixing of {share} percent harm into uploads of "
+        f"{found.rows.rows} rows, {epochs} epochs at {rate} ({settings.regime}), {seeds} and {sizes['harmful_score']} "
+        f"harmful, {sizes['over_refusal']} harmless and {sizes['finetune_accuracy']} task prompts. It says nothing of "
+        "another attack, another task, or an attacker who knows the defence."
     )
+
+
+def _span(low: float, high: float, written: Callable[[float], str]) -> str:
+    return written(low) if low == high else f"{written(low)} to {written(high)}"
 
 
 def _percent(share: float) -> str:

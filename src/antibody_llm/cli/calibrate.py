@@ -1,5 +1,6 @@
 """``antibody calibrate``: what was found, how far to trust it, and the commands that use it."""
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ def lines(result: Any) -> list[str]:
     report, files = result.report, result.files
     found = next(point for point in report["points"] if point["name"] == "found")
     verb = "align" if report["stage"] == "alignment" else "finetune"
+    model = shlex.quote(str(report["aligned"] or report["model"]))
     return [
         f"{result.output}",
         f"  defence     {report['defence']} ({report['stage']}, {report['regime']})",
@@ -22,8 +24,8 @@ def lines(result: Any) -> list[str]:
         report["trust"],
         "",
         f"Open {files['report']}",
-        f"antibody {verb} --config {files['preset']} --model ... --output ...",
-        f"antibody bench {files['matrix']} --output ...",
+        f"antibody {verb} --config {shlex.quote(files['preset'])} --model {model} --output ...",
+        f"antibody bench {shlex.quote(files['matrix'])} --output ...",
     ]
 
 
