@@ -13,11 +13,12 @@ def lines(result: Any) -> list[str]:
     report, files = result.report, result.files
     found = next(point for point in report["points"] if point["name"] == "found")
     verb = "align" if report["stage"] == "alignment" else "finetune"
+    failed = f", {report['num_failed']} failed" if report["num_failed"] else ""
     model = shlex.quote(str(report["aligned"] or report["model"]))
     return [
         f"{result.output}",
         f"  defence     {report['defence']} ({report['stage']}, {report['regime']})",
-        f"  found       {found['setting']}  (trial {found['trial']} of {report['num_trials']})",
+        f"  found       {found['setting']}  (trial {found['trial']} of {report['num_trials']}{failed})",
         *(f"  {_name(point):<12}{_figures(point)}" for point in report["points"]),
         "",
         report["verdict"],
