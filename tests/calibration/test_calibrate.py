@@ -163,6 +163,7 @@ def test_an_alignment_is_made_in_every_trial_and_one_that_fails_is_a_trial_that_
     report = found.report
     assert (report["num_trials"], report["num_failed"]) == (4, 1)
     assert report["trials"][0]["error"] == "the loss is not a number"
+    assert report["trials"][0]["score"] is None
     assert "defaults" not in [point["name"] for point in report["points"]]
     assert "defaults cannot be measured for the report (the loss is not a number)." in [
         getattr(each, "message", "") for each in heard

@@ -174,9 +174,10 @@ def trust(found: Calibration) -> str:
     epochs = _span(*ranges.epochs, lambda number: f"{number:g}")
     rate = _span(*ranges.learning_rate, lambda number: f"{number:.2g}")
     seeds = f"{settings.report_seeds} seed{'' if settings.report_seeds == 1 else 's'}"
+    epochs += " epoch" if epochs == "1" else " epochs"
     return (
         f"Trust this as far as it was tried: one model, plain mixing of {share} percent harm into uploads of "
-        f"{found.rows.rows} rows, {epochs} epochs at {rate} ({settings.regime}), {seeds} and {sizes['harmful_score']} "
+        f"{found.rows.rows} rows, {epochs} at {rate} ({settings.regime}), {seeds} and {sizes['harmful_score']} "
         f"harmful, {sizes['over_refusal']} harmless and {sizes['finetune_accuracy']} task prompts. It says nothing of "
         "another attack, another task, or an attacker who knows the defence."
     )

@@ -16,7 +16,7 @@ from ..bench.results import Results
 from ..errors import AntibodyError, OutputError
 from ..events import Progress, emit
 from ..searching import Study, Trial
-from .objective import Outcome, outcome
+from .objective import WORST, Outcome, outcome
 from .space import Range, Setting, draw, split
 
 ENDLESS = 1_000_000
@@ -31,8 +31,8 @@ class Tried:
     setting: Setting
     outcome: Outcome | None
     """None if it failed."""
-    seconds: float
-    """Processor time of its jobs."""
+    seconds: float | None
+    """Processor time of its jobs; None if it failed."""
     error: str | None = None
 
 
@@ -105,16 +105,9 @@ class Search:
         """Every trial that has ended."""
         found = []
         for told in self._study.told():
-            measured, notes = told.notes.get("outcome"), told.notes
-            found.append(
-                Tried(
-                    told.number,
-                    split(notes["values"]) if "values" in notes else split(told.parameters),
-                    None if measured is None or told.score is None else Outcome(**measured),
-                    float(notes.get("seconds", 0.0)),
-                    notes.get("error"),
-                )
-            )
+            notes = told.notes
+            measured = Outcome(**notes["outcome"]) if "outcome" in notes else None
+            found.append(Tried(told.number, split(notes["values"]), measured, notes.get("seconds"), notes.get("error")))
         return found
 
     @property
@@ -184,7 +177,7 @@ class Search:
         running = self._running.pop(number)
         wanted = {job for each in self._running.values() for cell in each.cells for job in (cell, cell.needs)}
         self._queue = deque(job for job in self._queue if job in wanted)
-        self._study.tell(running.trial, None, {"error": error} | self._notes(running))
+        self._study.tell(running.trial, WORST, {"error": error} | self._notes(running))
         self._done += 1
         self._report(f"trial {number} failed")
 
