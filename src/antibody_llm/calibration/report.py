@@ -51,7 +51,7 @@ class Calibration:
     ranges: Ranges
     users: Sequence[Simulation]
     undefended: Outcome
-    """On the rows of the search."""
+    """Its outcome on the rows of the search."""
     tried: Sequence[Tried]
     seconds: float
     """The time that the search took, all calls together."""

@@ -61,7 +61,7 @@ HARMLESS: Shares = {
     (REPORT, "benign_prompts"): 0.1,
 }
 ASKED: Shares = {(SEARCH, "benign_prompts"): 0.2, (REPORT, "benign_prompts"): 0.2}
-"""Of the harmless rows, where typical uploads are given."""
+"""The shares of the harmless rows, where typical uploads are given."""
 UPLOADS: Shares = {
     (SEARCH, "data"): 0.3,
     (REPORT, "data"): 0.3,
