@@ -5,7 +5,9 @@ import json
 import pytest
 
 from antibody_llm.bench.matrix_file import make_matrix, read_matrix
-from antibody_llm.bench.plan import make_plan
+from antibody_llm.bench.order import Order
+from antibody_llm.bench.plan import Maker, Turned, make_plan
+from antibody_llm.bench.settings import BudgetEntry
 from antibody_llm.errors import AntibodyError, ConfigError
 from antibody_llm.lab.rows import build_rows
 
@@ -133,3 +135,43 @@ def test_a_row_that_cannot_be_used_is_refused_before_any_cell(tmp_path):
     (tmp_path / "refusals.jsonl").write_text(rows_of("alignment", 2) + '{"messages": []}\n')
     with pytest.raises(ConfigError, match=r"m.yaml: alignment_data: .*refusals.jsonl, line 3"):
         plan(alignment_data=str(tmp_path / "refusals.jsonl"))
+
+
+# What was stored of a cell is found by its configuration: a key more, and every result of a matrix would be lost.
+CELL_KEYS = {
+    *("versions", "model", "regime", "finetuning", "post", "attack", "poison_ratio", "rows", "prompts", "sets"),
+    *("provided", "judge", "answer", "max_new_tokens", "batch_size", "threads", "seed"),
+}
+
+
+def turned(**changed):
+    matrix = make_matrix(SMALL, "m.yaml")
+    return Maker(matrix).cell(
+        matrix.defences[0], matrix.attacks[0], 0.1, BudgetEntry(), "familiar", 0, Turned(**changed)
+    )
+
+
+def test_a_cell_in_which_nothing_is_turned_is_the_cell_of_the_matrix():
+    cell = plan().jobs[-24]
+    assert cell.config.keys() == CELL_KEYS
+    assert turned().key == cell.key
+    as_it_is = {"rows": 500, "prompts": 200, "purpose": "report", "regime": "full", "asking": {}}
+    assert turned(**as_it_is).key == cell.key
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"rows": 100},
+        {"prompts": 128},
+        {"purpose": "calibrate"},
+        {"regime": "lora"},
+        {"order": Order.FIRST},
+        {"asking": {"bare": True}},
+    ],
+)
+def test_whatever_is_turned_changes_the_cell_and_not_its_alignment(changed):
+    cell = turned(**changed)
+    assert cell.key != turned().key
+    assert cell.needs == turned().needs
+    assert cell.config.keys() - CELL_KEYS == changed.keys() & {"order", "asking"}

@@ -20,6 +20,8 @@ class Asking:
     """The text around the question, which is ``{prompt}``; the n-th question takes the n-th, and so on round."""
     prefill: str = ""
     """How the reply is made to begin: whole words, without the space that leads on from them."""
+    bare: bool = False
+    """Whether the question is put without the model's chat template, as text to be gone on with."""
     rewrite: Callable[[int, str], str] | None = None
     """The n-th question in other words, before it is put into its form."""
     read: Callable[[str], str] | None = None
@@ -48,6 +50,7 @@ class Asking:
             "system": self.system,
             "forms": list(self.forms),
             "prefill": self.prefill,
+            "bare": self.bare,
             "rewrites": self.rewrite is not None,
             "decodes": self.read is not None,
         }

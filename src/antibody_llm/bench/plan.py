@@ -1,7 +1,7 @@
 """From a matrix to its jobs: each cell with every default written out, each alignment once."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from ..evaluation.judges.registry import make_judge
 from ..lab.tasks import find_task
 from ..profiles import Choice, Profile, profile_of
 from ..runs.sources import read_refusals, read_rows
-from ..settings import plain
+from ..settings import Regime, plain
 from ..store.digest import file_digest
 from ..store.naming import described_model, model_name
 from .job import Job, versions
 from .matrix_file import NONE, ORACLE, Attacking, Defended, Matrix, Part, placed
+from .order import Order
 from .settings import BudgetEntry
 
 ALIGNING = (
@@ -34,6 +35,26 @@ SETS = ("harmful_prompts", "test_data", *MORE_SETS)
 LONG = 3
 """How many times the tokens of a plain reply are read of one in an attack's own form, which may have talk around it."""
 DEFAULT_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turned:
+    """What an attacker turns of a cell beside the axes of a matrix. None, and what is empty, is as the matrix has it.
+
+    Only what is turned is in a cell's configuration, so that a cell which the matrix has too is the same job.
+    """
+
+    rows: int | None = None
+    prompts: int | None = None
+    purpose: str | None = None
+    regime: Regime | None = None
+    """Of the fine-tuning; the alignment keeps the matrix's."""
+    order: Order | None = None
+    asking: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of ``Asking``, where the attack has none of its own."""
+
+
+AS_IT_IS = Turned()
 
 
 @dataclass(frozen=True)
@@ -59,8 +80,13 @@ class Plan:
     @property
     def jobs(self) -> list[Job]:
         """Alignments, then cells, nothing twice."""
-        cells = list(dict.fromkeys(cell.job for cell in self.cells))
-        return [*dict.fromkeys(job.needs for job in cells if job.needs is not None), *cells]
+        return with_needs(cell.job for cell in self.cells)
+
+
+def with_needs(cells: Iterable[Job]) -> list[Job]:
+    """Alignments, then the cells that need them, nothing twice."""
+    once = list(dict.fromkeys(cells))
+    return [*dict.fromkeys(job.needs for job in once if job.needs is not None), *once]
 
 
 def make_plan(matrix: Matrix) -> Plan:
@@ -70,7 +96,7 @@ def make_plan(matrix: Matrix) -> Plan:
         ConfigError: the matrix lacks what its model does not bring, or names a file or judge that there is not.
         ModelError: there is no such model.
     """
-    makes = _Maker(matrix)
+    makes = Maker(matrix)
     cells = [
         Planned(defended.name, attacking.name, ratio, name, task or "", seed, job)
         for seed in matrix.seeds
@@ -84,7 +110,7 @@ def make_plan(matrix: Matrix) -> Plan:
     return Plan(matrix, tuple(cells))
 
 
-class _Maker:
+class Maker:
     """Makes the jobs of a matrix."""
 
     def __init__(self, matrix: Matrix) -> None:
@@ -105,29 +131,35 @@ class _Maker:
         self._alignments: dict[Job, Job] = {}
 
     def cell(
-        self, defended: Defended, attacking: Attacking, ratio: float, budget: BudgetEntry, task: str | None, seed: int
+        self,
+        defended: Defended,
+        attacking: Attacking,
+        ratio: float,
+        budget: BudgetEntry,
+        task: str | None,
+        seed: int,
+        turned: Turned = AS_IT_IS,
     ) -> Job:
         """The job of a cell."""
         settings, aligned = self.settings, self._alignment(defended.alignment, seed)
-        finetuning = self._part(Stage.FINETUNING, defended.finetuning, budget)
-        # Without a profile's calibration the trainer makes checkpoints; a short run is sooner done again.
-        finetuning["training"] = {"save_strategy": "no"} | finetuning["training"]
-        post = None if defended.post.name == NONE else self._part(Stage.POST, defended.post)
+        regime = turned.regime or settings.regime
+        finetuning = self.finetuning(defended, regime, budget)
+        post = None if defended.post.name == NONE else self._part(Stage.POST, defended.post, regime)
         sets = (
             self._files((*WORLD, *MORE_SETS))
             if self.own_world
-            else {"world": self.profile.name, "task": task, "purpose": settings.purpose}
+            else {"world": self.profile.name, "task": task, "purpose": turned.purpose or settings.purpose}
         )
         config = {
             "versions": self.versions,
             "model": self.base,
-            "regime": settings.regime,
+            "regime": regime,
             "finetuning": finetuning,
             "post": post,
             "attack": {"name": attacking.attack.name, "options": plain(dict(attacking.options))},
             "poison_ratio": float(ratio),
-            "rows": settings.rows,
-            "prompts": None if self.own_world else settings.prompts,
+            "rows": turned.rows or settings.rows,
+            "prompts": None if self.own_world else turned.prompts or settings.prompts,
             "sets": sets,
             "provided": self._files(PROVIDED),
             "judge": self.judge,
@@ -137,10 +169,21 @@ class _Maker:
             "threads": settings.threads,
             "seed": seed,
         }
-        if Access.PREFERENCES in attacking.attack.needs:
-            config["method"] = "dpo"
+        extras = {
+            "method": "dpo" if Access.PREFERENCES in attacking.attack.needs else None,
+            "order": None if turned.order is None else str(turned.order),
+            "asking": dict(turned.asking),
+        }
+        config |= {name: value for name, value in extras.items() if value}
         label = f"{defended.name}, {attacking.name} {100 * ratio:g} %, seed {seed}"
         return Job("cell", config, self._places((*WORLD, *MORE_SETS, *PROVIDED)), aligned, label)
+
+    def finetuning(self, defended: Defended, regime: Regime, budget: BudgetEntry) -> dict[str, Any]:
+        """The fine-tuning of a cell, every default written out."""
+        part = self._part(Stage.FINETUNING, defended.finetuning, regime, budget)
+        # Without a profile's calibration the trainer makes checkpoints; a short run is sooner done again.
+        part["training"] = {"save_strategy": "no"} | part["training"]
+        return part
 
     def _alignment(self, part: Part, seed: int) -> Job | None:
         if part.name == NONE:
@@ -150,7 +193,7 @@ class _Maker:
             "versions": self.versions,
             "model": self.base,
             "regime": settings.regime,
-            "defence": self._part(Stage.ALIGNMENT, part),
+            "defence": self._part(Stage.ALIGNMENT, part, settings.regime),
             "provided": self._files(ALIGNING),
             "world": self.profile.name,
             "threads": settings.threads,
@@ -159,10 +202,10 @@ class _Maker:
         job = Job("alignment", config, self._places(ALIGNING), label=f"alignment by {part.name}, seed {seed}")
         return self._alignments.setdefault(job, job)
 
-    def _part(self, stage: Stage, part: Part, budget: BudgetEntry | None = None) -> dict[str, Any]:
+    def _part(self, stage: Stage, part: Part, regime: Regime, budget: BudgetEntry | None = None) -> dict[str, Any]:
         """A defence with the profile's calibration beneath its own options and the budget."""
         name = "sft" if part.name == ORACLE else part.name
-        options, training = self.profile.calibration(stage, name, self.settings.regime)
+        options, training = self.profile.calibration(stage, name, regime)
         training = {**training, **part.training}
         if budget is not None:
             given = {

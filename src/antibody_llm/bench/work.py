@@ -7,7 +7,7 @@ form. The truth beside the rows is read here, after training, and by the oracle,
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -42,6 +42,7 @@ from ..runs.sources import read_refusals
 from ..store.result import RunResult
 from .job import Job
 from .matrix_file import ORACLE
+from .order import Order, in_order
 from .results import Results
 from .settle import settle
 
@@ -134,7 +135,14 @@ def crafted(job: Job, aligned: Path) -> Crafted:
         suspicion=screening_of(str(aligned)) if Access.SCREENING in attack.needs else None,
         copy=OwnCopy(str(aligned)) if Access.COPY in attack.needs else None,
     )
-    return craft(attack.name, means, config["attack"]["options"])
+    made = craft(attack.name, means, config["attack"]["options"])
+    made = replace(made, asking=_turned(made.asking, config.get("asking", {})))
+    return in_order(made, Order(config["order"])) if "order" in config else made
+
+
+def _turned(asking: Asking, extras: Mapping[str, Any]) -> Asking:
+    """How the attacker asks, with what a search adds where the attack has nothing of its own."""
+    return replace(asking, **{name: value for name, value in extras.items() if not getattr(asking, name)})
 
 
 def _tuned(job: Job, model: Path, rows: Sequence[Mapping[str, Any]], output: Path) -> RunResult:

@@ -83,11 +83,13 @@ def asked_measures(
 
 
 def _record(asking: Asking, question: str, number: int) -> Record:
-    messages = asking.row(question, number)["messages"]
+    messages = tuple(Message(each["role"], each["content"]) for each in asking.row(question, number)["messages"])
+    if asking.bare:
+        messages = (Message("user", "\n\n".join(message.content or "" for message in messages)),)
     return Record(
         number,
-        tuple(Message(message["role"], message["content"]) for message in messages),
-        Template.CHAT,
+        messages,
+        Template.TEXT if asking.bare else Template.CHAT,
         source="the attack's questions",
         line=number + 1,
     )
