@@ -1,7 +1,7 @@
 """A matrix carried out: what is left of its plan, by whichever pool, and its results as one table."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -55,34 +55,35 @@ class Estimate:
     """The processor time of all that is left, by the stored times of its like; None if nothing is stored."""
 
 
-def known(plan: Jobs, folder: Path) -> Outcome:
-    """What the folder has of a plan already."""
+def known(jobs: Iterable[Job], folder: Path) -> Outcome:
+    """What the folder has of some jobs already."""
     results, found = Results(folder), Outcome()
-    for job in plan.jobs:
+    for job in jobs:
         values = results.read(job)
         if values is not None:
             found.values[job] = values
     return found
 
 
-def left(plan: Jobs, found: Outcome) -> list[Job]:
+def left(jobs: Sequence[Job], found: Outcome) -> list[Job]:
     """The jobs to do; an alignment without a cell to do is not among them."""
-    cells = {job for job in plan.jobs if job.kind == "cell" and job not in found.values}
+    cells = {job for job in jobs if job.kind == "cell" and job not in found.values}
     needed = {job.needs for job in cells} | cells
-    return [job for job in plan.jobs if job in needed and job not in found.values]
+    return [job for job in jobs if job in needed and job not in found.values]
 
 
 def estimate(plan: Plan, folder: Path) -> Estimate:
     """How much of a plan is left; nothing is run."""
-    found = known(plan, folder)
-    todo = left(plan, found)
+    jobs = plan.jobs
+    found = known(jobs, folder)
+    todo = left(jobs, found)
     times: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for job, values in found.values.items():
         for like in _likes(job):
             times[like].append(values["cpu_seconds"])
     guesses = [next((fmean(times[like]) for like in _likes(job) if like in times), None) for job in todo]
     timed = [guess for guess in guesses if guess is not None]
-    kinds = [job.kind for job in plan.jobs]
+    kinds = [job.kind for job in jobs]
     return Estimate(
         cells=kinds.count("cell"),
         alignments=kinds.count("alignment"),
@@ -119,18 +120,30 @@ def run_plan(
         listen: Hears of progress.
     """
     with listening(listen):
-        found = known(plan, folder)
-        todo = left(plan, found)
-        done, total = len(plan.jobs) - len(todo), len(plan.jobs)
-        emit(Progress(what="cells and alignments", done=done, total=total))
-        if not todo:
-            return found
-        pool = make_pool(partial(work, folder))
-        for ended in carried_out(todo, pool, lambda job: job.needs):
-            found.took(ended)
-            done += 1
-            emit(Progress(what=ended.job.label, done=done, total=total))
+        return run_jobs(plan.jobs, folder, make_pool=make_pool, work=work)
+
+
+def run_jobs(jobs: Sequence[Job], folder: Path, *, make_pool: MakePool, work: Work = carry_out) -> Outcome:
+    """Do what is left of some jobs; whoever listens hears of progress.
+
+    Args:
+        jobs: Each once, with what it needs among them.
+        folder: Where results are.
+        make_pool: As for ``run_plan``.
+        work: Does a job in the folder.
+    """
+    found = known(jobs, folder)
+    todo = left(jobs, found)
+    done, total = len(jobs) - len(todo), len(jobs)
+    emit(Progress(what="cells and alignments", done=done, total=total))
+    if not todo:
         return found
+    pool = make_pool(partial(work, folder))
+    for ended in carried_out(todo, pool, lambda job: job.needs):
+        found.took(ended)
+        done += 1
+        emit(Progress(what=ended.job.label, done=done, total=total))
+    return found
 
 
 def local(processes: int) -> MakePool:
