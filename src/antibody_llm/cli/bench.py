@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from ..events import Event, Progress
+from ..events import Event, Listener, Progress, Wish
 from ..mentions import setting
 from ..paths import checked_output
 from . import options as o
 
 if TYPE_CHECKING:
+    from ..bench.matrix_file import Matrix
     from ..bench.plan import Plan
     from ..bench.run import MakePool
     from ..bench.tables import Table
@@ -33,6 +34,12 @@ def command(
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS|auto", help="Run cells on this Ray cluster; OUTPUT is seen by all.")
     ] = None,
+    attacker_search: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Instead of the cells, search for the worst attack on each defence in N trials."
+        ),
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only list what would be run, with its cost.")] = False,
     events: o.Events = None,
     as_json: o.Json = False,
@@ -47,20 +54,28 @@ def command(
     from ..bench.matrix_file import read_matrix
     from ..bench.plan import make_plan
 
-    planned = make_plan(read_matrix(matrix))
     folder = checked_output(output or f"runs/{Path(matrix).stem}").absolute()
+    if attacker_search is not None:
+        if plan:
+            raise ConfigError(
+                f"a search draws its cells as it goes on: {setting('plan')} cannot list them. Leave it out.",
+                field="plan",
+            )
+        code = _search(read_matrix(matrix), folder, attacker_search, jobs, ray, events, as_json=as_json)
+        raise typer.Exit(code)
+    planned = make_plan(read_matrix(matrix))
     if plan:
         _show_plan(planned, folder, as_json=as_json)
     else:
-        code = _run(planned, folder, _pool(planned, jobs, ray), events, as_json=as_json)
+        code = _run(planned, folder, _pool(planned.matrix, jobs, ray), events, as_json=as_json)
         raise typer.Exit(code)
 
 
-def _pool(planned: "Plan", jobs: int | None, ray: str | None) -> "MakePool":
+def _pool(matrix: "Matrix", jobs: int | None, ray: str | None) -> "MakePool":
     from ..bench.pools.local import num_cores
     from ..bench.run import local
 
-    settings = planned.matrix.settings
+    settings = matrix.settings
     if ray is None:
         return local(jobs or max(1, num_cores() // settings.threads))
     from ..bench.pools.ray import on_ray
@@ -117,13 +132,7 @@ def _run(planned: "Plan", folder: Path, make_pool: "MakePool", events: str | Non
 
     settings = planned.matrix.settings
     with rendered(events, output=folder) as listen:
-
-        def heard(event: Event) -> None:
-            listen(event)
-            if isinstance(event, Progress) and not sys.stderr.isatty():  # there is no bar in a log
-                print(f"[{event.done}/{event.total}] {event.what}", file=sys.stderr, flush=True)
-
-        found = run_plan(planned, folder, make_pool=make_pool, listen=heard)
+        found = run_plan(planned, folder, make_pool=make_pool, listen=_heard(listen))
     rows = rows_of(planned, found)
     ranked = rankings(rows, baseline=settings.baseline, tolerance=settings.tolerance)
     made = tables(rows, ranked, planned.matrix.published, baseline=settings.baseline)
@@ -138,6 +147,45 @@ def _run(planned: "Plan", folder: Path, make_pool: "MakePool", events: str | Non
     else:
         _print(made, failed, files)
     return 1 if failed else 0
+
+
+def _heard(listen: Listener) -> Listener:
+    """Who hears of events, and a line for each piece of progress where there is no bar, as in a log."""
+
+    def heard(event: Event) -> Wish | None:
+        if isinstance(event, Progress) and not sys.stderr.isatty():
+            print(f"[{event.done}/{event.total}] {event.what}", file=sys.stderr, flush=True)
+        return listen(event)
+
+    return heard
+
+
+def _search(
+    matrix: "Matrix",
+    folder: Path,
+    budget: int,
+    jobs: int | None,
+    ray: str | None,
+    events: str | None,
+    *,
+    as_json: bool,
+) -> int:
+    from ..bench.attacker.outputs import write_worst_case
+    from ..bench.attacker.search import run_search
+    from ..bench.attacker.tables import worst_case_tables
+    from ..bench.attacker.worst_case import worst_case
+    from .render import rendered
+
+    with rendered(events, output=folder) as listen:
+        found = run_search(matrix, folder, budget, make_pool=_pool(matrix, jobs, ray), listen=_heard(listen))
+    worst = worst_case(found)
+    made = worst_case_tables(worst)
+    files = write_worst_case(folder, worst, made)
+    if as_json:
+        o.show({"output": str(folder), "files": files, **worst}, [], as_json=True)
+    else:
+        _print(made, found.failed, files)
+    return 1 if found.failed else 0
 
 
 def _print(made: "list[Table]", failed: list[str], files: dict[str, str]) -> None:
@@ -158,4 +206,8 @@ def _print(made: "list[Table]", failed: list[str], files: dict[str, str]) -> Non
         console.print(Text(table.note, style="dim"), width=min(console.width, WIDTH))
     for failure in failed:
         console.print(Text(f"failed: {failure}", style="red"), soft_wrap=True)
-    console.print(f"\nOpen {files['report']}", highlight=False, soft_wrap=True)
+    console.print(
+        f"\nOpen {next(files[kind] for kind in ('report', 'markdown') if kind in files)}",
+        highlight=False,
+        soft_wrap=True,
+    )
