@@ -30,8 +30,9 @@ STARTUP = 10
 class Trial(Protocol):
     """Parameters to be drawn; a name that was drawn in this trial has the value that it had."""
 
-    number: int
-    """Counted from 0."""
+    @property
+    def number(self) -> int:
+        """Counted from 0."""
 
     def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
         """A whole number, both ends included."""
