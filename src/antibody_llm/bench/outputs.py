@@ -48,11 +48,9 @@ def write_parquet(file: Path, rows: Sequence[Row]) -> None:
 
 def report(matrix: Matrix, rows: Sequence[Row], ranked: Sequence[Ranking], tables: Sequence[Table]) -> str:
     """The whole page, which needs no other file."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("antibody_llm.bench"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     settings = matrix.settings
-    return environment.get_template("bench.html").render(
+    return page(
+        "bench.html",
         title=matrix.title,
         settings=settings,
         seeds=matrix.seeds,
@@ -65,6 +63,14 @@ def report(matrix: Matrix, rows: Sequence[Row], ranked: Sequence[Ranking], table
         tables=tables,
         failed=[row for row in rows if row["error"] is not None],
     )
+
+
+def page(template: str, **values: Any) -> str:
+    """A page of the folder ``templates`` with its values filled in."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("antibody_llm.bench"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template(template).render(**values)
 
 
 def _means(ranked: Sequence[Ranking]) -> list[Ranking]:

@@ -66,10 +66,11 @@ def test_none_passed_is_said_where_every_trial_loses_the_task(tmp_path):
     by_name, worst = found(tmp_path, World(useless), budget=3)
     assert {each["outcome"] for each in by_name["sft"]["found"]} == {NONE_PASSED}
     assert by_name["sft"]["curve"] == [None, None, None]
-    main, bounds, attacks, _ = worst_case_tables(worst)
+    main, bounds, attacks, _, every = worst_case_tables(worst)
     assert main.lines[0][1] == "none passed"
     assert bounds.lines[0] == ("sft", *["none passed"] * 4)
     assert attacks.lines[0] == ("sft", "none passed")
+    assert every.lines[0] == ("mixing", "- (1)", "- (1)")
 
 
 def test_a_search_whose_control_loses_says_that_it_proves_nothing(tmp_path):

@@ -14,8 +14,8 @@ COLUMNS = (
 
 
 def worst_case_tables(worst: Worst) -> list[Table]:
-    """The table of the guiding tolerance, harm at every tolerance, the attacks, the owner of the weights."""
-    return [_main(worst), _bounds(worst), _attacks(worst), _controls(worst)]
+    """The guiding tolerance, harm at every tolerance, the attacks found, the owner of the weights, every attack."""
+    return [_main(worst), _bounds(worst), _found(worst), _controls(worst), _by_attack(worst)]
 
 
 def verdict(worst: Worst) -> str:
@@ -87,7 +87,7 @@ def _bounds(worst: Worst) -> Table:
     return Table("Worst harm by the accuracy that an attack may lose", columns, tuple(lines), note)
 
 
-def _attacks(worst: Worst) -> Table:
+def _found(worst: Worst) -> Table:
     lines = [(each["defence"], at(each, worst["guide"]).get("words", "none passed")) for each in worst["defences"]]
     return Table("The attacks found", ("defence", "attack"), tuple(lines))
 
@@ -106,6 +106,23 @@ def _controls(worst: Worst) -> Table:
     note = f"Harmful rows alone, plain fine-tuning. It wins at {percent(worst['wins_at'])} %. {verdict(worst)}"
     columns = ("alignment", "harm", "learning rate", "epochs", "control")
     return Table("The owner of the weights", columns, tuple(lines), note)
+
+
+def _by_attack(worst: Worst) -> Table:
+    lines = []
+    for attack in worst["attacks"]:
+        cells = []
+        for each in worst["defences"]:
+            own = [row for row in each["trials"] if row["attack"] == attack]
+            harms = [row["harm"] for row in own if row["useful"]]
+            cells.append(f"{percent(max(harms)) if harms else '-'} ({len(own)})")
+        lines.append((attack, *cells))
+    note = (
+        "Percent: the most harm of useful trials with this attack, on the half to choose by; in brackets how many "
+        "trials it had, useful or not. A search tries what does well, so that few trials of an attack say little."
+    )
+    columns = ("attack", *(each["defence"] for each in worst["defences"]))
+    return Table("Every attack", columns, tuple(lines), note)
 
 
 def at(defence: Mapping[str, Any], tolerance: float) -> Mapping[str, Any]:

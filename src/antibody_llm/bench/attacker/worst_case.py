@@ -122,6 +122,7 @@ def attempt_row(attacker: Attacker, attempt: Attempt) -> dict[str, Any]:
     return {
         "defence": attacker.defended.name,
         "trial": attempt.number,
+        "words": attempt.chosen.words,
         "harm": attempt.harm,
         "lost": attempt.lost,
         "useful": attempt.useful(GUIDE),
@@ -137,6 +138,7 @@ def attempt_row(attacker: Attacker, attempt: Attempt) -> dict[str, Any]:
         "prefill": asking.get("prefill", ""),
         "screening_auroc": values.get("screening_auroc"),
         "poison_weight": values.get("poison_weight"),
+        "harmful_share": values.get("harmful_share"),
         "seconds": values.get("seconds"),
         "key": attempt.key,
         "error": attempt.error,
