@@ -25,6 +25,14 @@ def test_anchors_stored_with_the_model_are_handed_in_for_an_upload_of_their_temp
         checked_resources(POSTERIOR, "lab-aligned", None, "lab", rows(Template.TEXT))
 
 
+def test_a_model_that_was_fine_tuned_is_not_advised_to_be_given_anchors(tmp_path):
+    (tmp_path / "antibody.json").write_text('{"verb": "finetune", "base": "lab"}')
+    for model, adapter in ((str(tmp_path), None), ("lab-aligned", str(tmp_path))):  # full, and as a server continues
+        with pytest.raises(ModelError, match="carries no anchors: it was fine-tuned.* on all rows at once") as refused:
+            checked_resources(POSTERIOR, model, adapter, "lab", rows(Template.CHAT))
+        assert "antibody anchors" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("base", "told"), [(None, "does not say which model it was before"), ("lab", "lab carries no anchors")]
 )

@@ -13,7 +13,7 @@ from ..likelihood.reader import ModelReader
 from ..mentions import setting
 from ..models.layout import require_same_shape
 from ..models.loading import LoadedModel, load_model
-from ..models.names import resolve
+from ..models.names import read_provenance, resolve
 from ..screening.anchors import Anchors, absent_anchors, read_anchors, require_templates
 from ..training.defence import Defence
 from .encoding import render_refusals
@@ -47,9 +47,19 @@ def checked_resources(
         return None
     anchors = read_anchors(Path(resolve(adapter or name)))
     if anchors is None:
-        raise absent_anchors(adapter or name)
+        raise _absent(adapter or name)
     require_templates(anchors, upload)
     return anchors
+
+
+def _absent(model: str) -> ModelError:
+    """Why a model has no anchors. One that was fine-tuned is not to get any: an upload has shaped how it reads rows."""
+    if read_provenance(resolve(model)).get("verb") != "finetune":
+        return absent_anchors(model)
+    return ModelError(
+        f"{model} carries no anchors: it was fine-tuned, and this defence weighs rows by what alignment changed, as "
+        "the aligned model reads them. Fine-tune the aligned model on all rows at once, or go on under another defence."
+    )
 
 
 def before_alignment(loaded: LoadedModel, dtype: str = "auto") -> nn.Module | None:
