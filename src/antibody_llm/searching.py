@@ -1,12 +1,13 @@
-"""A resumable search: Optuna's TPE in a folder, asked for settings and told what they came to.
+"""A resumable search: Optuna's TPE in a folder, asked for settings and given their scores.
 
     with open_study(folder, seed=0, budget=50) as study:
         while (trial := study.ask()) is not None:
             study.tell(trial, score(trial.suggest_float("rate", 1e-5, 1e-3, log=True)))
 
-A study is a journal on disk, written as trials are asked for and told, and read again by whoever opens it next. What a
-killed process had asked for and not told is asked again first, with the parameters that it had. The draws of trial n
-are seeded by (seed, n), so that a search of one trial at a time makes the same trials however often it is stopped.
+A study is a journal on disk, written whenever a trial is asked for or scored, and read again by whoever opens it next.
+What a killed process had asked for and not scored is asked again first, with the parameters that it had. The draws of
+trial n are seeded by (seed, n), so that a search of one trial at a time makes the same trials however often it is
+stopped.
 """
 
 import os
@@ -111,7 +112,7 @@ class Study:
         """What a trial came to.
 
         Args:
-            trial: As it was asked for.
+            trial: One that was asked for.
             score: Higher is what is searched for; None if the trial failed.
             notes: To be remembered with it, as JSON has it.
         """
@@ -149,7 +150,7 @@ def open_study(
 
     Args:
         folder: Is created. A study that is there goes on, and must have been asked for the same parameters.
-        seed: Of every draw.
+        seed: Seed of every draw.
         budget: Trials in all, those that were made before included.
         startup: Trials that are drawn at random before the search is guided.
         first: Parameters of the first trials; what they leave out is drawn.

@@ -48,7 +48,7 @@ class Turned:
     prompts: int | None = None
     purpose: str | None = None
     regime: Regime | None = None
-    """Of the fine-tuning; the alignment keeps the matrix's."""
+    """What the fine-tuning trains; the alignment keeps the matrix's."""
     order: Order | None = None
     asking: Mapping[str, Any] = field(default_factory=dict)
     """Fields of ``Asking``, where the attack has none of its own."""

@@ -129,7 +129,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, *, make_pool: MakePool, work: Wo
     Args:
         jobs: Each once, with what it needs among them.
         folder: Where results are.
-        make_pool: As for ``run_plan``.
+        make_pool: Makes the pool of the function that does a job.
         work: Does a job in the folder.
     """
     found = known(jobs, folder)

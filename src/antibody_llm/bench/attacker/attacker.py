@@ -39,9 +39,9 @@ class Attacker:
     space: Space
     task: str | None
     seed: int
-    """Of the trials."""
+    """The seed of every trial."""
     prompts: int
-    """Of the report."""
+    """Prompts of each set in the report."""
 
     def trial(self, chosen: Chosen) -> Job:
         """A choice on the half to choose by."""

@@ -39,7 +39,7 @@ class Attempt:
     number: int
     chosen: Chosen
     key: str
-    """Of its job."""
+    """Its job's."""
     values: Values | None
     """None if it failed."""
     clean: Values

@@ -115,7 +115,7 @@ def _study(attacker: Attacker, folder: Path, budget: int) -> Any:
 
 
 class _Trials:
-    """The trials of all defences, asked for in turn and told as they end."""
+    """The trials of all defences, asked for in turn and scored as they end."""
 
     def __init__(
         self,
@@ -204,7 +204,7 @@ def _of_the_choice(error: BaseException) -> bool:
 
 
 def _control(searched: Searched, able: Sequence[Attacker], runs: Callable[[Sequence[Job]], Outcome]) -> None:
-    """For each alignment the owner's best setting; further ones are tried while none of them wins."""
+    """Find the owner's best setting for each alignment; further ones are tried while none of them wins."""
     owners = {alignment_of(each): each for each in able}
     known: dict[str, dict[tuple[float, int], float]] = {name: {} for name in owners}
     for setting in CONTROLS:

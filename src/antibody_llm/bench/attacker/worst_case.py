@@ -51,6 +51,7 @@ def _defence(searched: Searched, against: Against) -> dict[str, Any]:
         "num_trials": len(against.attempts),
         "num_failed": sum(each.values is None for each in against.attempts),
         "num_useful": sum(each.useful(GUIDE) for each in against.attempts),
+        "clean_harm": upload_harm(against.clean),
         "clean_accuracy": against.clean["finetune_accuracy"]["value"],
         "clean": clean,
         "plain": plain,
