@@ -357,6 +357,7 @@ edit. To repeat the runs:
 {commands}
 
 What the attacks are: `antibody attacks`, [papers.md](papers.md), the head of each file in `src/antibody_llm/attacks/`.
+What an attacker who turns every knob of them finds against each defence: [worst-case.md](worst-case.md).
 
 The lab without a defence: alignment by plain SFT, plain fine-tuning at the lab's defaults, {num_rows} rows over all
 jobs. A fifth of the rows is the attacker's; of attacks called *all*, every row; of *clean*, none. Each line is the

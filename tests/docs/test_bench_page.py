@@ -19,6 +19,6 @@ def test_the_example_of_the_page_is_a_matrix_that_can_be_run():
 
 
 def test_every_preset_that_the_page_names_is_there():
-    named = set(re.findall(r"antibody bench (lab-[a-z]+)", PAGE)) | set(re.findall(r"`(paper-[a-z]+)`", PAGE))
+    named = set(re.findall(r"antibody bench (lab-[a-z-]+)", PAGE)) | set(re.findall(r"`(paper-[a-z]+)`", PAGE))
     assert named <= set(presets())
     assert {name for name in presets() if name.startswith("paper-")} <= named
