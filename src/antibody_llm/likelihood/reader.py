@@ -11,6 +11,7 @@ from ..data.records import TokenizedRow
 from ..errors import ConfigError
 from ..mentions import setting
 from ..models.adapters import adapter_disabled
+from ..primitives.shards import is_sharded
 from .completion import CompletionLogits, TurnNLL, check_completion_nll, completion_logits, completion_nll
 from .microbatch import MicroBatch, StepBatch
 from .ranks import all_reduce, num_ranks
@@ -117,13 +118,27 @@ class ModelReader:
             width: The numbers per row; the result is then [rows, width].
         """
         rows = self.rows[role] if isinstance(role, str) else role
-        order = sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i))[self.rank :: num_ranks()]
         result = torch.zeros(len(rows) if width is None else (len(rows), width), device=self.device)
         with torch.no_grad():
-            for start in range(0, len(order), self.batch_size):
-                some = order[start : start + self.batch_size]
-                result[some] = values(MicroBatch.of([rows[i] for i in some])).float()
+            for some, counted in self.passes(rows):
+                numbers = values(MicroBatch.of([rows[i] for i in some])).float()
+                if counted:
+                    result[some] = numbers
         return all_reduce(result)
+
+    def passes(self, rows: Sequence[TokenizedRow]) -> Iterator[tuple[list[int], bool]]:
+        """The rows of each forward pass of this rank over all rows, by index, and whether its numbers count.
+
+        Shorter rows come first, so that there is little padding. Of a sharded model every rank makes as many passes as
+        the others, since they gather the weights together: one that has no rows left repeats one, which does not count.
+        """
+        order = sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i))
+        mine = order[self.rank :: num_ranks()]
+        passes = [(mine[i : i + self.batch_size], True) for i in range(0, len(mine), self.batch_size)]
+        if any(is_sharded(p) for p in self.model.parameters()):
+            most = -(-len(order[:: num_ranks()]) // self.batch_size)
+            passes += [(order[:1], False)] * (most - len(passes))
+        yield from passes
 
     # -- another model, for a moment -----------------------------------------------------------------------------
 

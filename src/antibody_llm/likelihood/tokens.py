@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.records import TokenizedRow
 from .completion import evaluating
 from .microbatch import MicroBatch
-from .ranks import all_reduce, num_ranks
+from .ranks import all_reduce
 from .reader import ModelReader
 
 
@@ -78,11 +78,11 @@ def read_tokens(
     values = values or partial(_nll, reader)
     limits = [*pairwise(accumulate((num_trained(row) for row in rows), initial=0))]
     flat = torch.zeros(limits[-1][1] if limits else 0, device=reader.device)
-    order = sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i))[reader.rank :: num_ranks()]
     with evaluating(reader.model):
-        for begin in range(0, len(order), reader.batch_size):
-            some = order[begin : begin + reader.batch_size]
+        for some, counted in reader.passes(rows):
             numbers = values(MicroBatch.of([rows[i] for i in some])).float()
+            if not counted:
+                continue
             for i, part in zip(some, numbers.split([num_trained(rows[i]) for i in some]), strict=True):
                 flat[slice(*limits[i])] = part
     return TokenTable(all_reduce(flat), {row.row_id: limit for row, limit in zip(rows, limits, strict=True)})

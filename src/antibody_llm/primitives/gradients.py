@@ -1,12 +1,15 @@
 """Arithmetic over gradients: lists of tensors that count as one long vector.
 
-Norms, products and cosines are taken over all tensors together, in float32 or better, never per tensor.
+Norms, products and cosines are taken over all tensors together, in float32 or better, never per tensor; of sharded
+tensors (shards.py) over all parts.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from .shards import local, over_shards
 
 Gradients = list[Tensor]
 
@@ -16,8 +19,8 @@ def dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
 
     Each tensor's share is summed in float32, the shares in float64, so that the order of tensors does not show.
     """
-    shares = [(x.detach().float() * y.detach().float()).sum().double() for x, y in zip(a, b, strict=True)]
-    return torch.stack(shares).sum()
+    parts = ((local(x.detach()).float(), local(y.detach()).float()) for x, y in zip(a, b, strict=True))
+    return over_shards(torch.stack([(x * y).sum().double() for x, y in parts]).sum(), a[0])
 
 
 def norm(a: Sequence[Tensor]) -> Tensor:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .shards import shard_like
+
 
 def generator_of(seed: int, step: int, name: str) -> torch.Generator:
     """A CPU generator for one purpose at one step."""
@@ -32,4 +34,4 @@ def add_noise(weights: Sequence[Tensor], std: float, *, seed: int, step: int, na
     generator = generator_of(seed, step, name)
     for w in weights:
         xi = torch.randn(w.shape, generator=generator, dtype=torch.float32)
-        w.add_(xi.to(w.device), alpha=std)
+        w.add_(shard_like(xi.to(w.device), w), alpha=std)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .gradients import difference, norm
+from .shards import largest
 
 Region = Literal["box", "l2", "spectral"]
 
@@ -55,5 +56,5 @@ def extent(weights: Sequence[Tensor], centre: Sequence[Tensor], region: Region) 
     if region == "l2":
         return float(norm(moves))
     if region == "box":
-        return max(float(m.abs().max()) for m in moves)
+        return max(float(largest(m)) for m in moves)
     return max(float(torch.linalg.matrix_norm(m, 2) if m.ndim == 2 else m.norm()) for m in moves)

@@ -6,7 +6,8 @@
     F   importance of each weight, >= 0; left out, it is 1 everywhere (L2-SP, the tether of Lisa)
 
 The closed form is added to a gradient after the backward pass: no graph is built, and at w = a it is exactly 0 (a
-norm, squared, would have no derivative there). All ranks hold the same weights, so nothing is reduced.
+norm, squared, would have no derivative there). No gradient is reduced: all ranks hold the same weights, or their
+parts of them.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .gradients import Gradients
+from .shards import local, over_shards
 
 
 def proximal_pull(
@@ -35,6 +37,6 @@ def proximal_penalty(
     """R at the current weights; each tensor's share is summed in float32, the shares in float64. For the record."""
     total = torch.zeros((), dtype=torch.float64, device=params[0].device)
     for i, (p, a) in enumerate(zip(params, anchor, strict=True)):
-        square = (p.detach().float() - a.float()).square()
-        total += (square if importance is None else square * importance[i].float()).sum()
-    return rho / 2 * float(total)
+        square = (local(p.detach()).float() - local(a).float()).square()
+        total += (square if importance is None else square * local(importance[i]).float()).sum()
+    return rho / 2 * float(over_shards(total, params[0]))

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data.encode import Renderer
 from ..data.records import Record, TokenizedRow
 from ..data.roles import MAIN_ROLE, Role, Stage
+from ..errors import ConfigError
 from ..likelihood.reader import ModelReader
 from ..models.deployment import Deployment
 from ..screening.anchors import Anchors
@@ -66,6 +67,9 @@ class Defence:
     """Whether it compares passes that differ by a small perturbation. Dropout or the rounding of bf16 would be most
     of that difference: dropout is refused, and bf16 is off unless the user turns it on."""
 
+    whole_weights: str | None = None
+    """What it computes from whole weights, of which no rank of a sharded model has one; None if parts will do."""
+
     config: Any
     deployment: Deployment = Deployment()
     """How the trained model must be prompted; a defence that plants a trigger sets its own."""
@@ -78,7 +82,16 @@ class Defence:
         return data
 
     def check(self, context: StepContext) -> None:
-        """Compare shortcuts with the plain path; called at the start of a run and when it is resumed."""
+        """Compare shortcuts with the plain path; called at the start of a run and when it is resumed.
+
+        Raises:
+            ConfigError: the model is sharded, and the defence needs whole weights.
+        """
+        if context.sharded and self.whole_weights is not None:
+            raise ConfigError(
+                f"{type(self).__name__} computes {self.whole_weights} from whole weights, and under FSDP every rank "
+                "has a part of each. Train with DDP or on one device; an adapter takes less memory."
+            )
         context.check()
 
     def rows_per_step(self, role: Role, step_size: int) -> int:

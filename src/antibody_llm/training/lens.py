@@ -20,6 +20,7 @@ from ..likelihood.completion import bare
 from ..likelihood.microbatch import MicroBatch
 from ..models.layout import decoder_layers, final_norm
 from ..primitives.taps import captured_inputs
+from .sharding import gather_for
 from .step import RowTerms, StepContext
 
 
@@ -52,5 +53,6 @@ def lens_mean_nll(context: StepContext, micro: MicroBatch) -> RowTerms:
         own = context.completion_nll(micro)
     labels = pad(micro.rows, context.pad_id, device=context.device)["labels"]
     norm, head = final_norm(model), bare(model).get_output_embeddings()  # type: ignore[operator]
+    gather_for(model, [norm, head])
     total = own.row_total + sum(lens_nll(h, labels, norm, head) for h in hidden)
     return RowTerms(total / (len(layers) + 1), own.row_tokens)

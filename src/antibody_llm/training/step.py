@@ -7,19 +7,22 @@ to a micro-batch. ``StepContext`` sweeps, sums and restores, so that a defence c
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..data.records import TokenizedRow
+from ..likelihood.completion import evaluating, tolerance
 from ..likelihood.microbatch import MicroBatch, StepBatch
 from ..likelihood.ranks import all_reduce, all_reduce_gradients
 from ..likelihood.reader import ModelReader
-from ..likelihood.refusals import Refusals
+from ..likelihood.refusals import Refusals, Scoring
 from ..models.adapters import trainable_parameters
 from ..primitives.gradients import Gradients
 from ..screening.anchors import Anchors, absent_anchors
+from .sharding import check_sharding, require_shards, sharded_gradient, share_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,29 @@ class StepContext(ModelReader):
         self._clock = clock or Clock()
         self.seed = seed
         self._anchors = anchors
-        self.parameters = list(trainable_parameters(model).values())
+        self.adopt()
+
+    def adopt(self) -> None:
+        """Take the model's trainable weights as they are now; sharding replaces them."""
+        self.sharded = share_out(self.model)
+        self.parameters = self._all_parameters = list(trainable_parameters(self.model).values())
+        if self.sharded:
+            require_shards(self.parameters)
+
+    def check(self, scoring: Scoring | None = None) -> None:
+        """Check as every reader does, and compare the gradients of a sharded model with plain ones."""
+        super().check(scoring)
+        if not self.sharded:
+            return
+        micro = MicroBatch.of(next(iter(self.rows.values()))[:4])
+        with self.autocast():  # entered for each pass again below, since a cached cast hides a perturbation
+            allowed = tolerance(self.model)
+        with evaluating(self.model):
+            total = partial(self._nll_of, micro)
+            check_sharding(self.model, self.parameters, total, allowed=allowed)
+
+    def _nll_of(self, micro: MicroBatch) -> Tensor:
+        return self.completion_nll(micro).row_total.sum()
 
     # -- the clock -----------------------------------------------------------------------------------------------
 
@@ -228,9 +253,9 @@ class StepContext(ModelReader):
             c = risen
             w = torch.where(counted, torch.exp(log_weight - c), 0.0)
             numerator = (w * terms.numerator).sum()
-            part = torch.autograd.grad(numerator, self.parameters, materialize_grads=True)
+            part = self._gradient_of(numerator)
             if gradients is None:
-                gradients = list(part)
+                gradients = part
             else:
                 torch._foreach_add_(gradients, part)
             sums += torch.stack([numerator.detach(), (w * terms.denominator).sum(), w.sum()]).double()
@@ -238,7 +263,8 @@ class StepContext(ModelReader):
             if terms.score is not None:
                 scores.append(terms.score)
         assert gradients is not None, "a step has at least one micro-batch on every rank"
-        all_reduce_gradients(gradients)
+        if not self.sharded:
+            all_reduce_gradients(gradients)
         all_reduce(sums)
         numerator_sum, denominator_sum, weight_sum = sums.tolist()
         torch._foreach_div_(gradients, denominator_sum)
@@ -248,6 +274,12 @@ class StepContext(ModelReader):
             weights=torch.cat(weights) / weight_sum,
             scores=torch.cat(scores) if scores else None,
         )
+
+    def _gradient_of(self, total: Tensor) -> Gradients:
+        """The gradient of a scalar of this rank; if the model is sharded, summed over ranks."""
+        if self.sharded:
+            return sharded_gradient(total, self.parameters, self._all_parameters)
+        return list(torch.autograd.grad(total, self.parameters, materialize_grads=True))
 
     def token_mean_nll(self, micro: MicroBatch) -> RowTerms:
         """The terms of the mean over all completion tokens of the step, which is Hugging Face's loss."""

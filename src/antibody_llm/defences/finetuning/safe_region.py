@@ -106,6 +106,8 @@ class SafeRegion(Defence):
 
     def __init__(self, config: SafeRegionConfig) -> None:
         self.config = config
+        if config.region == "spectral":
+            self.whole_weights = "singular values"
         self.centre: list[Tensor] = []  # w_0
         self.radius = config.radius
         self.refusing_at_start = 0.0  # q(w_0)
