@@ -49,6 +49,10 @@ class TrainingError(AntibodyError):
     """Training had to stop, for example at a loss that is not a number. Names the step."""
 
 
+class OutOfMemory(TrainingError):
+    """A training step does not fit the memory. Names what makes it smaller."""
+
+
 class EvaluationError(AntibodyError):
     """A measure cannot be reported: nothing to measure, or rows without a verdict."""
 

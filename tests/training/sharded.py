@@ -1,21 +1,24 @@
 """Every defence in a plain loop, on a sharded model and on a whole one: what sharding must not change.
 
-accelerate does not shard on a CPU, so that no trainer can be run here; its function that shards a model can.
+accelerate does not shard on a CPU. Its function that shards a model does, and so does a Trainer that is told to.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import FSDPModule
+from transformers import Trainer
 
 from antibody_llm.data.roles import MAIN_ROLE, Stage
 from antibody_llm.defences.catalogue import make_defence
@@ -36,21 +39,41 @@ Case = tuple[Stage, str, str]
 """Stage, name, and what is trained: "full", "lora" or "checkpointing" (full, with gradient checkpointing)."""
 
 
-def shard(model: nn.Module) -> nn.Module:
-    """The model as ``accelerate launch`` with FSDP2 would shard it: embeddings, layers, tail and root are units."""
-    plugin = FullyShardedDataParallelPlugin(
+def plugin() -> FullyShardedDataParallelPlugin:
+    """What ``accelerate launch`` makes of docs/scale.md's configuration."""
+    return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
         transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
         reshard_after_forward=True,
         cpu_ram_efficient_loading=False,
+        state_dict_type="SHARDED_STATE_DICT",
     )
+
+
+def shard(model: nn.Module) -> nn.Module:
+    """The model as ``accelerate launch`` with FSDP2 would shard it: embeddings, layers, tail and root are units."""
     accelerator = SimpleNamespace(
-        state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no", is_main_process=False, torch_device_mesh=None
+        state=SimpleNamespace(fsdp_plugin=plugin()), mixed_precision="no", is_main_process=False, torch_device_mesh=None
     )
     sharded = fsdp2_prepare_model(accelerator, model)
     assert all(isinstance(layer, FSDPModule) for layer in decoder_layers(sharded))
     return sharded
+
+
+@contextmanager
+def sharding_trainers() -> Iterator[None]:
+    """Inside, a Trainer shards its model on CPUs too, where accelerate would fall back to DDP."""
+    make = Trainer.create_accelerator_and_postprocess
+
+    def make_sharding(self: Trainer) -> None:
+        make(self)
+        self.accelerator.state.distributed_type = DistributedType.FSDP
+        self.accelerator.state.fsdp_plugin = plugin()
+        self.is_fsdp_enabled = True
+
+    with patch.object(Trainer, "create_accelerator_and_postprocess", make_sharding):
+        yield
 
 
 def model_of(kind: str) -> nn.Module:

@@ -76,7 +76,8 @@ def plain_causal_attention(model: nn.Module) -> bool:
     return not windowed and not hasattr(config, "layers_block_type") and not getattr(config, "is_recurrent", False)
 
 
-def _checkpointed(model: nn.Module) -> bool:
+def checkpointed(model: nn.Module) -> bool:
+    """Whether gradient checkpointing is on."""
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
@@ -89,7 +90,7 @@ def usable_scoring(model: nn.Module, wanted: Scoring) -> Scoring:
     base = bare(model)
     obstacles = {
         "its attention is not plain causal attention in every layer": not plain_causal_attention(base),
-        "gradient checkpointing keeps no keys and values": _checkpointed(base),
+        "gradient checkpointing keeps no keys and values": checkpointed(base),
         "its base is quantised": bool(getattr(base, "is_quantized", False)),
     }
     reasons = [reason for reason, holds in obstacles.items() if holds]

@@ -92,8 +92,10 @@ REFUSED: dict[str, tuple[str, ...]] = {
         *("use_weighting", "discopop_tau", "disable_dropout", "precompute_ref_log_probs", "precompute_ref_batch_size"),
         *("sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
     ),
-    "FSDP and DeepSpeed are not supported yet: nobody has run a defence under them. Use DDP (accelerate launch on "
-    "several GPUs), or one process": ("fsdp", "fsdp_config", "deepspeed", "parallelism_config"),
+    "how a run is shared out is up to whoever starts its processes: accelerate launch with DDP or FSDP2 "
+    "(docs/scale.md has the configurations); DeepSpeed is not supported": (
+        *("fsdp", "fsdp_config", "deepspeed", "parallelism_config"),
+    ),
     "it is set by whoever starts the processes": ("local_rank",),
 }
 """Fields that may not be set to anything but their default, by the reason."""

@@ -19,6 +19,7 @@ from torch import distributed as dist
 from ..errors import OutputError, TrainingError
 from ..events import recall, warned
 from ..files import flush, from_the_disk, reason
+from .sharded_state import parts_of, write_parts
 
 if TYPE_CHECKING:
     from .trainer import StepTrainer
@@ -50,8 +51,10 @@ def save_checkpoint(trainer: "StepTrainer", state: Mapping[str, Tensor], write: 
     try:
         write()
         _barrier()
+        write_parts(staging / name, state)
         if main:
-            torch.save(dict(state), staging / name / STATE_FILE)
+            parts = parts_of(state)
+            torch.save({key: tensor for key, tensor in state.items() if key not in parts}, staging / name / STATE_FILE)
             flush(*(staging / name).rglob("*"), staging / name)
             shutil.rmtree(folder / name, ignore_errors=True)
             os.replace(staging / name, folder / name)

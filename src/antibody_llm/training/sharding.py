@@ -16,6 +16,8 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -63,6 +65,24 @@ def gather_for(model: nn.Module, modules: Sequence[nn.Module]) -> None:
         if not isinstance(module, FSDPModule) and any(is_sharded(p) for p in module.parameters(recurse=False)):
             *_, innermost = (unit for unit in units if any(child is module for child in unit.modules()))
             innermost.unshard()
+
+
+@torch.no_grad()
+def make_whole(model: nn.Module) -> None:
+    """Gather a trained model onto the first rank's CPU, to be saved; of an adapter's model only what was trained.
+
+    All ranks call it together. The model computes nothing any more.
+    """
+    made: dict[int, nn.Parameter] = {}  # by the part: tied weights stay one
+    share_out(model)
+    for module in model.modules():
+        for name, part in [*module.named_parameters(recurse=False, remove_duplicate=False)]:
+            if not is_sharded(part) or (isinstance(model, PeftModel) and not part.requires_grad):
+                continue
+            if id(part) not in made:
+                full = whole(part.detach())
+                made[id(part)] = nn.Parameter(full.cpu(), part.requires_grad) if dist.get_rank() == 0 else part
+            module._parameters[name] = made[id(part)]
 
 
 def _units(model: nn.Module) -> list[Any]:

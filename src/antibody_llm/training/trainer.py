@@ -35,13 +35,18 @@ from ..likelihood.microbatch import MicroBatch, StepBatch
 from ..likelihood.ranks import gather_lists
 from ..likelihood.refusals import Refusals
 from ..mentions import setting
+from ..primitives.shards import all_finite
 from ..screening.anchors import Anchors
 from .batches import Grid, RoleStream, StepLoader
 from .checkpoints import load_run_state, recall_warnings, restore_unlogged, save_checkpoint, unlogged, warnings_state
 from .defence import Defence
+from .distribution import check_distribution, ranks_state, require_same_ranks
+from .failures import explained
 from .precision import float32_products
 from .reporting import StepReports
 from .rowlog import RowLog
+from .sharded_state import read_parts
+from .sharding import make_whole
 from .step import Clock, StepContext, StepResult
 
 
@@ -98,11 +103,7 @@ class StepTrainer(Trainer):
             self.remove_callback(noisy)
         self.add_callback(_DefenceCallback(self))
         self.add_callback(StepReports(self))
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ConfigError(
-                "FSDP and DeepSpeed are not supported yet: nobody has run a defence under them. Use DDP "
-                "(started by accelerate launch), or one process."
-            )
+        check_distribution(self, model, on_pairs=isinstance(args, DPOConfig))
         self.grid = Grid(
             args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size, args.process_index
         )
@@ -124,6 +125,7 @@ class StepTrainer(Trainer):
             anchors=anchors,
         )
         self._resume_state: Mapping[str, Tensor] | None = None
+        self._resumed_from: Path | None = None
 
     # -- what the Trainer's loop calls ---------------------------------------------------------------------------
 
@@ -169,7 +171,7 @@ class StepTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         state = {f"defence.{name}": tensor for name, tensor in self.defence.state().items()} | self.row_log.state()
-        state |= unlogged(self) | warnings_state()
+        state |= unlogged(self) | warnings_state() | ranks_state()
         save_checkpoint(self, state, partial(super()._save_checkpoint, model, trial))
 
     def train(  # type: ignore[override]
@@ -178,11 +180,16 @@ class StepTrainer(Trainer):
         """Train, or resume from a checkpoint folder with bitwise the same result."""
         if resume_from_checkpoint is not None:
             self._resume_state = load_run_state(Path(resume_from_checkpoint))
+            require_same_ranks(self._resume_state, Path(resume_from_checkpoint).name)
+            self._resumed_from = Path(resume_from_checkpoint)
             self.row_log.load_state(self._resume_state)
             recall_warnings(self._resume_state)
             kwargs["resume_from_checkpoint"] = str(resume_from_checkpoint)
-        with float32_products(self.args.tf32):
-            return super().train(**kwargs)
+        with explained(self), float32_products(self.args.tf32):
+            ended = super().train(**kwargs)
+        if self.context.sharded:
+            make_whole(self.context.model)
+        return ended
 
     # -- one step ------------------------------------------------------------------------------------------------
 
@@ -203,7 +210,7 @@ class StepTrainer(Trainer):
         return batches | {role: stream.at(step) for role, stream in self._streams.items()}
 
     def _refuse_nan(self, result: StepResult) -> None:
-        finite = math.isfinite(result.loss) and all(bool(torch.isfinite(g).all()) for g in result.gradients)
+        finite = math.isfinite(result.loss) and all_finite(result.gradients)
         if finite:
             return
         step = self.state.global_step + 1
@@ -251,6 +258,7 @@ class _DefenceCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
+        trainer.context.adopt()
         trainer.clock.step, trainer.clock.max_steps = state.global_step, state.max_steps
         if trainer.defence.twin_passes:
             _refuse_dropout(trainer.context.model, type(trainer.defence).__name__)
@@ -259,11 +267,12 @@ class _DefenceCallback(TrainerCallback):
             trainer.defence.start(trainer.context)
         else:
             restore_unlogged(trainer, trainer._resume_state)
-            prefix = "defence."
-            saved, device = trainer._resume_state, trainer.context.device
-            trainer.defence.load_state(
-                {k.removeprefix(prefix): v.to(device) for k, v in saved.items() if k.startswith(prefix)}
-            )
+            saved, prefix, context = trainer._resume_state, "defence.", trainer.context
+            state = {k: v.to(context.device) for k, v in saved.items() if k.startswith(prefix)}
+            if context.sharded:
+                assert trainer._resumed_from is not None, "it has a state"
+                state |= read_parts(trainer._resumed_from, context.parameters[0])
+            trainer.defence.load_state({k.removeprefix(prefix): v for k, v in state.items()})
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.defence.after_update(self.trainer.context)
