@@ -95,6 +95,19 @@ def gpu_precision_table() -> str:
     return "\n".join(lines)
 
 
+def memory_table() -> str:
+    """What a device needs for Llama 3's shapes, by the model of benchmarks/memory.py."""
+    rows = json.loads(GPU.with_name("memory.json").read_text(encoding="utf-8"))["fits"]
+    lines = ["| model | trained | devices | `sft`, GiB each | Antibody's alignment, GiB each |"]
+    lines.append("| --- | --- | ---: | ---: | ---: |")
+    for row in rows:
+        needs = (
+            f"{row[name]:.0f}" if row[name] >= 10 else f"{row[name]:.1f}" for name in ("sft", "antibody alignment")
+        )
+        lines.append(f"| {row['model']} | {row['way']} | {row['ranks']} | {' | '.join(needs)} |")
+    return "\n".join(lines)
+
+
 def server_table() -> str:
     """How the server holds: kills, clients, lists and memory, as far as there are results."""
     rows: list[tuple[str, str]] = []
@@ -156,6 +169,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "defences": defences_table,
     "gpu-costs": gpu_costs_table,
     "gpu-precision": gpu_precision_table,
+    "memory": memory_table,
     "server": server_table,
     "immunization": immunization_table,
 }

@@ -7,10 +7,11 @@ On CPUs (gloo), on a two-layer Llama that is sharded as ``accelerate launch`` wi
     gradients   |a - b| / |b| of a step's gradient, a over the ranks and b on one process from the same weights; the
                 largest over two steps, and over the weights after ``finish``. All weights trained ("full"), an adapter
                 ("lora"), all weights with gradient checkpointing ("checkpointing")
-    killed      a run of AdamW that saves after every step. One rank ends itself with SIGKILL in its third step; the
-                others must end, and the same run started again must end with the bits of one that nobody disturbed
-    held        bytes of a rank over those of one process: parameters, gradients, the optimiser's state, and the
-                defence's
+    held        bytes of a rank over those of one process, the largest of all ranks: parameters, gradients, the
+                optimiser's state, and the defence's
+    killed      runs of AdamW that save after two of their four steps and take a third one; in that of the last run a
+                rank ends itself with SIGKILL in the middle of a pass. The launch must end, and another one that goes
+                on from the checkpoints must end with the bits of runs that nobody disturbed
 """
 
 import os
@@ -41,7 +42,7 @@ from antibody_llm.data.roles import Stage
 from antibody_llm.defences.catalogue import make_defence
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = ("full", "lora", "checkpointing")
+CHECKPOINTED = ("sft", "antibody", "repnoise", "t-vaccine")
 KILLED: list[Case] = [
     (Stage.ALIGNMENT, "antibody", "full"),
     (Stage.ALIGNMENT, "tar", "lora"),
@@ -55,68 +56,76 @@ HELD: list[Case] = [
     (Stage.FINETUNING, "bds", "full"),
     (Stage.ALIGNMENT, "tar", "full"),
 ]
-NUM_STEPS, DIES_IN = 4, 2
-
-
-def gradients(folder: Path) -> dict[str, Any]:
-    """The largest difference of every defence that parts of weights will do for, and why the others are refused."""
-    needs = {key: make_defence(*key).whole_weights for key in TRAINED}
-    cases = [(*key, kind) for key in TRAINED if needs[key] is None for kind in KINDS]
-    found = {name: max(numbers) for name, numbers in differences(cases).items()}
-    return {
-        "gradients": {" ".join(case): found[" ".join(case)] for case in cases},
-        "refused": {" ".join(key): why for key, why in needs.items() if why is not None},
-    }
+NUM_STEPS, NUM_SAVED = 4, 2
 
 
 def undisturbed(folder: Path) -> None:
-    """Run every case to its end."""
+    """Measure, and run every case to its end."""
+    needs = {key: make_defence(*key).whole_weights for key in TRAINED}
+    cases = [(*key, kind) for key in TRAINED if needs[key] is None for kind in ("full", "lora")]
+    cases += [(*key, "checkpointing") for key in TRAINED if key[1] in CHECKPOINTED]
+    found = differences(cases)
+    result: dict[str, Any] = {
+        "gradients": {" ".join(case): max(found[" ".join(case)]) for case in cases},
+        "refused": {" ".join(key): why for key, why in needs.items() if why is not None},
+        "held": {" ".join(case): _held(case) for case in HELD},
+    }
     for case in KILLED:
-        _run(case, folder / "undisturbed" / case[1])
+        loop = _loop(case)
+        loop.start()
+        _go_on(loop, range(NUM_STEPS))
+        _keep(loop, folder / f"{case[1]}.undisturbed")
+    if dist.get_rank() == 0:
+        (folder / "found.json").write_text(json.dumps(result))
 
 
 def killed(folder: Path) -> None:
-    """Run the case that ``folder`` names until a rank dies, or from its latest checkpoint."""
-    case = KILLED[int((folder / "case").read_text())]
-    _run(case, folder / "killed" / case[1])
-
-
-def memory(folder: Path) -> dict[str, Any]:
-    """Bytes of a rank over those of one process, the largest of all ranks."""
-    found = {}
-    for case in HELD:
-        shares: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
-        dist.all_gather_object(shares, held(case))
-        found[" ".join(case)] = {name: max(share[name] for share in shares) for name in shares[0]}
-    return {"held": found}
-
-
-def _run(case: Case, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    model, rank = shard(model_of(case[2])), dist.get_rank()
-    loop = Loop(case, model, num_ranks=dist.get_world_size(), rank=rank, optimiser=torch.optim.AdamW)
-    done = len([*folder.glob("step-*")])
-    if done:
-        loop.defence.check(loop.context)
-        load(loop, folder / f"step-{done}")
-    else:
+    """Save every case, go on with it, and die."""
+    for case in KILLED:
+        loop = _loop(case)
         loop.start()
-    for number in range(done, NUM_STEPS):
-        dies = folder.parent.name == "killed" and not done and number == DIES_IN and rank == dist.get_world_size() - 1
-        if dies:
+        _go_on(loop, range(NUM_SAVED))
+        save(loop, folder / case[1])
+        if case == KILLED[-1] and dist.get_rank() == dist.get_world_size() - 1:
             loop.context.model.register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        loop.step(NUM_SAVED)
+
+
+def resumed(folder: Path) -> None:
+    """Go on with every case where it was saved."""
+    for case in KILLED:
+        loop = _loop(case)
+        loop.defence.check(loop.context)
+        load(loop, folder / case[1])
+        _go_on(loop, range(NUM_SAVED, NUM_STEPS))
+        _keep(loop, folder / f"{case[1]}.resumed")
+
+
+def _loop(case: Case) -> Loop:
+    model = shard(model_of(case[2]))
+    return Loop(case, model, num_ranks=dist.get_world_size(), rank=dist.get_rank(), optimiser=torch.optim.AdamW)
+
+
+def _go_on(loop: Loop, steps: range) -> None:
+    for number in steps:
         loop.step(number)
-        save(loop, folder / f"saving-{number + 1}")
-        if rank == 0:
-            (folder / f"saving-{number + 1}").rename(folder / f"step-{number + 1}")
-        dist.barrier()
-    loop.defence.finish(loop.context)
+    if steps.stop == NUM_STEPS:
+        loop.defence.finish(loop.context)
+
+
+def _keep(loop: Loop, file: Path) -> None:
     weights = loop.weights()
-    if rank == 0:
-        torch.save(weights, folder / "weights.pt")
+    if dist.get_rank() == 0:
+        torch.save(weights, file)
 
 
-PHASES = {phase.__name__: phase for phase in (gradients, undisturbed, killed, memory)}
+def _held(case: Case) -> dict[str, float]:
+    shares: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(shares, held(case))
+    return {name: max(share[name] for share in shares) for name in shares[0]}
+
+
+PHASES = {phase.__name__: phase for phase in (undisturbed, killed, resumed)}
 
 
 def launch(ranks: int, phase: str, folder: Path) -> int:
@@ -130,21 +139,21 @@ def launch(ranks: int, phase: str, folder: Path) -> int:
 
 
 def measured(ranks: int, folder: Path) -> dict[str, Any]:
-    """Everything, phase by phase."""
-    found: dict[str, Any] = {"ranks": ranks, "torch": torch.__version__.partition("+")[0]}
-    for phase in ("gradients", "memory", "undisturbed"):
-        if launch(ranks, phase, folder):
-            raise SystemExit(f"{phase}: a rank failed")
-        if (folder / f"{phase}.json").is_file():
-            found |= json.loads((folder / f"{phase}.json").read_text())
-    found["killed"] = {}
-    for number, case in enumerate(KILLED):
-        (folder / "case").write_text(str(number))
-        codes = [launch(ranks, "killed", folder), launch(ranks, "killed", folder)]
-        ends = [torch.load(folder / place / case[1] / "weights.pt") for place in ("undisturbed", "killed")]
-        died_and_went_on = codes[0] != 0 and codes[1] == 0
-        found["killed"][" ".join(case)] = {"died_and_went_on": died_and_went_on, "same_bits": torch.equal(*ends)}
-    return found
+    """Everything, launch by launch."""
+    codes = {phase: launch(ranks, phase, folder) for phase in PHASES}
+    if codes["undisturbed"] or codes["resumed"]:
+        raise SystemExit(f"a rank failed: exit codes {codes}")
+    found = json.loads((folder / "found.json").read_text())
+    ends = {
+        " ".join(case): torch.equal(*(torch.load(folder / f"{case[1]}.{how}") for how in ("undisturbed", "resumed")))
+        for case in KILLED
+    }
+    return {
+        "ranks": ranks,
+        "torch": torch.__version__.partition("+")[0],
+        **found,
+        "killed": {"launch_ended": codes["killed"] != 0, "same_bits": ends},
+    }
 
 
 def main() -> None:
@@ -160,10 +169,8 @@ def main() -> None:
         given.output.write_text(json.dumps(found, indent=1) + "\n")
         return
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
-    result = PHASES[given.phase](given.output)
-    if result is not None and dist.get_rank() == 0:
-        (given.output / f"{given.phase}.json").write_text(json.dumps(result))
+    dist.init_process_group("gloo", timeout=timedelta(minutes=10))
+    PHASES[given.phase](given.output)
     dist.barrier()
     sys.stdout.flush()
     os._exit(0)  # torch's C++ threads now and then abort the interpreter's own end, after all is saved

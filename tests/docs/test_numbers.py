@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from accelerate.commands.config.config_args import load_config_from_file
+
 from antibody_llm.evaluation.measures import wilson_interval
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,6 +96,36 @@ def test_on_a_gpu():
     assert {row["status"] for row in trained} == {"passed"}
     assert f"All {len(trained)} pass" in text
     assert rows["fsdp", "fully_shard, StepContext.gradient"]["status"] == "differs"
+
+
+def test_scale():
+    text = words("scale.md")
+    sharded, memory = (
+        json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("sharded", "memory")
+    )
+    defences = {case.rpartition(" ")[0] for case in sharded["gradients"]}
+    worst, most = max(sharded["gradients"].values()), max(max(of.values()) for of in sharded["held"].values())
+    assert f"Of {len(defences)} defences a step's gradient is that of one process to {worst:.1e} of its norm" in text
+    assert worst <= 1e-5
+    assert f"what a defence keeps: {100 * most:.1f} % of one process's bytes on each rank" in text
+    assert most <= 1.1 / sharded["ranks"]
+    assert sharded["killed"]["launch_ended"]
+    assert all(sharded["killed"]["same_bits"].values())
+    assert f"to the same bits, in {len(sharded['killed']['same_bits'])} defences" in text
+    (refused,) = sharded["refused"]
+    assert f"each with its reason: `{refused.split()[1]}`, which needs whole matrices" in text
+    ratios = [row["ratio"] for row in (*memory["cpu"], *memory["gpu"])]
+    assert f"it is {min(ratios):.2f} to {max(ratios):.2f} of them: {len(memory['gpu'])} steps on an H100" in text
+    assert f"and {len(memory['cpu'])} small ones on a CPU" in text
+
+
+def test_the_configurations_of_accelerate_are_those_of_the_examples():
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    for file in sorted((ROOT / "examples" / "accelerate").iterdir()):
+        text = file.read_text(encoding="utf-8")
+        assert "".join(f"    {line}\n" for line in text.splitlines()) in page
+        assert load_config_from_file(str(file)).num_processes == 8
 
 
 def test_how_far_the_labs_judge_may_be_trusted():

@@ -5,6 +5,8 @@ accelerate does not shard on a CPU. Its function that shards a model does, and s
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -12,7 +14,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from accelerate import FullyShardedDataParallelPlugin
+import yaml
 from accelerate.utils import DistributedType
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
@@ -20,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer
 
+from accelerate import FullyShardedDataParallelPlugin
 from antibody_llm.data.roles import MAIN_ROLE, Stage
 from antibody_llm.defences.catalogue import make_defence
 from antibody_llm.likelihood.microbatch import StepBatch
@@ -35,26 +38,29 @@ from tests.tinylm import random_refusals, tiny_llama
 from tests.training.helpers import ROWS, made_anchors, prepared
 
 SIZE, NUM_STEPS, RATE, LONGEST, SEED = 4, 2, 0.1, 0.5, 3
+CONFIGURATION = Path(__file__).parents[2] / "examples" / "accelerate" / "fsdp2.yaml"
 Case = tuple[Stage, str, str]
-"""Stage, name, and what is trained: "full", "lora" or "checkpointing" (full, with gradient checkpointing)."""
+"""Stage, name, and how: "full", "lora", "checkpointing" (full, with gradient checkpointing), or "bf16" (LoRA on a base
+in bf16, with passes in bf16)."""
 
 
 def plugin() -> FullyShardedDataParallelPlugin:
-    """What ``accelerate launch`` makes of docs/scale.md's configuration."""
-    return FullyShardedDataParallelPlugin(
-        fsdp_version=2,
-        auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
-        reshard_after_forward=True,
-        cpu_ram_efficient_loading=False,
-        state_dict_type="SHARDED_STATE_DICT",
-    )
+    """What ``accelerate launch`` makes of the configuration that docs/scale.md gives."""
+    settings = yaml.safe_load(CONFIGURATION.read_text(encoding="utf-8"))["fsdp_config"]
+    given = {name.removeprefix("fsdp_"): value for name, value in settings.items()}
+    given |= {"fsdp_version": given.pop("version"), "cpu_offload": given.pop("offload_params")}
+    given["auto_wrap_policy"] = given["auto_wrap_policy"].lower()
+    return FullyShardedDataParallelPlugin(**given)
 
 
-def shard(model: nn.Module) -> nn.Module:
+def shard(model: nn.Module, *, half: bool = False) -> nn.Module:
     """The model as ``accelerate launch`` with FSDP2 would shard it: embeddings, layers, tail and root are units."""
+    given = plugin()
+    if half:
+        given.set_mixed_precision("bf16")
+        given.mixed_precision_policy = replace(given.mixed_precision_policy, reduce_dtype=torch.float32)
     accelerator = SimpleNamespace(
-        state=SimpleNamespace(fsdp_plugin=plugin()), mixed_precision="no", is_main_process=False, torch_device_mesh=None
+        state=SimpleNamespace(fsdp_plugin=given), mixed_precision="no", is_main_process=False, torch_device_mesh=None
     )
     sharded = fsdp2_prepare_model(accelerator, model)
     assert all(isinstance(layer, FSDPModule) for layer in decoder_layers(sharded))
@@ -77,10 +83,10 @@ def sharding_trainers() -> Iterator[None]:
 
 
 def model_of(kind: str) -> nn.Module:
-    model = tiny_llama()
+    model = tiny_llama().to(torch.bfloat16 if kind == "bf16" else torch.float32)
     if kind == "checkpointing":
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return add_lora(model, r=4, targets=["q_proj", "v_proj"], seed=0) if kind == "lora" else model
+    return add_lora(model, r=4, targets=["q_proj", "v_proj"], seed=0) if kind in ("lora", "bf16") else model
 
 
 class Loop:
@@ -95,7 +101,7 @@ class Loop:
         rank: int | None,
         optimiser: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
     ) -> None:
-        stage, name, _ = case
+        stage, name, kind = case
         self.defence = make_defence(stage, name, ACTIVE[stage, name])
         self.main, self.rows = MAIN_ROLE[stage], prepared(self.defence, ROWS)
         self.grid = Grid(SIZE, num_ranks) if rank is None else Grid(SIZE, 1, num_ranks, rank)
@@ -111,6 +117,7 @@ class Loop:
             anchors=made_anchors(model, before, rank=rank or 0) if self.defence.needs_anchors else None,
             clock=self.clock,
             seed=SEED,
+            autocast=partial(torch.autocast, "cpu", torch.bfloat16) if kind == "bf16" else nullcontext,
         )
         self.optimiser = optimiser(self.context.parameters, lr=RATE)
         per_step, size = self.defence.rows_per_step, self.grid.step_size
@@ -165,7 +172,8 @@ def differences(cases: Sequence[Case]) -> dict[str, list[float]]:
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     found = {}
     for number, case in enumerate(cases):
-        loop = Loop(case, shard(model_of(case[2])), num_ranks=num_ranks, rank=rank)
+        model = shard(model_of(case[2]), half=case[2] == "bf16")
+        loop = Loop(case, model, num_ranks=num_ranks, rank=rank)
         assert loop.context.sharded
         loop.start()
         before, gradients = [], []

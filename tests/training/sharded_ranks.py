@@ -35,7 +35,7 @@ EXACT: list[Case] = [
     *((stage, name, "full") for stage, name in TRAINED if (stage, name) not in REFUSED),
     *((Stage.ALIGNMENT, name, "lora") for name in ("antibody", "repnoise", "t-vaccine")),
     *((Stage.FINETUNING, name, "lora") for name in ("antibody-posterior", "bds")),
-    *((stage, "antibody", "checkpointing") for stage in (Stage.ALIGNMENT, Stage.FINETUNING)),
+    *((stage, "antibody", kind) for stage in (Stage.ALIGNMENT, Stage.FINETUNING) for kind in ("checkpointing", "bf16")),
 ]
 RESUMED: list[Case] = [EMA, (Stage.FINETUNING, "bds", "lora"), (Stage.FINETUNING, "lisa", "full")]
 

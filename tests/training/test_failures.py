@@ -36,7 +36,7 @@ def _ends_with(folder, error, *, at: int = 0, model=None, **settings):
 )
 def test_a_step_that_does_not_fit_names_rows_length_and_checkpointing_and_what_to_change(tmp_path, error):
     said = str(_ends_with(tmp_path, error, per_device_train_batch_size=4, gradient_accumulation_steps=2))
-    assert "step 1 does not fit the memory: 4 rows in a forward pass, the longest of 19 tokens, gradient che" in said
+    assert "step 1 does not fit the memory: 4 rows in a forward pass, the longest of 18 tokens, gradient che" in said
     assert "checkpointing off" in said
     assert "training={'gradient_checkpointing': True}; halve batch_size and double " in said
     assert "training['gradient_accumulation_steps'], now 2, for the same steps; lower training['max_length']" in said

@@ -88,7 +88,7 @@ class BufferAndReinforce(Defence):
     options = BufferAndReinforceConfig
     reads_at_start = (Role.HARMFUL, Role.ALIGNMENT)
     neutral = {"num_buffer_steps": 0, "num_reinforce_steps": 0}
-    whole_weights = "the columns that an update spans, and products of an adapter's factors,"
+    whole_weights = "the columns that an update spans and the products of an adapter's factors"
 
     def __init__(self, config: BufferAndReinforceConfig) -> None:
         self.config = config
