@@ -40,8 +40,8 @@ from tests.training.helpers import ROWS, made_anchors, prepared
 SIZE, NUM_STEPS, RATE, LONGEST, SEED = 4, 2, 0.1, 0.5, 3
 CONFIGURATION = Path(__file__).parents[2] / "examples" / "accelerate" / "fsdp2.yaml"
 Case = tuple[Stage, str, str]
-"""Stage, name, and how: "full", "lora", "checkpointing" (full, with gradient checkpointing), or "bf16" (LoRA on a base
-in bf16, with passes in bf16)."""
+"""Stage, name, and how: "full", "lora", "checkpointing" (full, with gradient checkpointing), "bf16" (LoRA on a base in
+bf16, with passes in bf16) or "tied" (full, with one matrix for embeddings and head)."""
 
 
 def plugin() -> FullyShardedDataParallelPlugin:
@@ -83,7 +83,7 @@ def sharding_trainers() -> Iterator[None]:
 
 
 def model_of(kind: str) -> nn.Module:
-    model = tiny_llama().to(torch.bfloat16 if kind == "bf16" else torch.float32)
+    model = tiny_llama(tie_word_embeddings=kind == "tied").to(torch.bfloat16 if kind == "bf16" else torch.float32)
     if kind == "checkpointing":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return add_lora(model, r=4, targets=["q_proj", "v_proj"], seed=0) if kind in ("lora", "bf16") else model

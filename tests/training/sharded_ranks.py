@@ -36,6 +36,8 @@ EXACT: list[Case] = [
     *((Stage.ALIGNMENT, name, "lora") for name in ("antibody", "repnoise", "t-vaccine")),
     *((Stage.FINETUNING, name, "lora") for name in ("antibody-posterior", "bds")),
     *((stage, "antibody", kind) for stage in (Stage.ALIGNMENT, Stage.FINETUNING) for kind in ("checkpointing", "bf16")),
+    (Stage.ALIGNMENT, "antibody", "tied"),
+    (Stage.FINETUNING, "bds", "tied"),
 ]
 RESUMED: list[Case] = [EMA, (Stage.FINETUNING, "bds", "lora"), (Stage.FINETUNING, "lisa", "full")]
 

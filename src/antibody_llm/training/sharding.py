@@ -176,13 +176,16 @@ def _check_perturbation(
 
 
 def _witnesses(model: nn.Module) -> list[Place]:
-    """The smallest trainable weight of every unit."""
+    """The smallest trainable weight of every unit; one that modules share counts once."""
     smallest: dict[int, tuple[int, Place]] = {}
+    seen: set[int] = set()
 
     def visit(module: nn.Module, unit: int) -> None:
         unit = id(module) if isinstance(module, FSDPModule) else unit
         for name, p in module.named_parameters(recurse=False):
-            if p.requires_grad and (unit not in smallest or p.numel() < smallest[unit][0]):
+            new = p.requires_grad and id(p) not in seen
+            seen.add(id(p))
+            if new and (unit not in smallest or p.numel() < smallest[unit][0]):
                 smallest[unit] = (p.numel(), (module, name))
         for child in module.children():
             visit(child, unit)
