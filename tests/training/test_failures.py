@@ -1,3 +1,6 @@
+import os
+import signal
+
 import pytest
 import torch
 
@@ -63,6 +66,15 @@ def test_a_process_that_is_gone_ends_the_others_with_what_to_do(tmp_path, monkey
     with pytest.raises(TrainingError, match=r"step 2: another process of this run has ended .* from checkpoint-1\."):
         run.train()
     assert ranks.num_ranks() == 1
+
+
+def test_a_process_that_the_launcher_ends_says_the_same_and_restores_the_signal(tmp_path, monkeypatch):
+    run = trainer(tmp_path, make_defence(Stage.FINETUNING, "sft"))
+    monkeypatch.setattr(run.defence, "after_update", lambda context: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("antibody_llm.training.failures.num_ranks", lambda: 2)
+    with pytest.raises(TrainingError, match=r"step 1: another process .* from the beginning, since there is no check"):
+        run.train()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_other_errors_are_left_as_they_are(tmp_path):

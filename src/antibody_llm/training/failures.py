@@ -1,8 +1,11 @@
 """What ends a run from outside, in words that a user can act on: too little memory, and a process that is gone."""
 
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,7 +34,8 @@ def explained(trainer: "StepTrainer") -> Iterator[None]:
         TrainingError: another process of the run is gone.
     """
     try:
-        yield
+        with _ended_by_the_launcher(trainer):
+            yield
     except AntibodyError:
         raise
     except (RuntimeError, MemoryError) as error:
@@ -40,6 +44,24 @@ def explained(trainer: "StepTrainer") -> Iterator[None]:
         if num_ranks() > 1 and (isinstance(error, dist.DistError) or _has(error, _NO_PEER)):
             raise TrainingError(_lost(trainer)) from error
         raise
+
+
+@contextmanager
+def _ended_by_the_launcher(trainer: "StepTrainer") -> Iterator[None]:
+    """Inside, SIGTERM is an error: torchrun sends it to the others once a process has ended, before they notice."""
+    here = threading.current_thread() is threading.main_thread()
+    if num_ranks() == 1 or not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise TrainingError(_lost(trainer))
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _has(error: BaseException, signs: Sequence[str]) -> bool:
