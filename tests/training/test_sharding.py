@@ -133,6 +133,7 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused():
         ({"cpu_offload": CPUOffloadPolicy()}, "fsdp_offload_params"),
         ({"activation_checkpointing": True}, "training.gradient_checkpointing to true"),
         ({"state_dict_type": "FULL_STATE_DICT"}, "SHARDED_STATE_DICT"),
+        ({"parallelism_config": object()}, "Take out parallelism_config"),
     ],
 )
 def test_fsdp_is_refused_in_forms_that_nobody_has_compared(changed, said):
@@ -171,6 +172,7 @@ def _sharding(*, deepspeed: bool = False, **changed: object) -> SimpleNamespace:
     """As much of a Trainer as is looked at."""
     usual = {"fsdp_version": 2, "cpu_offload": OffloadPolicy(), "activation_checkpointing": False}
     usual |= {"state_dict_type": "SHARDED_STATE_DICT", "mixed_precision_policy": None}
+    parallel = changed.pop("parallelism_config", None)
     state = SimpleNamespace(fsdp_plugin=SimpleNamespace(**(usual | changed)))
-    accelerator = SimpleNamespace(state=state)
+    accelerator = SimpleNamespace(state=state, parallelism_config=parallel)
     return SimpleNamespace(is_deepspeed_enabled=deepspeed, is_fsdp_enabled=True, accelerator=accelerator)

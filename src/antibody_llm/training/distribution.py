@@ -42,6 +42,9 @@ def check_distribution(trainer: Trainer, model: nn.Module, *, on_pairs: bool) ->
             bool(getattr(bare(model), "is_quantized", False))
         ),
         "training on pairs has not been compared with one process under it. Use DDP": on_pairs,
+        "tensor, context and hybrid parallelism have not been compared with one process. Take out parallelism_config": (
+            trainer.accelerator.parallelism_config is not None
+        ),
         "fsdp_offload_params moves the weights to the CPU between passes, and nobody has run a defence so. Set it to "
         "false": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
         "fsdp_activation_checkpointing wraps the layers that defences look into. Set it to false, and "

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import zeros
 
 from ..primitives.shards import is_sharded
@@ -22,7 +24,7 @@ def parts_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def write_parts(checkpoint: Path, state: Mapping[str, Tensor]) -> None:
     """Store the sharded tensors of ``state``; all ranks call it together."""
     if parts := parts_of(state):
-        dcp.save(parts, checkpoint_id=checkpoint / PARTS)
+        save(parts, checkpoint_id=checkpoint / PARTS)
 
 
 def read_parts(checkpoint: Path, like: Tensor) -> dict[str, Tensor]:
@@ -31,12 +33,12 @@ def read_parts(checkpoint: Path, like: Tensor) -> dict[str, Tensor]:
     if not folder.is_dir():
         return {}
     layout: Any = like  # a DTensor
-    stored: dict[str, Any] = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    stored: dict[str, Any] = FileSystemReader(folder).read_metadata().state_dict_metadata
     state: dict[str, Any] = {
         name: zeros(
             entry.size, dtype=entry.properties.dtype, device_mesh=layout.device_mesh, placements=layout.placements
         )
         for name, entry in stored.items()
     }
-    dcp.load(state, checkpoint_id=folder)
+    load(state, checkpoint_id=folder)
     return state
