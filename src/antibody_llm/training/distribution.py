@@ -82,6 +82,6 @@ def require_same_ranks(state: Mapping[str, Tensor], name: str) -> None:
     if before != num_ranks():
         raise TrainingError(
             f"{name} was written by {before} processes, and this run has {num_ranks()}: its steps would have other "
-            f"rows, and its sums another order. Start it with {before} (accelerate launch --num_processes {before}), "
+            f"rows, and its sums another order. Start it with {before} (num_processes of accelerate launch), "
             "or start a new run."
         )
