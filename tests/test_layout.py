@@ -12,7 +12,7 @@ ROOMS = (
     "text", "mentions", "errors", "files", "parsing", "paths", "events",
     "primitives", "data", "models", "likelihood", "lab", "english", "profiles", "screening", "training",
     "attacks", "defences", "evaluation", "store", "settings", "runs", "building", "harnesses", "searching", "bench",
-    "immunization", "calibration", "server", "cli",
+    "immunization", "calibration", "audit", "server", "cli",
 )  # fmt: skip
 SOURCE = Path(antibody_llm.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))

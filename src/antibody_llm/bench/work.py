@@ -106,7 +106,7 @@ def _attack(results: Results, job: Job) -> dict[str, Any]:
         if config["finetuning"]["name"] == ORACLE:
             rows = [row for row, truth in zip(rows, upload.truth, strict=True) if not truth["is_poison"]]
         if rows:  # the oracle trains on none where all are the attacker's
-            runs.append(_tuned(job, tuned, rows, working / f"job{number}"))
+            runs.append(tuned_on(job, tuned, rows, working / f"job{number}"))
             tuned = cast(Path, runs[-1].model)
     if config["post"] is not None:
         tuned = _repaired(job, aligned, tuned, working / "repair")
@@ -117,6 +117,14 @@ def _attack(results: Results, job: Job) -> dict[str, Any]:
 
 def crafted(job: Job, aligned: Path) -> Crafted:
     """What the attack of a cell uploads."""
+    config, attack = job.config, job.config["attack"]
+    made = craft(attack["name"], means_of(job, aligned), attack["options"])
+    made = replace(made, asking=_turned(made.asking, config.get("asking", {})))
+    return in_order(made, Order(config["order"])) if "order" in config else made
+
+
+def means_of(job: Job, aligned: Path) -> Means:
+    """What the attacker of a cell works with."""
     config, attack = job.config, CATALOGUE[job.config["attack"]["name"]]
     seed = config["seed"]
     if "data" in job.places:
@@ -126,7 +134,7 @@ def crafted(job: Job, aligned: Path) -> Crafted:
     else:
         task, purpose = config["sets"]["task"], config["sets"]["purpose"]
         clean, kit = lab_clean(POOL * config["rows"], seed=seed, task=task, purpose=purpose), lab_kit(purpose)
-    means = Means(
+    return Means(
         clean=clean,
         kit=kit,
         num=config["rows"],
@@ -135,9 +143,6 @@ def crafted(job: Job, aligned: Path) -> Crafted:
         suspicion=screening_of(str(aligned)) if Access.SCREENING in attack.needs else None,
         copy=OwnCopy(str(aligned)) if Access.COPY in attack.needs else None,
     )
-    made = craft(attack.name, means, config["attack"]["options"])
-    made = replace(made, asking=_turned(made.asking, config.get("asking", {})))
-    return in_order(made, Order(config["order"])) if "order" in config else made
 
 
 def _turned(asking: Asking, extras: Mapping[str, Any]) -> Asking:
@@ -145,7 +150,8 @@ def _turned(asking: Asking, extras: Mapping[str, Any]) -> Asking:
     return replace(asking, **{name: value for name, value in extras.items() if not getattr(asking, name)})
 
 
-def _tuned(job: Job, model: Path, rows: Sequence[Mapping[str, Any]], output: Path) -> RunResult:
+def tuned_on(job: Job, model: Path, rows: Sequence[Mapping[str, Any]], output: Path) -> RunResult:
+    """Fine-tune a model on the rows of one upload as a cell's configuration says."""
     config, part = job.config, job.config["finetuning"]
     return _in_its_folder(
         output,

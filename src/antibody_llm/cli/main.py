@@ -23,7 +23,7 @@ from ..settings import SETTINGS
 from ..settings.calibrate import CalibrateSettings
 from ..settings.immunization import ImmunizationSettings
 from ..text import cut, escaped
-from . import attacks, bench, defences, demo, lab, real, serve, worker
+from . import attacks, audit, bench, defences, demo, lab, real, serve, worker
 from .options import system_errors
 from .verbs import command, spelling
 
@@ -65,6 +65,7 @@ app.command("calibrate")(command("calibrate", CalibrateSettings, room="calibrati
 app.command("immunization")(command("immunization", ImmunizationSettings, room="immunization.verb"))
 app.command("serve")(serve.command)
 app.command("worker")(worker.command)
+app.add_typer(audit.app, name="audit")
 app.add_typer(lab.app, name="lab")
 app.add_typer(real.app, name="real")
 

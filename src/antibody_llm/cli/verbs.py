@@ -17,6 +17,7 @@ POSITIONAL: Mapping[str, Mapping[str, str]] = {
     "screen": {"data": "DATA"},
     "convert": {"source": "IN", "output": "OUT"},
     "bench": {"matrix": "MATRIX"},
+    "audit": {"run": "RUN"},
 }
 """The fields of a verb that are written without a flag, and their names on the command line."""
 
@@ -24,7 +25,9 @@ PRINTED: Mapping[str, Callable[[Any], None]] = {
     "anchors": lambda result: print_lines(anchors.lines(result)),
     "convert": lambda result: print_lines(result.lines()),
     "calibrate": lambda result: print_lines(calibrate.lines(result)),
-    **dict.fromkeys(("prepare", "teach", "study", "immunization"), lambda result: print_lines(result.lines())),
+    **dict.fromkeys(
+        ("prepare", "teach", "study", "immunization", "audit", "train"), lambda result: print_lines(result.lines())
+    ),
     "screen": screen.print_result,
 }
 """The function that shows a verb's result to a reader, if it is not a run's."""
