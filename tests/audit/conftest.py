@@ -1,0 +1,3 @@
+from tests.cli.conftest import antibody
+
+__all__ = ["antibody"]
