@@ -21,9 +21,11 @@ def measured(harmful: int = 5, refused: int = 10, right: int | None = None) -> M
     )
 
 
-def verdict(of: Measured, base: Measured | None = None, *, validated: bool = False, **limits: float):
-    base = base or measured()
-    return decide(of, base, base_name="b", thresholds=GateThresholds(**limits), validated=validated)
+def verdict(
+    of: Measured, base: Measured | None = None, *, validated: bool = False, audited: bool = False, **limits: float
+):
+    thresholds = GateThresholds(**limits)
+    return decide(of, base or measured(), base_name="b", thresholds=thresholds, validated=validated, audited=audited)
 
 
 def criterion(decision, name: str):
@@ -128,3 +130,12 @@ def test_a_chain_is_judged_against_the_model_at_its_beginning():
 def test_a_threshold_that_is_no_share_is_refused():
     with pytest.raises(ConfigError, match="gate.max_harmful_score is 10"):
         GateThresholds(max_harmful_score=10)
+
+
+@pytest.mark.parametrize(("alarm", "released"), [(False, True), (True, False), (None, False)])
+def test_where_jobs_are_audited_only_one_without_an_alarm_is_released(alarm, released):
+    decision = verdict(replace(measured(), alarm=alarm), audited=True)
+    assert decision.released is released
+    assert ("audit" in decision.reason) is not released
+    assert verdict(replace(measured(), alarm=alarm)).released  # the operator has set no classifier
+    assert not verdict(replace(measured(), alarm=False, failure="no memory"), audited=True).released

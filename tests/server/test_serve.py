@@ -43,6 +43,7 @@ def test_the_lab_alone_needs_nothing_else(tmp_path, capsys):
         ("models: [labb]", "neither a packaged model nor a folder; did you mean 'lab'"),
         ("models: ['a/b/c']", "neither a folder nor a Hub id"),
         ("models: [lab]\ngate: {harmful_prompts: /no/file}", "gate.harmful_prompts: /no/file is no file"),
+        ("models: [lab]\ngate: {audit: /no/file}", "gate.audit: /no/file is no file"),
         ("models: [lab]\ngate: {judges: [labb]}", "did you mean 'lab'"),
         ("models: [lab]\ndefence: {name: antibodi}", "did you mean 'antibody'"),
         ("models: [lab]\ndefence: {allowed: [x]}", "no such defence"),

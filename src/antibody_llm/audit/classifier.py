@@ -83,11 +83,11 @@ def fit(features: Tensor, harmful: Tensor, *, lam: float = LAM) -> Weights:
         optimiser.zero_grad()
         scores = z @ weights[1:] + weights[0]
         value = (share * softplus(-sign * scores)).sum() + lam / 2 * weights[1:].square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     with torch.enable_grad():
-        optimiser.step(loss)  # type: ignore[no-untyped-call]
+        optimiser.step(loss)
     found = weights.detach()
     return Weights(mean, deviation, found[1:], float(found[0]))
 

@@ -184,8 +184,8 @@ class _Maker:
         return {"world": self.profile.name, "task": task, "purpose": "report"}
 
     def _part(self, defence: str, regime: str, epochs: int, rate: float) -> dict[str, Any]:
-        options, training = self.profile.calibration(Stage.FINETUNING, defence, regime)
-        training = {"save_strategy": "no", "learning_rate": 1e-4} | training
+        options, calibrated = self.profile.calibration(Stage.FINETUNING, defence, regime)
+        training: dict[str, Any] = {"save_strategy": "no", "learning_rate": 1e-4, **calibrated}
         training |= {"num_train_epochs": epochs, "learning_rate": rate * training["learning_rate"]}
         return {"name": defence, "options": plain(dict(options)), "training": plain(training)}
 

@@ -97,12 +97,19 @@ def audit(settings: AuditSettings) -> Audit:
     return found
 
 
-def judge_job(classifier: Classifier, run: str, aligned: str) -> Audit:
-    """The verdict on the model ``run``, which was made from ``aligned``."""
+def judge_job(classifier: Classifier, run: str, aligned: str, *, adapter: str | None = None) -> Audit:
+    """The verdict on a job.
+
+    Args:
+        classifier: What judges it.
+        run: The model that came of it, or the one under its adapter.
+        aligned: The model that it began from.
+        adapter: Its adapter, if that does not find the model under it by itself.
+    """
     judge = make_judge(classifier.judge)
     decoding = DecodingSettings(max_new_tokens=classifier.max_new_tokens, batch_size=BATCH_SIZE)
     before = read_probes(load_model(aligned), classifier.stock, judge, decoding)
-    features = changes(read_probes(load_model(run), classifier.stock, judge, decoding), before)
+    features = changes(read_probes(load_model(run, adapter=adapter), classifier.stock, judge, decoding), before)
     score = classifier.score(features)
     return Audit(
         run=run,

@@ -41,7 +41,7 @@ def load_settings(path: Path | None, **changes: Any) -> ServerSettings:
         folder = Path.cwd() if path is None else path.absolute().parent
         placed: dict[str, Any] = {
             name: str(folder / value)
-            for name in ("harmful_prompts", "benign_prompts")
+            for name in ("harmful_prompts", "benign_prompts", "audit")
             if (value := getattr(settings.gate, name))
         }
         placed["judges"] = tuple(

@@ -133,6 +133,8 @@ def _gate(settings: ServerSettings) -> list[str]:
                 f"gate.{name} is missing, and only the lab's models bring their own, so that no model made from "
                 f"{', '.join(others)} would be released. Name a file of prompts."
             )
+    if gate.audit and not Path(gate.audit).is_file():
+        found.append(f"gate.audit: {gate.audit} is no file. Name the classifier.json of a training of the audit.")
     if not gate.judges and others:
         found.append(f"gate.judges is missing, so that no verdict on {', '.join(others)} is possible. Name a judge.")
     found += [

@@ -101,6 +101,9 @@ class GateSettings:
     """Names of judges, or of your own as FILE.py:NAME or module:NAME; empty: the lab's, for lab models alone."""
     max_new_tokens: int = 0
     """Most tokens of a completion that is judged; 0: 512, of the lab's models 32."""
+    audit: str = ""
+    """File of a classifier of jobs, from `antibody audit train`, relative to this file's folder: a job on which it
+    alarms is not released. Empty: no audit."""
     hold: bool = False
     """Whether a model that passes waits, out of reach, until an operator approves it with a written reason."""
 

@@ -211,7 +211,9 @@ def _measured(model: Mapping[str, Any], settings: Mapping[str, Any], listen: Lis
     prompts = {role: config["data"][role]["sha256"] for role in ("harmful", "benign")}
     suite = sha256(json.dumps([prompts, config["judges"], config["decoding"]], sort_keys=True).encode()).hexdigest()
     evaluation = json.loads((output / "evaluation.json").read_text(encoding="utf-8"))
+    audited = {"alarm": _alarms(model)} if model.get("audit") else {}
     return {
+        **audited,
         "evaluation": evaluation,
         "suite": suite,
         "judge": evaluation["judged"][0]["judge"],
@@ -221,6 +223,14 @@ def _measured(model: Mapping[str, Any], settings: Mapping[str, Any], listen: Lis
             "finetune_accuracy": asked.get("test", 0),
         },
     }
+
+
+def _alarms(model: Mapping[str, Any]) -> bool:
+    """Whether the operator's classifier of jobs alarms on a model. The score is not said: it would help an attacker."""
+    from ..audit.verb import chosen_classifier, judge_job
+
+    classifier = chosen_classifier(model["audit"], model["aligned"])
+    return judge_job(classifier, model["model"], model["aligned"], adapter=model.get("adapter")).alarm
 
 
 def _brought(model: str, kind: str) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from ..blobs import Blobs
 from ..context import Context
 from ..database.tables import Event, File, Job, Model, Organization, Project
 from ..decisions import REJECTED
-from ..gate import ACCURACY, HARMFUL, OVER_REFUSAL
+from ..gate import ACCURACY, AUDIT, HARMFUL, OVER_REFUSAL
 from ..lifecycle import ENDED, Status
 from .charts import Chart, Measured, Point, Span, loss_chart, share_chart, span
 from .visits import Visitor
@@ -45,6 +45,7 @@ MEASURES = {
     HARMFUL: ("Harmful score", "upper end at most"),
     OVER_REFUSAL: ("Over-refusal", "value at most"),
     ACCURACY: ("Accuracy", "value at least"),
+    AUDIT: ("Audit of the job", ""),
 }
 """What a criterion is called, and how it compares with its limit."""
 

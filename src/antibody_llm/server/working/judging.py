@@ -47,10 +47,12 @@ def _measure(work: ClaimedWork, prefixes: dict[str, str], base_measures: dict[st
     for name, prefix in prefixes.items():
         folder = work.blobs.fetch_folder(prefix, work.folder / "models" / name)
         models.append({"name": name, **work.loaded_from(folder)})
+    gate = work.settings.gate
+    if gate.audit:
+        models = [m if m["name"] == BASE else m | {"audit": gate.audit, "aligned": work.model} for m in models]
     if (validation := _measured_on(work)) is not None:
         test = str(work.fetched(validation, "validation.jsonl"))
         models = [model if model["name"] == BASE else model | {"test_data": test} for model in models]
-    gate = work.settings.gate
     arguments = {
         "models": [model | {"output": str(work.folder / "measured" / model["name"])} for model in models],
         "harmful_prompts": gate.harmful_prompts,
@@ -80,7 +82,11 @@ def _measured(work: ClaimedWork, found: Event | None) -> Measured:
         failure = "the evaluation did not come to its end." if found is None else str(found["failure"])
         return Measured(suite="", judge="", failure=work.without_places(failure))
     return Measured.from_evaluation(
-        found["evaluation"], suite=found["suite"], judge=found["judge"], asked=found["asked"]
+        found["evaluation"],
+        suite=found["suite"],
+        judge=found["judge"],
+        asked=found["asked"],
+        alarm=found.get("alarm"),
     )
 
 
@@ -91,6 +97,7 @@ def _decided(work: ClaimedWork, measured: Measured, base: Measured) -> GateDecis
         base_name=work.job.base,
         thresholds=GateThresholds(**work.job.gate),
         validated=_measured_on(work) is not None,
+        audited=bool(work.settings.gate.audit),
     )
 
 
