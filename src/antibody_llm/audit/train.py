@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.pools.local import num_cores
-from ..bench.run import failures, local, run_plan
+from ..bench.run import failures, local, run_jobs
 from ..bench.tables import Table
 from ..events import warn
 from ..files import write_text
@@ -89,7 +89,7 @@ def train(settings: AuditTrainSettings) -> Trained:
     plan = make_plan(settings)
     output = checked_output(settings.output).absolute()
     pool = local(settings.jobs or max(1, num_cores() // settings.threads))
-    found = run_plan(plan, output, make_pool=pool, work=carry_out)
+    found = run_jobs(plan.jobs, output, make_pool=pool, work=carry_out)
     failed = tuple(failures(found, plan.jobs))
     for failure in failed:
         warn(f"{failure}. The classifier is of the other jobs; the same call does these again.")
