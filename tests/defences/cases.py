@@ -25,6 +25,7 @@ ACTIVE = {
     (Stage.FINETUNING, "antibody"): {"tau": 0.5},
     (Stage.FINETUNING, "antibody-posterior"): {"refresh": 1, "caution": 2.0, "rehearsal": 0.2},
     (Stage.FINETUNING, "antibody-prescored"): {"tau": 0.5},
+    (Stage.FINETUNING, "antibody-tokens"): {"caution": 2.0, "rehearsal": 0.2, "vocabulary": 5},
     (Stage.FINETUNING, "backdoor-enhanced-alignment"): {"num_safety_rows": 3, "num_trigger_tokens": 5},
     (Stage.FINETUNING, "bds"): {"scheduler_lr": 0.2, "temperature": 0.01},
     (Stage.FINETUNING, "behaviour-aware-sampling"): {"ratio": 0.2, "num_categories": 3},

@@ -23,6 +23,7 @@ from .alignment.vaccine import Vaccine
 from .finetuning.antibody import AntibodyFinetuning
 from .finetuning.antibody_posterior import AntibodyPosterior
 from .finetuning.antibody_prescored import AntibodyPrescored
+from .finetuning.antibody_tokens import AntibodyTokens
 from .finetuning.backdoor_enhanced_alignment import BackdoorEnhancedAlignment
 from .finetuning.bds import BDS
 from .finetuning.behaviour_aware_sampling import BehaviourAwareSampling
@@ -66,6 +67,7 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence] | type[Repair]] = {
     (Stage.FINETUNING, "antibody"): AntibodyFinetuning,
     (Stage.FINETUNING, "antibody-posterior"): AntibodyPosterior,
     (Stage.FINETUNING, "antibody-prescored"): AntibodyPrescored,
+    (Stage.FINETUNING, "antibody-tokens"): AntibodyTokens,
     (Stage.FINETUNING, "backdoor-enhanced-alignment"): BackdoorEnhancedAlignment,
     (Stage.FINETUNING, "bds"): BDS,
     (Stage.FINETUNING, "behaviour-aware-sampling"): BehaviourAwareSampling,

@@ -41,3 +41,32 @@ def token_kl(reference: Tensor, logits: Tensor) -> Tensor:
     """
     kl: Tensor = _TokenKL.apply(reference.detach(), logits)  # type: ignore[no-untyped-call]
     return kl
+
+
+def coarse_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities of some tokens and, in the last place, of all others together.
+
+    Args:
+        logits: [M, V], any float type.
+        tokens: [M, k], k different tokens, fewer than V.
+
+    Returns:
+        [M, k + 1], float32.
+    """
+    logits = logits.float()
+    others = logits.scatter(1, tokens, -torch.inf).logsumexp(dim=1, keepdim=True)
+    return torch.cat([logits.gather(1, tokens), others], dim=1) - logits.logsumexp(dim=1, keepdim=True)
+
+
+def coarse_kl(log_p: Tensor, logits: Tensor, tokens: Tensor, *, reverse: bool = False) -> Tensor:
+    """KL(p || q) over some tokens and all others taken as one, at most that over all: [M], float32, nats.
+
+    Args:
+        log_p: [M, k + 1], from ``coarse_log_probs``; a constant.
+        logits: [M, V], of q.
+        tokens: [M, k].
+        reverse: KL(q || p) instead.
+    """
+    log_q = coarse_log_probs(logits, tokens)
+    weights, apart = (log_q.exp(), log_q - log_p) if reverse else (log_p.exp(), log_p - log_q)
+    return (weights * apart).sum(dim=1)

@@ -37,6 +37,11 @@ class AnswerHarm:
     probability: Tensor
     tokens: TokenTable
 
+    def without_harm(self) -> "AnswerHarm":
+        """The judgement of one who does not read answers: none is harmful."""
+        nothing = self.tokens.with_values(torch.zeros_like(self.tokens.values))
+        return AnswerHarm(0.0, torch.zeros_like(self.probability), nothing)
+
 
 def judge_answers(
     rule: TokenRule, evidence: TokenTable, rows: Sequence[TokenizedRow], *, prior: tuple[float, float] = (1.0, 1.0)

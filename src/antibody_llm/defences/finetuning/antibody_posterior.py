@@ -53,6 +53,7 @@ from ...errors import ConfigError
 from ...events import warn
 from ...likelihood.microbatch import MicroBatch
 from ...primitives.gradients import combined
+from ...primitives.worth import net_worth
 from ...screening.anchors import Anchors, check_anchors, make_anchors, require_templates
 from ...screening.evidence import EvidenceKind
 from ...screening.harm import read_harm
@@ -108,7 +109,7 @@ def weights(harm: Tensor, weight: Weight, caution: float) -> Tensor:
     """w_i: [n], 0 to 1, from P(harm | e_i), [n]."""
     match weight:
         case Weight.NET:
-            return (1 - harm - caution * harm).clamp(min=0) / (1 - harm + caution * harm)
+            return net_worth(harm, caution)
         case Weight.POSTERIOR:
             return 1 - harm
         case Weight.HARD:
