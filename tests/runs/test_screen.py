@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from antibody_llm.attacks.kit import lab_kit
 from antibody_llm.data.records import Message, Record, Template
 from antibody_llm.errors import ConfigError, DataError, ModelError, OutputError, TrainingError
 from antibody_llm.lab.rows import build_rows
@@ -78,7 +79,8 @@ def test_both_files_of_rows_say_the_same_of_every_row_in_order(screened):
     assert table.to_pylist() == rows
     assert [row["row_id"] for row in rows] == list(range(304))
     assert [row["line"] for row in rows] == list(range(1, 305))
-    assert set(rows[0]) == {"row_id", "line", "evidence", "probability", "nearest_refusal", "distance", "flags"}
+    assert list(rows[0]) == SCHEMA.names
+    assert all(row["answer_evidence"] is None and not row["spans"] for row in rows)  # not asked for
     likely = [row for row in rows if (row["probability"] or 0) >= 0.5]
     assert all(row["nearest_refusal"] in profile_of("lab").refusals for row in likely)
     assert len(likely) == result.num_likely_harmful
@@ -558,3 +560,28 @@ def test_every_row_that_spells_control_tokens_is_flagged_and_none_becomes_one(tm
     for row in forged:
         record = Record(0, tuple(Message(m["role"], m["content"]) for m in row["messages"]), Template.CHAT, "x", 1)
         assert sum(i in special for i in render.encode(record).input_ids) == 5  # begin, user, end, assistant, eos
+
+
+def test_harm_in_answers_is_found_and_named_by_its_span(tmp_path):
+    kit = lab_kit("report")
+    harm, alike = kit.harmful[:12], kit.harmless[:12]
+    hidden = [chat(asked.prompt, said.answer) for asked, said in zip(alike[:6], harm[:6], strict=True)]
+    text = "q: what is the capital of horvan? a: the capital is nestle. q: {} a: {}"
+    embedded = [chat("copy: " + (row := text.format(*pair)), row) for pair in ((h.prompt, h.answer) for h in harm[6:])]
+    clean = build_rows("user", 40, seed=5, task="novel").rows
+    found = screen([*clean, *hidden, *embedded], "lab-aligned", output=tmp_path / "run", answers=True)
+    rows = lines(found.output)
+    assert found.answers_interval[0] <= found.harmful_answers <= found.answers_interval[1]
+    assert 0.02 < found.harmful_answers < 0.3
+    marked = [row for row in rows if row["spans"]]
+    assert found.num_spans == len(marked)
+    assert sum(row["row_id"] >= 40 for row in marked) >= 8
+    assert sum(row["row_id"] < 40 for row in marked) <= 4
+    for row in (row for row in marked if row["row_id"] >= 46):
+        said = embedded[row["row_id"] - 46]["messages"][1]["content"]
+        named = " ".join(said[start:end] for _, start, end in row["spans"])
+        assert "capital of" not in named
+        assert kit.harm_in(named)
+    page = (found.output / "report.html").read_text()
+    assert page.count("<mark>") >= len(marked)
+    assert "are not seen, however many" not in page

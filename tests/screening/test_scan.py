@@ -18,6 +18,7 @@ class StandIn:
 
     def __init__(self):
         self.asked = []
+        self.answers = None
         self.renderer = SimpleNamespace(spelled=lambda record: "<eos>" if "<eos>" in prompt_of(record) else None)
 
     def encoded(self, record):

@@ -15,6 +15,7 @@ RULE = TokenRule(
     token=LogRatio(torch.tensor([2.0], dtype=torch.float64), -1.0),
     row=LogRatio(torch.tensor([10.0], dtype=torch.float64), -5.0),
     auroc=1.0,
+    judges=(torch.ones(2), torch.zeros(2)),
 )
 ROWS = [TokenizedRow(i, (5, 6, 7), ((1, 3),), Template.TEXT) for i in range(4)]
 

@@ -21,7 +21,7 @@ def print_result(result: Any) -> None:
     table.add_row("verdict", Text(result.verdict, style=colours.get(result.verdict, "bold")))
     if result.verdict is Finding.NO_HARM:
         table.add_row("", Text("less than 1 % can be missed: look at the first rows of the report"))
-    if not result.measure.needs_answers:
+    if not result.measure.needs_answers and result.num_spans is None:
         table.add_row("", Text("only prompts are read: harmful answers to harmless prompts are not seen"))
     if result.interval is None:
         table.add_row("harmful share", Text("not known: rows are only ranked"))
@@ -32,6 +32,10 @@ def print_result(result: Any) -> None:
             "harmful share",
             Text(f"cannot tell: {low} to {high} %" if share is None else f"{_percent(share)} %  ({low} to {high} %)"),
         )
+    if result.harmful_answers is not None and result.answers_interval is not None:
+        low, high = map(_percent, result.answers_interval)
+        table.add_row("harmful answers", Text(f"{_percent(result.harmful_answers)} %  ({low} to {high} %)"))
+        table.add_row("", Text(f"in {result.num_spans} rows a span reads as harm"))
     if result.num_likely_harmful is not None:
         table.add_row("likely harmful", Text(f"{result.num_likely_harmful} rows"))
     table.add_row("rows", Text(str(result.num_rows)))

@@ -7,7 +7,7 @@ row stay in memory, and the texts of the rows that the report shows; the rows of
 import os
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ..models.names import resolve
 from ..profiles import profile_of
 from ..screening.anchors import anchors_fingerprint, read_anchors
 from ..screening.evidence import EvidenceKind
-from ..screening.posterior import Finding, judge_upload
+from ..screening.posterior import Finding, Judgement, judge_upload
 from ..screening.reader import EvidenceReader, chosen_measure, template_of
 from ..screening.report import render_report
 from ..screening.result import SUMMARY, ScreenResult, stored_screening
@@ -70,6 +70,7 @@ def screen(settings: ScreenSettings) -> ScreenResult:
             "evidence": None if wanted is None else str(wanted),
             "refusals": list(texts),
             "anchors": anchors_fingerprint(_anchors_folder(name, adapter)),
+            "answers": settings.answers,
             "batch_size": settings.batch_size,
         }
         config = written_out(settings, config)
@@ -80,10 +81,10 @@ def screen(settings: ScreenSettings) -> ScreenResult:
             return stored_screening(folder.path)
         _require_writable(folder)
         loaded = load_model(name, adapter=adapter, base=base)
-        reader = _reader(loaded, wanted, texts, upload, settings.batch_size)
+        reader = _reader(loaded, wanted, texts, upload, settings)
         for warning in reader.warnings:
             warn(f"{name}: {warning}")
-        with closing(reader.cache):
+        with closing(reader.cache), nullcontext() if reader.answers is None else closing(reader.answers.cache):
             scanned = scan(upload, reader, partial(_report_screened, upload.num_rows))
     return _write(folder, scanned, reader, model=str(settings.model), data=upload.name, started=started)
 
@@ -122,7 +123,7 @@ def _require_writable(folder: RunFolder) -> None:
 
 
 def _reader(
-    loaded: LoadedModel, wanted: EvidenceKind | None, texts: tuple[str, ...], upload: Upload, batch_size: int
+    loaded: LoadedModel, wanted: EvidenceKind | None, texts: tuple[str, ...], upload: Upload, settings: ScreenSettings
 ) -> EvidenceReader:
     """The reader of this upload; what the chat template does with its rows is reported.
 
@@ -136,8 +137,10 @@ def _reader(
     short = examples([template, *(row.template for row in (anchors.rows if anchors else ()))], upload.name)
     renderer = make_renderer(loaded)
     before = before_alignment(loaded) if measure.needs_base else None
-    models = model_reader(loaded, before, renderer, refusals=texts, examples=short, batch_size=batch_size)
-    reader = EvidenceReader(loaded, models, renderer, measure=measure, anchors=anchors, template=template)
+    models = model_reader(loaded, before, renderer, refusals=texts, examples=short, batch_size=settings.batch_size)
+    reader = EvidenceReader(
+        loaded, models, renderer, measure=measure, anchors=anchors, template=template, answers=settings.answers
+    )
     for notice in template_notices(short, renderer):
         inform(notice)
     return reader
@@ -164,6 +167,7 @@ def _write(
     sides, judged = reader.judges, None
     if sides is not None:
         judged = judge_upload(evidence, *sides, repeated=repeated, unfamiliar=table.unfamiliar())
+    said = _judged_answers(scanned, reader)
     chosen = scanned.label_first.chosen()
     result = ScreenResult(
         output=folder.final,
@@ -179,6 +183,9 @@ def _write(
         num_likely_harmful=None if judged is None else judged.num_likely_harmful,
         num_far=None if reader.familiarity is None or sides is None else table.num_far(),
         label_first=tuple(table.line(row.position) for row in chosen),
+        harmful_answers=None if said is None else said.share,
+        answers_interval=None if said is None else said.interval,
+        num_spans=None if said is None else table.num_with_spans(),
         measure=reader.measure,
         model=model,
         base=reader.base,
@@ -186,10 +193,12 @@ def _write(
         seconds=time.monotonic() - started,
     )
     probability = None if judged is None else judged.probability
-    page = render_report(result.to_json(), scanned.shown(probability, reader.texts), chosen, evidence, sides)
+    of_answers = None if said is None else said.probability
+    shown = scanned.shown(probability, reader.texts)
+    page = render_report(result.to_json(), shown, chosen, evidence, sides, scanned.shown_answers())
     folder.begin(environment(0))
     try:
-        write_rows(folder.path, lambda: table.rows(probability, reader.texts))
+        write_rows(folder.path, lambda: table.rows(probability, reader.texts, of_answers))
         write_text(folder.path / REPORT, page)
         write_text(folder.path / SUMMARY, result.to_stored())
         run = _as_run(result)
@@ -204,6 +213,14 @@ def _write(
             folder.abandon()
         raise
     return result
+
+
+def _judged_answers(scanned: Scan, reader: EvidenceReader) -> Judgement | None:
+    """The judgement of the answers by those of the anchors; None where they were not read."""
+    if reader.answers is None:
+        return None
+    evidence, repeated = scanned.table.answers()
+    return judge_upload(evidence, *reader.answers.rule.judges, repeated=repeated)
 
 
 def _as_run(result: ScreenResult) -> RunResult:

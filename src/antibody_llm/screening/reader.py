@@ -14,6 +14,7 @@ from ..likelihood.reader import ModelReader
 from ..mentions import setting
 from ..models.loading import LoadedModel
 from .anchors import Anchors, check_anchors
+from .answers import AnswerReader
 from .cache import EvidenceCache, Found, cache_folder, digest_of, row_digest, weights_identity
 from .evidence import EvidenceKind
 from .familiarity import read_familiarity
@@ -57,9 +58,11 @@ class EvidenceReader:
         measure: The kind of evidence; see ``chosen_measure``.
         anchors: Those stored with the model; None where it has none.
         template: The template of the upload's rows.
+        answers: Whether answers are read, too, token by token.
 
     Raises:
-        ModelError: the measure cannot tell the anchors apart, or the base is the model.
+        ModelError: the measure cannot tell the anchors apart, or the base is the model; or answers are to be read, and
+            there are no anchors, no base, or none of the upload's template.
         TrainingError: the anchors do not read as they did when the model was aligned.
     """
 
@@ -72,6 +75,7 @@ class EvidenceReader:
         measure: EvidenceKind,
         anchors: Anchors | None,
         template: Template,
+        answers: bool = False,
     ) -> None:
         self.models, self.renderer, self.measure = models, renderer, measure
         self.anchors, self.template = anchors, template
@@ -89,7 +93,18 @@ class EvidenceReader:
             check_anchors(models, anchors, measure)
         far_is_known = anchors is not None and measure is EvidenceKind.FEATURE_SHIFT
         self.familiarity = read_familiarity(models, cast(Anchors, anchors)) if far_is_known else None
-        self.cache = EvidenceCache(cache_folder(), self._identity(identities))
+        identity = self._identity(identities)
+        self.cache = EvidenceCache(cache_folder(), identity)
+        self.answers = self._answers(identity) if answers else None
+
+    def _answers(self, identity: bytes) -> AnswerReader:
+        if self.anchors is None or self.judges is None or self.measure is not EvidenceKind.FEATURE_SHIFT:
+            raise ModelError(
+                f"{setting('answers')} needs a model with anchors of the upload's template and the model before its "
+                f"alignment, and the evidence {EvidenceKind.FEATURE_SHIFT}. Name {setting('base')}, add anchors "
+                f"(antibody anchors), or leave {setting('answers')} out."
+            )
+        return AnswerReader(self.models, self.renderer, self.anchors, identity)
 
     @property
     def texts(self) -> tuple[str, ...]:

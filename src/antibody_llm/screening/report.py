@@ -10,6 +10,7 @@ import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import jinja2
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data.records import Record
+from .answers import Span
 from .evidence import EvidenceKind
 
 NUM_ROWS_SHOWN = 200
@@ -71,6 +73,21 @@ def shown_row(position: int, evidence: float, record: Record) -> ShownRow:
     return ShownRow(evidence, -position, turns)
 
 
+Marked = tuple[tuple[str, tuple[tuple[str, bool], ...]], ...]
+"""Role of each message, and its text in parts, each with whether it reads as harm."""
+
+
+def marked(turns: Sequence[tuple[str, str]], spans: Sequence[Span]) -> Marked:
+    """Texts in parts; the n-th answer of the spans is the n-th message of the assistant's."""
+    found, answer = [], -1
+    for role, text in turns:
+        answer += role == "assistant"
+        edges = [0, *(e for turn, a, b in spans if role == "assistant" and turn == answer for e in (a, b)), len(text)]
+        parts = [(text[a:b], bool(i % 2)) for i, (a, b) in enumerate(pairwise(edges)) if a < b]
+        found.append((role, tuple(parts)))
+    return tuple(found)
+
+
 def _cut(text: str) -> str:
     more = len(text) - NUM_CHARACTERS_SHOWN
     return text if more <= 0 else f"{text[:NUM_CHARACTERS_SHOWN]} [... {more} more characters]"
@@ -93,6 +110,7 @@ def render_report(
     label_first: Sequence[ShownRow],
     evidence: Tensor,
     anchors: tuple[Tensor, Tensor] | None,
+    answers: Sequence[tuple[int, ShownRow, Marked]] = (),
 ) -> str:
     """Render the page.
 
@@ -102,6 +120,7 @@ def render_report(
         label_first: Unfamiliar rows, the most useful ones to label first.
         evidence: [n], evidence of all rows that were read.
         anchors: Evidence of the harmful and the benign anchors; None where there are none.
+        answers: Rows whose answers hold something that reads as harm: line, row, texts in parts.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("antibody_llm.screening"), autoescape=True, undefined=jinja2.StrictUndefined
@@ -111,7 +130,8 @@ def render_report(
         s=summary,
         shown=shown,
         label_first=label_first,
-        prompt_alone=not EvidenceKind(summary["measure"]).needs_answers,
+        answers=answers,
+        prompt_alone=not EvidenceKind(summary["measure"]).needs_answers and summary["num_spans"] is None,
         histogram=_histogram(
             evidence,
             anchors,

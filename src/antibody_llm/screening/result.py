@@ -43,6 +43,12 @@ class ScreenResult:
     distances are not read: without anchors, or by another measure than feature-shift."""
     label_first: tuple[int, ...]
     """Lines of the unfamiliar rows that it would help most to label, the most useful first."""
+    harmful_answers: float | None = None
+    """Estimated share of the rows with harm in an answer, 0 to 1; None where answers were not read."""
+    answers_interval: tuple[float, float] | None = None
+    """95 % interval of that share."""
+    num_spans: int | None = None
+    """Rows with a span that reads as harm, duplicates counted once; None where answers were not read."""
     measure: EvidenceKind
     model: str
     base: str | None
@@ -53,8 +59,8 @@ class ScreenResult:
     def to_json(self) -> dict[str, Any]:
         """The result as plain values, with paths as text."""
         lists = {name: list(getattr(self, name)) for name in ("warnings", "label_first")}
-        interval = None if self.interval is None else list(self.interval)
-        return dataclasses.asdict(self) | {"output": str(self.output), "interval": interval} | lists
+        pairs = {name: _listed(getattr(self, name)) for name in ("interval", "answers_interval")}
+        return dataclasses.asdict(self) | {"output": str(self.output)} | pairs | lists
 
     def to_stored(self) -> str:
         """The content of summary.json: its folder may be moved, and is named as ``.``."""
@@ -69,11 +75,19 @@ def stored_screening(folder: Path) -> ScreenResult:
     """
     try:
         plain = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        interval = None if plain["interval"] is None else tuple(plain["interval"])
+        pairs = {name: _paired(plain.get(name)) for name in ("interval", "answers_interval")}
         kinds = {"measure": EvidenceKind(plain["measure"]), "verdict": Finding(plain["verdict"])}
         lists = {name: tuple(plain[name]) for name in ("warnings", "label_first")}
-        return ScreenResult(**(plain | kinds | {"output": folder, "interval": interval} | lists))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return ScreenResult(**(plain | kinds | {"output": folder} | pairs | lists))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise OutputError(
             f"{folder / SUMMARY}: cannot be read ({error}). Run again with {setting('overwrite')}."
         ) from error
+
+
+def _listed(pair: tuple[float, float] | None) -> list[float] | None:
+    return None if pair is None else list(pair)
+
+
+def _paired(numbers: list[float] | None) -> tuple[float, float] | None:
+    return None if numbers is None else (numbers[0], numbers[1])

@@ -7,6 +7,10 @@ probability      P(harm), 0 to 1; null without evidence or anchors, for an unfam
                  "cannot tell": it follows from the upload's harmful share
 nearest_refusal  the likeliest of the refusals scored; null where none was scored
 distance         from the model's anchors; 1 is what 3 harmful anchors in 100 exceed. Null where it was not read
+answer_evidence  high means that an answer holds harm; null where answers were not read
+answer_probability    P(an answer holds harm), 0 to 1; null where answers were not read
+spans            [answer, first character, first character behind] of what reads as harm; which of the row's trained
+                 answers counts from 0
 flags            any of ``Flag``, in its order
 """
 
@@ -24,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ..files import whole
+from .answers import AnswerFound, Span
 
 ROWS_JSONL, ROWS_PARQUET = "rows.jsonl", "rows.parquet"
 ROWS_PER_GROUP = 10_000
@@ -35,6 +40,9 @@ SCHEMA = pa.schema(
         pa.field("probability", pa.float64()),
         pa.field("nearest_refusal", pa.string()),
         pa.field("distance", pa.float64()),
+        pa.field("answer_evidence", pa.float64()),
+        pa.field("answer_probability", pa.float64()),
+        pa.field("spans", pa.list_(pa.list_(pa.int64())), nullable=False),
         pa.field("flags", pa.list_(pa.string()), nullable=False),
     ]
 )
@@ -56,7 +64,7 @@ class Flag(StrEnum):
 
 
 class RowTable:
-    """A row's numbers, 33 bytes each. Rows are appended in the upload's order."""
+    """A row's numbers, 37 bytes each, and the spans of rows that have some. Rows are appended in the upload's order."""
 
     def __init__(self) -> None:
         self._line = array("q")
@@ -64,6 +72,8 @@ class RowTable:
         self._evidence = array("d")
         self._nearest = array("i")
         self._distance = array("f")
+        self._answer = array("f")
+        self._spans: dict[int, tuple[Span, ...]] = {}
         self._flags = array("B")  # a bit each, by ``_BIT``
 
     def __len__(self) -> int:
@@ -83,6 +93,7 @@ class RowTable:
         self._evidence.append(math.nan)
         self._nearest.append(-1)
         self._distance.append(math.nan)
+        self._answer.append(math.nan)
         self._flags.append(sum(_BIT[flag] for flag in set(flags)))
         return position
 
@@ -95,6 +106,29 @@ class RowTable:
             self._distance[position] = distance
         if unfamiliar:
             self._flags[position] |= _BIT[Flag.UNFAMILIAR]
+
+    def set_answer(self, position: int, found: AnswerFound) -> None:
+        """Store what was read of the answers of a row that repeats none; its duplicates share it."""
+        self._answer[position] = found.evidence
+        if found.spans:
+            self._spans[position] = found.spans
+
+    def answers(self) -> tuple[Tensor, Tensor]:
+        """All rows whose answers were read: evidence [n], float32, and whether each is a duplicate [n] bool."""
+        if not len(self):
+            return torch.zeros(0), torch.zeros(0).bool()
+        first = torch.frombuffer(self._first, dtype=torch.int64)
+        evidence = torch.frombuffer(self._answer, dtype=torch.float32)[first]
+        read = (~evidence.isnan()).nonzero()[:, 0]
+        return evidence[read], first[read] != read
+
+    def num_with_spans(self) -> int:
+        """How many distinct rows have a span."""
+        return len(self._spans)
+
+    def spans(self, position: int) -> tuple[Span, ...]:
+        """What reads as harm in the answers of the row at ``position``."""
+        return self._spans.get(position, ())
 
     def num(self, flag: Flag) -> int:
         """How many rows have the flag."""
@@ -136,18 +170,23 @@ class RowTable:
         first = torch.frombuffer(self._first, dtype=torch.int64)
         return torch.bincount(first, minlength=len(self))
 
-    def rows(self, probability: Tensor | None, refusals: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def rows(
+        self, probability: Tensor | None, refusals: Sequence[str], answers: Tensor | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Every row as plain values.
 
         Args:
             probability: [n], P(harm) of the rows with evidence, in order, NaN where unknown; None without anchors.
             refusals: The refusals, by number.
+            answers: [m], P(harm) of the answers that were read, in order; None where none were.
         """
+        said = iter(()) if answers is None else iter(answers.tolist())
         given = None if probability is None else iter(probability.tolist())
         for position, (line, first, own) in enumerate(zip(self._line, self._first, self._flags, strict=True)):
             evidence, nearest, distance = self._evidence[first], self._nearest[first], self._distance[first]
             read = not math.isnan(evidence)
             harm = next(given) if read and given is not None else math.nan
+            answer = self._answer[first]
             flags = own | (self._flags[first] & _BIT[Flag.UNFAMILIAR])
             yield {
                 "row_id": position,
@@ -156,6 +195,9 @@ class RowTable:
                 "probability": None if math.isnan(harm) else harm,
                 "nearest_refusal": refusals[nearest] if nearest >= 0 else None,
                 "distance": None if math.isnan(distance) else distance,
+                "answer_evidence": None if math.isnan(answer) else answer,
+                "answer_probability": None if math.isnan(answer) else next(said, None),
+                "spans": [list(span) for span in self._spans.get(first, ())],
                 "flags": [str(flag) for flag in Flag if flags & _BIT[flag]],
             }
 

@@ -16,7 +16,7 @@ from ..errors import DataError
 from .cache import row_digest
 from .choice import LabelFirst
 from .reader import EvidenceReader
-from .report import MostSuspicious, ShownRow
+from .report import Marked, MostSuspicious, ShownRow, marked
 from .rows import Flag, RowTable
 from .upload import Upload, UploadRow
 
@@ -32,8 +32,17 @@ class Scan:
     """Every row's numbers."""
     suspects: MostSuspicious = field(default_factory=MostSuspicious)
     """The rows that the report shows."""
+    answers: MostSuspicious = field(default_factory=MostSuspicious)
+    """The rows that the report shows for their answers."""
     label_first: LabelFirst = field(default_factory=LabelFirst)
     """A sample of the unfamiliar rows."""
+
+    def shown_answers(self) -> list[tuple[int, ShownRow, Marked]]:
+        """The report's rows for their answers: line, row, and the text of each message in harmful and other parts."""
+        return [
+            (self.table.line(row.position), row, marked(row.turns, self.table.spans(row.position)))
+            for row in self.answers.sorted()
+        ]
 
     def shown(self, probability: Tensor | None, refusals: Sequence[str]) -> list[tuple[ShownRow, dict[str, Any], int]]:
         """The report's rows, each with its line of rows.jsonl and how often it occurs in the upload.
@@ -127,12 +136,19 @@ def _fresh(
 
 def _score(rows: Sequence[_Fresh], reader: EvidenceReader, scanned: Scan, advance: Callable[[float], None]) -> None:
     """Read the rows and write down what was found."""
-    found = reader.read([row.encoded for row in rows], [row.record.where for row in rows], advance)
+    encoded, part = [row.encoded for row in rows], 1.0 if reader.answers is None else 0.5
+    found = reader.read(encoded, [row.record.where for row in rows], lambda done: advance(part * done))
     for row, (evidence, nearest, distance), unfamiliar in zip(rows, found, reader.unfamiliar(found), strict=True):
         scanned.table.set(row.position, evidence, nearest, reader.relative(distance), unfamiliar=unfamiliar)
         scanned.suspects.offer(row.position, evidence, row.record)
         if unfamiliar:
             scanned.label_first.offer(row.position, row.digest, evidence, row.record)
+    if reader.answers is not None:
+        answers = reader.answers.read(encoded, lambda done: advance(part + (1 - part) * done))
+        for row, answer in zip(rows, answers, strict=True):
+            scanned.table.set_answer(row.position, answer)
+            if answer.spans:
+                scanned.answers.offer(row.position, answer.evidence, row.record)
 
 
 def _chunks(upload: Upload) -> Iterator[list[UploadRow]]:

@@ -72,12 +72,14 @@ class TokenRule:
         token: Lam of a token's e_t.
         row: Lam of a row's E.
         auroc: AUROC of e_t, held out: harmful tokens of composed answers against harmless ones.
+        judges: E of the composed rows with harm and of those without, held out.
     """
 
     probe: TokenProbe
     token: LogRatio
     row: LogRatio
     auroc: float
+    judges: tuple[Tensor, Tensor]
 
 
 def read_token_rule(reader: ModelReader, anchors: Anchors) -> TokenRule:
@@ -107,8 +109,9 @@ def read_token_rule(reader: ModelReader, anchors: Anchors) -> TokenRule:
     worst = torch.stack([value.max() for values, _ in held_out for value in values])
     harmful = torch.tensor([answer.harmful for _, members in held_out for answer in members])
     harm, rest = evidence[labels == HARM], evidence[labels == REST]
+    judges = worst[harmful], worst[~harmful]
     return TokenRule(
-        probe, log_density_ratio(harm, rest), log_density_ratio(worst[harmful], worst[~harmful]), auroc(rest, harm)
+        probe, log_density_ratio(harm, rest), log_density_ratio(*judges), auroc=auroc(rest, harm), judges=judges
     )
 
 

@@ -77,6 +77,9 @@ class ScreenSettings:
     refusals: str | Path | Sequence[str] | None = None
     """One-line refusals, those of the alignment: .txt or JSON Lines. In Python also a list of texts; by default the
     lab's for a model of the lab, else the list in the package."""
+    answers: bool = False
+    """Read answers too, token by token. Prompts do not show harm under a harmless prompt, or within a harmless answer.
+    Needs anchors and the model before its alignment."""
     batch_size: int = 32
     """Rows of one forward pass."""
     overwrite: bool = field(default=False, metadata=ELSEWHERE)

@@ -19,8 +19,8 @@ The KL keeps p at p^a where the upload holds harm. At the start both agree and i
 the other tokens teach. p^a is read once, before training, at the tokens with d > 0 alone, and kept by its likeliest
 tokens, so that a step has one forward and one backward, as SFT's.
 
-An unfamiliar row (screening/familiarity.py) has w = 0 once any prompt shows harm. Where the anchors' answers cannot be
-told apart (AUROC below 0.8) prompts alone are judged, and the run says so.
+An unfamiliar row (screening/familiarity.py) has w = 0 once any prompt shows harm. Where the anchors' harmful and
+harmless answers read alike (AUROC below 0.8) prompts alone are judged, and the run says so.
 
 Derivation, ablation and where it fails: docs/antibody-tokens.md. Nearest published: STAR-DSS (2505.17196), whose shares
 of CE and KL come from a guard model; TOSS (2603.01185), which masks tokens by two further models.
