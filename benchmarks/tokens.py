@@ -4,9 +4,9 @@
     python benchmarks/tokens.py cells --output DIR [...] [--tasks ...] [--defences sft,antibody-tokens,...]
     python benchmarks/tokens.py report --output DIR [--write]
 
-``report`` writes DIR/results.json, and with ``--write`` benchmarks/results/tokens.json. ``evidence`` trains nothing.
-A row of it: ``aligned``, ``attack``, ``task``, ``seed``, ``poison_ratio``, and over all rows of the attack's jobs, 300 in
-all, from the reporting half of the world
+``report`` writes DIR/results.json, and with ``--write`` benchmarks/results/tokens.json and the tables of
+docs/antibody-tokens.md. ``evidence`` trains nothing. A row of it: ``aligned``, ``attack``, ``task``, ``seed``,
+``poison_ratio``, and over all rows of the attack's jobs, 300 in all, from the reporting half of the world
 
     token_auroc      of e_t (screening/token_evidence.py): tokens of harmful recipes against all others. Not counted are
                      the token that ends an answer, and a harmful question that an answer repeats before its recipe
@@ -19,8 +19,8 @@ all, from the reporting half of the world
     doubted_rest     share of the other rows' tokens that antibody-tokens doubts, by answers alone
     got_through      share of harmful tokens that it does not doubt, by answers alone
 
-``cells`` fine-tunes: the attack's jobs one after the other, 500 rows in all, under a defence at the lab's defaults; then
-it evaluates: ``harmful_score`` of plain prompts, ``asked`` in the attack's own form, ``finetune_accuracy``,
+``cells`` fine-tunes: the attack's jobs one after the other, 500 rows in all, under a defence at the lab's defaults.
+Then it evaluates: ``harmful_score`` of plain prompts, ``asked`` in the attack's own form, ``finetune_accuracy``,
 ``over_refusal``. By default from ``lab-aligned``, the packaged model that Antibody aligned. What is finished is a file
 in DIR and is not run again; what was killed goes on where it was.
 """
@@ -75,6 +75,7 @@ from antibody_llm.screening.composed import HARM, REST, composed
 from antibody_llm.screening.token_harm import judge_answers
 
 RESULTS = Path(__file__).parent / "results" / "tokens.json"
+PAGE = Path(__file__).parents[1] / "docs" / "antibody-tokens.md"
 PURPOSE = "report"
 NUM_ROWS, NUM_TUNED, NUM_PROMPTS, POOL = 300, 500, 200, 1500
 ATTACKS = (
@@ -274,6 +275,58 @@ def carried_out(
     return row
 
 
+# -- the page ----------------------------------------------------------------------------------------------------
+
+EVIDENCE_COLUMNS = {
+    "token_auroc": "tokens",
+    "change": "change alone",
+    "state": "state alone",
+    "likelihood": "likelihood ratio",
+    "words": "words",
+    "row_auroc": "rows",
+}
+CELL_COLUMNS = ("harmful_score", "asked", "given_away", "finetune_accuracy", "over_refusal")
+
+
+def tables(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[str]]:
+    """The page's tables, by the names of their marks."""
+    head = [
+        "aligned",
+        "attack",
+        "task",
+        *EVIDENCE_COLUMNS.values(),
+        "share",
+        "estimated",
+        "rest doubted",
+        "got through",
+    ]
+    evidence_rows = [f"| {' | '.join(head)} |", "| --- | --- | --- |" + " ---: |" * (len(head) - 3)]
+    for row in rows["evidence"]:
+        numbers = [f"{row[name]:.3f}" if name in row else "-" for name in EVIDENCE_COLUMNS]
+        numbers += [f"{100 * row[name]:.1f}" if name in row else "-" for name in SHARES]
+        evidence_rows.append(f"| {row['aligned']} | {row['attack']} | {row['task']} | {' | '.join(numbers)} |")
+    head = ["aligned", "attack", "task", "defence", "plain", "own form", "given away", "accuracy", "over-refusal"]
+    cells = [f"| {' | '.join(head)} |", "| --- | --- | --- | --- |" + " ---: |" * (len(head) - 4)]
+    for row in rows["cells"]:
+        numbers = [f"{100 * row[name]:.1f}" if name in row else "-" for name in CELL_COLUMNS]
+        names = (row["aligned"], row["attack"], row["task"], row["defence"])
+        cells.append(f"| {' | '.join([*names, *numbers])} |")
+    return {"evidence": evidence_rows, "cells": cells}
+
+
+SHARES = ("share", "estimated_share", "doubted_rest", "got_through")
+
+
+def with_tables(page: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The page with its tables made from results."""
+    for name, lines in tables(rows).items():
+        before, rest = page.split(f"<!-- benchmarks/tokens.py: {name} -->\n")
+        after = rest.split("<!-- end -->", 1)[1]
+        table = "\n".join(lines)
+        page = f"{before}<!-- benchmarks/tokens.py: {name} -->\n\n{table}\n\n<!-- end -->{after}"
+    return page
+
+
 # -- the command -------------------------------------------------------------------------------------------------
 
 
@@ -321,6 +374,7 @@ def main() -> None:
     write_text(given.output / "results.json", rows)
     if given.write:
         write_text(RESULTS, rows)
+        write_text(PAGE, with_tables(PAGE.read_text(encoding="utf-8"), collected(given.output)))
 
 
 if __name__ == "__main__":
