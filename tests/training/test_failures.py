@@ -68,6 +68,15 @@ def test_a_process_that_is_gone_ends_the_others_with_what_to_do(tmp_path, monkey
     assert ranks.num_ranks() == 1
 
 
+@pytest.fixture
+def without_handlers():
+    """SIGTERM as a launcher's process has it; Ray, in another test of this process, may have left a handler."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("without_handlers")
 def test_a_process_that_the_launcher_ends_says_the_same_and_restores_the_signal(tmp_path, monkeypatch):
     run = trainer(tmp_path, make_defence(Stage.FINETUNING, "sft"))
     monkeypatch.setattr(run.defence, "after_update", lambda context: os.kill(os.getpid(), signal.SIGTERM))
