@@ -30,6 +30,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import argparse
 import json
 import logging
+import math
 import statistics
 import sys
 import tempfile
@@ -272,6 +273,13 @@ CASES = [
         note="rehearses on one row a step; the evidence is read once, before the first",
     ),
     Case(Stage.FINETUNING, "antibody-prescored", ONCE, note="its scores are read once, before the first"),
+    Case(
+        Stage.FINETUNING,
+        "antibody-tokens",
+        {"user": 1, "alignment": 1},
+        options={"prior": (1.0, math.inf)},
+        note="rehearses on one row a step, nothing doubted; the evidence is read once, before the first",
+    ),
     Case(Stage.FINETUNING, "backdoor-enhanced-alignment", ONCE, note=REWRITES),
     Case(Stage.FINETUNING, "bds", {"alignment": 1, "user": 2}, form="scalar"),
     Case(Stage.FINETUNING, "bds", {"alignment": 1, "user": 2}, options={"scheduler": "neural"}, form="neural"),
