@@ -18,6 +18,8 @@ PACKAGED = ("lab", "lab-aligned")
 PROVENANCE = "antibody.json"
 ALIGNED = "aligned"
 """Entry of a fine-tuned model's provenance: the model that the first fine-tuning of its line started from."""
+ALIGNED_WEIGHTS = "aligned_weights"
+"""Entry beside it: the fingerprint that its weights had then."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 

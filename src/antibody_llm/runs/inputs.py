@@ -22,6 +22,7 @@ from ..store.naming import base_of, described_model, model_name
 from ..training.defence import Defence, needed_roles
 from .anchors import check_anchor_records
 from .encoding import ControlTokens
+from .resources import evidence_model
 from .sources import read_preferences, read_refusals, read_rows
 from .trainer_config import TrainingConfig, make_training_config, merged_training, stored_training
 
@@ -50,6 +51,8 @@ class Inputs:
     """The model before its alignment, if it was named."""
     before: str | None
     """That model, as far as it is known."""
+    aligned: str | None
+    """The aligned model whose evidence is read, where a fine-tuned one of its line is trained."""
     defence: Defence
     args: TrainingConfig
     beta: float | None
@@ -96,11 +99,13 @@ def checked_inputs(run: TrainingSettings) -> Inputs:
     main = sources[MAIN_ROLE[run.stage]]
     require_one_step(main.name, len(main.records), args)
     named_base = None if run.base is None else str(run.base)
+    aligned = evidence_model(defence, name, adapter)
     return Inputs(
         model=name,
         adapter=adapter,
         named_base=named_base,
-        before=named_base or base_of(name, adapter),
+        before=named_base or (base_of(name, adapter) if aligned is None else base_of(aligned, None)),
+        aligned=aligned,
         defence=defence,
         args=args,
         beta=beta,
@@ -133,6 +138,8 @@ def run_config(run: TrainingSettings, given: Inputs) -> dict[str, Any]:
     }
     if given.beta is not None:  # runs of earlier releases, which were all supervised, have neither
         config |= {"method": "dpo", "beta": given.beta}
+    if given.aligned is not None:
+        config["aligned"] = described_model(given.aligned)
     return written_out(run, config)
 
 

@@ -1,6 +1,6 @@
 """The pairs of a fine-tuning by DPO as tokens, and those that its defence leaves out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -58,6 +58,7 @@ def without_left_out(
     *,
     base: nn.Module | None,
     anchors: Anchors | None,
+    aligned_reader: Callable[[], ModelReader] | None,
     checkpoint: Path | None,
 ) -> RunTokens:
     """The pairs that the defence trains on; the others are reported as skipped.
@@ -70,6 +71,7 @@ def without_left_out(
         loaded: The model.
         base: The model before its alignment, if that is not the adapter switched off.
         anchors: The labelled rows stored with the model, if the defence reads them.
+        aligned_reader: Loads the model that evidence is read with, where that is not the one that is trained.
         checkpoint: Where the run goes on from.
 
     Raises:
@@ -79,13 +81,7 @@ def without_left_out(
     if checkpoint is not None:
         out = load_run_state(checkpoint)["defence.left_out"].tolist()
     else:
-        reader = ModelReader(
-            cast(nn.Module, loaded.model),
-            pad_id=cast(int, loaded.tokenizer.pad_token_id),
-            rank=given.args.process_index,
-            batch_size=given.args.per_device_train_batch_size,
-            base=base,
-        )
+        reader = aligned_reader() if aligned_reader is not None else _reader(given, loaded, base)
         renderer = make_renderer(loaded, given.args.max_length)
         out = cast(PairDefence, given.defence).left_out(reader, anchors, renderer, source.records, rows)
     if not out:
@@ -105,6 +101,16 @@ def without_left_out(
         rejected=tuple(row for row in tokens.rejected if row.row_id not in left),
         skipped=tokens.skipped + skipped,
         left_out=tuple(out),
+    )
+
+
+def _reader(given: Inputs, loaded: LoadedModel, base: nn.Module | None) -> ModelReader:
+    return ModelReader(
+        cast(nn.Module, loaded.model),
+        pad_id=cast(int, loaded.tokenizer.pad_token_id),
+        rank=given.args.process_index,
+        batch_size=given.args.per_device_train_batch_size,
+        base=base,
     )
 
 

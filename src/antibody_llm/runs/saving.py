@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..data.records import Record
 from ..models.loading import LoadedModel
-from ..models.names import ALIGNED, PACKAGED, read_provenance
+from ..models.names import ALIGNED, ALIGNED_WEIGHTS, PACKAGED, read_provenance
 from ..models.saving import save_adapter, save_model
 from ..store.contents import METRICS
 from ..store.folder import RunFolder
@@ -37,8 +37,7 @@ def save_weights(folder: RunFolder, model: nn.Module, loaded: LoadedModel, defen
         "defence": folder.config["defence"],
         "deployment": dataclasses.asdict(defence.deployment),
     }
-    if (aligned := _aligned(folder.config)) is not None:
-        provenance[ALIGNED] = aligned
+    provenance |= _aligned(folder.config)
     if isinstance(model, PeftModel):
         given = folder.config["model"]
         provenance[BASE_WEIGHTS] = (given["under"] or given)["weights"]
@@ -50,14 +49,15 @@ def save_weights(folder: RunFolder, model: nn.Module, loaded: LoadedModel, defen
     return name
 
 
-def _aligned(config: Mapping[str, Any]) -> str | None:
-    """The model that the first fine-tuning of the line started from; None before any, or where it is not known."""
+def _aligned(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The model that the first fine-tuning of the line started from; empty before any, or where it is not known."""
     if config["verb"] == "align":
-        return None
+        return {}
     given = config["adapter"] or config["model"]
     earlier = read_provenance(given["place"])
     if ALIGNED in earlier:
-        return str(earlier[ALIGNED])
+        return {key: earlier[key] for key in (ALIGNED, ALIGNED_WEIGHTS) if key in earlier}
     if "repair" in (config["verb"], earlier.get("verb")) or earlier.get("verb") == "finetune":
-        return None  # it was fine-tuned by a release that did not write this down
-    return str(given["name"] if given["name"] in PACKAGED else given["place"])
+        return {}  # it was fine-tuned by a release that did not write this down
+    name = given["name"] if given["name"] in PACKAGED else given["place"]
+    return {ALIGNED: name, ALIGNED_WEIGHTS: given["weights"]}

@@ -2,7 +2,9 @@
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from peft import PeftModel
 from torch import nn
@@ -11,6 +13,7 @@ from trl import DPOConfig
 
 from ..events import inform, warned
 from ..likelihood.ranks import from_first
+from ..likelihood.reader import ModelReader
 from ..models.adapters import add_lora
 from ..models.loading import LoadedModel, load_model
 from ..screening.anchors import Anchors
@@ -26,7 +29,7 @@ from .anchors import store_anchors
 from .inputs import Inputs, LoraOptions, checked_inputs, run_config
 from .metrics import MetricsFile, last_values
 from .pairs import pair_tokens, without_left_out
-from .resources import before_alignment, checked_resources
+from .resources import aligned_reader, before_alignment, checked_resources
 from .saving import save_run
 from .tokens import RunTokens, run_tokens
 from .trainer_config import TrainingConfig
@@ -45,29 +48,30 @@ def train(run: TrainingSettings, *, callbacks: tuple[TrainerCallback, ...]) -> R
     started = time.monotonic()
     given = checked_inputs(run)
     config = run_config(run, given)
-    inputs = (given.model, given.adapter, given.before, run.refusals, *rows_of(run).values())
+    inputs = (given.model, given.adapter, given.before, given.aligned, run.refusals, *rows_of(run).values())
     # The other ranks would look while the first one writes.
     folder = from_first(lambda: open_run(run.output, config, resume=run.resume, overwrite=run.overwrite, inputs=inputs))
     if folder.state is State.COMPLETE:
         inform(f"{folder.path}: already complete; this is its stored result.")
         return stored_result(folder.path)
 
-    stored = checked_resources(given.defence, given.model, given.adapter, given.before, given.upload.records)
+    judge = (given.model, given.adapter) if given.aligned is None else (given.aligned, None)
+    stored = checked_resources(given.defence, *judge, given.before, given.upload.records)
     dtype = _weights_dtype(run.regime, given.args)
     loaded = load_model(given.model, adapter=given.adapter, base=given.named_base, dtype=dtype, trainable_adapter=True)
     loaded = _with_trainable_weights(loaded, run.regime, given.lora, run.seed)
-    if given.beta is None:
-        tokens = run_tokens(given, loaded, seed=run.seed, skip=run.skip_too_long)
-    else:
-        tokens = pair_tokens(given, loaded, skip=run.skip_too_long)
-    base = before_alignment(loaded, dtype) if given.defence.needs_base else None
+    tokens = _tokens(run, given, loaded)
+    aligned = _aligned_reader(given, loaded, tokens, dtype)
+    base = before_alignment(loaded, dtype) if given.defence.needs_base and aligned is None else None
     try:
         if _is_main_process():
             folder.begin(environment(run.seed))
         checkpoint = newest_checkpoint(folder.path / CHECKPOINTS) if folder.state is State.PARTIAL else None
         if given.beta is not None:
-            tokens = without_left_out(tokens, given, loaded, base=base, anchors=stored, checkpoint=checkpoint)
-        trainer = _trainer(folder, loaded, given, tokens, base, stored, callbacks)
+            tokens = without_left_out(
+                tokens, given, loaded, base=base, anchors=stored, aligned_reader=aligned, checkpoint=checkpoint
+            )
+        trainer = _trainer(folder, loaded, given, tokens, base, stored, aligned, callbacks)
         if checkpoint is not None:
             inform(f"{folder.path}: going on from {checkpoint.name}.")
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -106,6 +110,12 @@ def _with_trainable_weights(loaded: LoadedModel, regime: Regime, lora: LoraOptio
     return replace(loaded, model=model)
 
 
+def _tokens(run: TrainingSettings, given: Inputs, loaded: LoadedModel) -> RunTokens:
+    if given.beta is None:
+        return run_tokens(given, loaded, seed=run.seed, skip=run.skip_too_long)
+    return pair_tokens(given, loaded, skip=run.skip_too_long)
+
+
 def _trainer(
     folder: RunFolder,
     loaded: LoadedModel,
@@ -113,6 +123,7 @@ def _trainer(
     tokens: RunTokens,
     base: nn.Module | None,
     anchors: Anchors | None,
+    aligned: Callable[[], ModelReader] | None,
     callbacks: tuple[TrainerCallback, ...],
 ) -> StepTrainer:
     given.args.output_dir = str(folder.path / CHECKPOINTS)
@@ -138,6 +149,25 @@ def _trainer(
         callbacks=list(callbacks),
         base=base,
         anchors=anchors,
+        aligned_reader=aligned,
+    )
+
+
+def _aligned_reader(
+    given: Inputs, loaded: LoadedModel, tokens: RunTokens, dtype: str
+) -> Callable[[], ModelReader] | None:
+    """What loads the model that evidence is read with, where that is not the one that is trained."""
+    if given.aligned is None:
+        return None
+    return partial(
+        aligned_reader,
+        given.aligned,
+        given.named_base,
+        loaded.tokenizer,
+        refusals=tokens.refusals,
+        dtype=dtype,
+        rank=given.args.process_index,
+        batch_size=given.args.per_device_train_batch_size,
     )
 
 

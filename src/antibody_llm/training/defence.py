@@ -59,6 +59,9 @@ class Defence:
     """Whether it compares the model with the one before its alignment (``context.before_alignment``)."""
     needs_anchors: bool = False
     """Whether it reads the labelled rows that were stored with the aligned model (``context.anchors``)."""
+    reads_evidence_apart: ClassVar[bool] = False
+    """Whether all that it compares with the anchors comes from ``context.evidence_reader`` (of pairs: from ``reader``):
+    it can then go on from a fine-tuned model, beside which the aligned model is loaded."""
     neutral: ClassVar[Mapping[str, Any] | None] = None
     """Options at which it is plain SFT, bit for bit; None if there are none (the file says why)."""
     batch_exact: ClassVar[bool] = True
@@ -139,7 +142,7 @@ class PairDefence(Defence):
         """The ids of the pairs that are not trained on; read once, before training.
 
         Args:
-            reader: The model that training starts from, and the one before its alignment if ``needs_base``.
+            reader: The aligned model, and the one before its alignment if ``needs_base``.
             anchors: The labelled rows stored with the model, if ``needs_anchors``.
             renderer: Makes tokens of a row.
             records: Each pair's prompt with its preferred answer.

@@ -4,8 +4,8 @@ A step has micro-batches, on one or several ranks. Norms, cosines, multipliers a
 to a micro-batch. ``StepContext`` sweeps, sums and restores, so that a defence can be written as in its paper.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -111,6 +111,7 @@ class StepContext(ModelReader):
         clock: The position of the run; the caller moves it.
         seed: The run's seed.
         anchors: The labelled rows that were stored with the model when it was aligned.
+        aligned_reader: Loads the model that evidence is read with, where that is not the one that is trained.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class StepContext(ModelReader):
         clock: Clock | None = None,
         seed: int = 0,
         anchors: Anchors | None = None,
+        aligned_reader: Callable[[], ModelReader] | None = None,
     ) -> None:
         super().__init__(
             model,
@@ -141,6 +143,7 @@ class StepContext(ModelReader):
         self._clock = clock or Clock()
         self.seed = seed
         self._anchors = anchors
+        self._aligned_reader = aligned_reader
         self.adopt()
 
     def adopt(self) -> None:
@@ -204,6 +207,16 @@ class StepContext(ModelReader):
         if self._anchors is None:
             raise absent_anchors("the model")
         return self._anchors
+
+    @property
+    def continues(self) -> bool:
+        """Whether an upload has shaped the model before this run, so that it is no judge of another one."""
+        return self._aligned_reader is not None
+
+    @contextmanager
+    def evidence_reader(self) -> Iterator[ModelReader]:
+        """Yield what reads evidence: this model, or the aligned one of its line, in memory only inside."""
+        yield self if self._aligned_reader is None else self._aligned_reader()
 
     # -- batches -------------------------------------------------------------------------------------------------
 

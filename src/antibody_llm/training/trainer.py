@@ -13,7 +13,7 @@ ranks; DDP's own hooks stay idle because its forward is never called.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from ..errors import ConfigError, DataError, TrainingError
 from ..likelihood.completion import bare
 from ..likelihood.microbatch import MicroBatch, StepBatch
 from ..likelihood.ranks import gather_lists
+from ..likelihood.reader import ModelReader
 from ..likelihood.refusals import Refusals
 from ..mentions import setting
 from ..primitives.shards import all_finite
@@ -62,7 +63,7 @@ class StepTrainer(Trainer):
         refusals: Generic refusals, for defences that score against them.
         callbacks: Callbacks of transformers.
         base: The model before its alignment, for defences that compare with it; by default the adapter is switched off.
-        anchors: The labelled rows that were stored with the model, for defences that read them.
+        anchors: See ``StepContext``; ``aligned_reader`` too.
 
     Raises:
         ConfigError: a setting that this trainer cannot honour; the message says which and why.
@@ -83,6 +84,7 @@ class StepTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         base: nn.Module | None = None,
         anchors: Anchors | None = None,
+        aligned_reader: Callable[[], ModelReader] | None = None,
     ) -> None:
         _refuse_unsupported(args)
         self.defence = defence
@@ -123,6 +125,7 @@ class StepTrainer(Trainer):
             base=base,
             clock=self.clock,
             anchors=anchors,
+            aligned_reader=aligned_reader,
         )
         self._resume_state: Mapping[str, Tensor] | None = None
         self._resumed_from: Path | None = None

@@ -35,23 +35,28 @@ fine-tune again.
 Rehearsal is needed because even truly benign rows wear safety down: about a share rho of each step is provider rows
 (refusals and harmless answers, ``alignment`` data), with weight rho.
 
+A run that goes on from a fine-tuned model has the evidence of the aligned model that the line started from
+(``context.evidence_reader``): an upload must not decide how the next one is judged.
+
 Cost: SFT on as many rows, after one pass of two forwards over the upload. Derivation, ablation and how to beat it:
 docs/antibody-posterior.md. Nearest published: the refusal-feature teacher (2506.07356), which filters by the state
 itself; BDS (2510.27172), whose posterior weights are sampled while training.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
 from torch import Tensor
 
+from ...data.records import TokenizedRow
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
 from ...events import warn
 from ...likelihood.microbatch import MicroBatch
+from ...likelihood.reader import ModelReader
 from ...primitives.gradients import combined
 from ...primitives.worth import net_worth
 from ...screening.anchors import Anchors, check_anchors, make_anchors, require_templates
@@ -88,7 +93,8 @@ class AntibodyPosteriorConfig:
     prior: tuple[float, float] = (1.0, 1.0)
     """Beta(a, b) on the harmful share. (1, 1) is flat; (1, .inf) means that there is no harm: every weight is 1."""
     refresh: int = 0
-    """Epochs after which the evidence of anchors and upload is read again with the current model. 0: never."""
+    """Epochs after which the evidence of anchors and upload is read again with the current model. 0: never.
+    A run that goes on from a fine-tuned model reads it once, with the aligned model."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rehearsal < 1:
@@ -133,6 +139,7 @@ class AntibodyPosterior(Defence):
     needs_refusals = True
     needs_base = True
     needs_anchors = True
+    reads_evidence_apart = True
     neutral = {"prior": (1.0, math.inf), "rehearsal": 0.0}
 
     def __init__(self, config: AntibodyPosteriorConfig) -> None:
@@ -154,15 +161,22 @@ class AntibodyPosterior(Defence):
         """Read the evidence of the upload and weigh its rows by the anchors stored with the model."""
         if self.believes_in_harm:
             require_templates(context.anchors, context.rows[Role.USER])
-            check_anchors(context, context.anchors, self.config.evidence)
-            self._weigh(context, context.anchors)
+            with context.evidence_reader() as reader:
+                check_anchors(reader, context.anchors, self.config.evidence)
+                self._weigh(reader, context.anchors, context.rows[Role.USER])
+            if self.config.refresh and context.continues:
+                warn(
+                    "antibody-posterior.refresh is not used: this run goes on from a fine-tuned model, and evidence is "
+                    "read with the aligned model alone, which does not change."
+                )
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
         """Take one step, as in the head of this file."""
         if self._is_stale(context):
             stored = context.anchors
             harmful, benign = stored.rows[: stored.num_harmful], stored.rows[stored.num_harmful :]
-            self._weigh(context, make_anchors(context, harmful, benign, num_refusals=stored.num_refusals))
+            anchors = make_anchors(context, harmful, benign, num_refusals=stored.num_refusals)
+            self._weigh(context, anchors, context.rows[Role.USER])
         batch, rho = batches[Role.USER], self.config.rehearsal
         if not self.believes_in_harm:
             sweep = context.gradient("token_mean_nll", batch)
@@ -184,18 +198,17 @@ class AntibodyPosterior(Defence):
         w = torch.tensor([self._weights[row.row_id][0] for row in micro.rows], device=context.device)
         return RowTerms(w / self._mean_weight * nll.row_total, nll.row_tokens)
 
-    def _weigh(self, context: StepContext, anchors: Anchors) -> None:
-        user = context.rows[Role.USER]
-        found = read_harm(context, anchors, user, self.config.evidence, prior=self.config.prior)
+    def _weigh(self, reader: ModelReader, anchors: Anchors, user: Sequence[TokenizedRow]) -> None:
+        found = read_harm(reader, anchors, user, self.config.evidence, prior=self.config.prior)
         self.share = found.share
         w = weights(found.probability, self.config.weight, self.config.caution)
         if self.share > 0 and bool(found.unfamiliar.any()):
             w[found.unfamiliar] = 0.0
-            self._report_unfamiliar(int(found.unfamiliar.sum()), len(user), context)
+            self._report_unfamiliar(int(found.unfamiliar.sum()), len(user))
         ids = [row.row_id for row in user]
         self._keep(dict(zip(ids, zip(w.tolist(), found.evidence.tolist(), strict=True), strict=True)))
 
-    def _report_unfamiliar(self, num: int, num_rows: int, context: StepContext) -> None:
+    def _report_unfamiliar(self, num: int, num_rows: int) -> None:
         self.num_unfamiliar = num
         if num > TOLERANCE * num_rows:
             warn(
@@ -210,7 +223,7 @@ class AntibodyPosterior(Defence):
         self._mean_weight = max(mean, MIN_MEAN_WEIGHT)
 
     def _is_stale(self, context: StepContext) -> bool:
-        every = self.config.refresh * context.steps_per_epoch
+        every = 0 if context.continues else self.config.refresh * context.steps_per_epoch
         return bool(every) and self.believes_in_harm and context.step > 0 and context.step % every == 0
 
     def state(self) -> dict[str, Tensor]:

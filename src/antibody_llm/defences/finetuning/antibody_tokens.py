@@ -19,6 +19,10 @@ The KL keeps p at p^a where the upload holds harm. At the start both agree and i
 the other tokens teach. p^a is read once, before training, at the tokens with d > 0 alone, and kept by its likeliest
 tokens, so that a step has one forward and one backward, as SFT's.
 
+A run that goes on from a fine-tuned model has both P and p^a of the aligned model that the line started from
+(``context.evidence_reader``): neither the judge of an upload nor what it is held to may be an earlier upload's work.
+The KL then has a gradient at the start too, where the line has moved away from p^a.
+
 An unfamiliar row (screening/familiarity.py) has w = 0 once any prompt shows harm. Where the anchors' harmful and
 harmless answers read alike (AUROC below 0.8) prompts alone are judged, and the run says so.
 
@@ -27,23 +31,25 @@ of CE and KL come from a guard model; TOSS (2603.01185), which masks tokens by t
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ...data.records import TokenizedRow
 from ...data.roles import Role, Stage
 from ...errors import ConfigError
 from ...events import warn
 from ...likelihood.frozen import NO_PREDICTIONS, FrozenPredictions, read_predictions
 from ...likelihood.microbatch import MicroBatch
+from ...likelihood.reader import ModelReader
 from ...likelihood.tokens import NO_TOKENS, TokenTable
 from ...primitives.divergence import coarse_kl
 from ...primitives.gradients import combined
 from ...primitives.worth import net_worth
-from ...screening.anchors import MIN_AUROC, check_anchors, require_templates
+from ...screening.anchors import MIN_AUROC, Anchors, check_anchors, require_templates
 from ...screening.evidence import EvidenceKind
 from ...screening.harm import read_harm
 from ...screening.token_evidence import read_token_evidence, read_token_rule
@@ -111,6 +117,7 @@ class AntibodyTokens(Defence):
     needs_refusals = True
     needs_base = True
     needs_anchors = True
+    reads_evidence_apart = True
     neutral = {"prior": (1.0, math.inf), "rehearsal": 0.0}
 
     def __init__(self, config: AntibodyTokensConfig) -> None:
@@ -133,12 +140,13 @@ class AntibodyTokens(Defence):
             return
         rows = context.rows[Role.USER]
         require_templates(context.anchors, rows)
-        check_anchors(context, context.anchors, EvidenceKind.FEATURE_SHIFT)
-        self._judge(context)
-        if self.config.part != "mask":
-            vocabulary = context.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-            num = min(self.config.vocabulary, vocabulary - 1)
-            self.frozen = read_predictions(context, rows, self._doubt, num)
+        with context.evidence_reader() as reader:
+            check_anchors(reader, context.anchors, EvidenceKind.FEATURE_SHIFT)
+            self._judge(reader, context.anchors, rows)
+            if self.config.part != "mask":
+                vocabulary = reader.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+                num = min(self.config.vocabulary, vocabulary - 1)
+                self.frozen = read_predictions(reader, rows, self._doubt, num)
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
         """Take one step, as in the head of this file."""
@@ -174,14 +182,14 @@ class AntibodyTokens(Defence):
             loss = loss + doubt * torch.zeros_like(doubt).masked_scatter(doubt > 0, kl)
         return RowTerms(loss.sum(dim=1), trained.sum(dim=1).float())
 
-    def _judge(self, context: StepContext) -> None:
-        rows, prior = context.rows[Role.USER], self.config.prior
-        prompts = read_harm(context, context.anchors, rows, EvidenceKind.FEATURE_SHIFT, prior=prior)
+    def _judge(self, reader: ModelReader, anchors: Anchors, rows: Sequence[TokenizedRow]) -> None:
+        prior = self.config.prior
+        prompts = read_harm(reader, anchors, rows, EvidenceKind.FEATURE_SHIFT, prior=prior)
         asked = prompts.probability.clone()
         if prompts.share > 0:
             asked[prompts.unfamiliar] = 1.0
-        rule = read_token_rule(context, context.anchors)
-        answers = judge_answers(rule, read_token_evidence(context, rule.probe, rows), rows, prior=prior)
+        rule = read_token_rule(reader, anchors)
+        answers = judge_answers(rule, read_token_evidence(reader, rule.probe, rows), rows, prior=prior)
         if rule.auroc < MIN_AUROC:
             warn(
                 "antibody-tokens: the anchors' harmful and harmless answers read alike to this model (AUROC "

@@ -48,6 +48,7 @@ class PreferencePosterior(PairDefence):
     )
     needs_base = True
     needs_anchors = True
+    reads_evidence_apart = True
 
     def left_out(
         self,
