@@ -111,10 +111,10 @@ already, a reply that is begun for it say, and no defence of fine-tuning is abou
 column of its own. *Order* is over jobs: a service shuffles the rows of a job, so that what an attacker can order is
 which of them come in a first job and which in its continuation.
 
-A second job under `antibody-posterior` is refused, and the trial has failed: the evidence is what alignment changed,
-read from the aligned model, and a model that an upload has shaped since carries no anchors that it could be checked
-by. So `chain`, `two-stage` and every order are closed to the attacker there, and to an honest customer who wants to go
-on with a model too: [the details](guide/bench.md#two-jobs-under-antibody-posterior).
+A second job under `antibody-posterior` is judged by the aligned model at the beginning of the chain:
+[the details](guide/bench.md#two-jobs-under-antibody-posterior). Earlier releases refused it, for a model that an upload
+has shaped carries no anchors. Trials that were made with them have failed, and say nothing about `chain`, `two-stage`
+and every order: those attacks have yet to be tried there.
 """
 
 
