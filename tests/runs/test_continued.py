@@ -88,7 +88,7 @@ def test_a_second_job_that_is_stopped_ends_bitwise_like_one_that_is_not_and_read
 
 
 def test_pairs_of_a_second_job_are_left_out_that_the_aligned_model_leaves_out(tmp_path, tuned):
-    given = {"data": lab_pairs(12)[0], "method": "dpo", "defence": "antibody-posterior", "batch_size": 4}
+    given = {"data": lab_pairs(24)[0], "method": "dpo", "defence": "antibody-posterior", "batch_size": 4}
     given |= {"training": {"max_steps": 1}}
     second, alone = (finetune(m, output=tmp_path / n, **given) for m, n in ((tuned["lora"], "2"), ("lab-aligned", "1")))
     assert [row.line for row in second.skipped] == [row.line for row in alone.skipped]
