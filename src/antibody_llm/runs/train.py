@@ -55,8 +55,7 @@ def train(run: TrainingSettings, *, callbacks: tuple[TrainerCallback, ...]) -> R
         inform(f"{folder.path}: already complete; this is its stored result.")
         return stored_result(folder.path)
 
-    judge = (given.model, given.adapter) if given.aligned is None else (given.aligned, None)
-    stored = checked_resources(given.defence, *judge, given.before, given.upload.records)
+    stored = _stored_anchors(given)
     dtype = _weights_dtype(run.regime, given.args)
     loaded = load_model(given.model, adapter=given.adapter, base=given.named_base, dtype=dtype, trainable_adapter=True)
     loaded = _with_trainable_weights(loaded, run.regime, given.lora, run.seed)
@@ -96,6 +95,12 @@ def train(run: TrainingSettings, *, callbacks: tuple[TrainerCallback, ...]) -> R
             folder.abandon()
         raise
     return result
+
+
+def _stored_anchors(given: Inputs) -> Anchors | None:
+    """The anchors of the model that judges the upload: the aligned one, at the beginning of the line."""
+    judge = (given.model, given.adapter) if given.aligned is None else (given.aligned, None)
+    return checked_resources(given.defence, *judge, given.before, given.upload.records)
 
 
 def _weights_dtype(regime: Regime, args: TrainingConfig) -> str:
