@@ -29,8 +29,8 @@ RATES = (0.25, 8.0)
 """Learning rates, in that of the calibration."""
 BATCHES = (0.5, 1.0, 2.0)
 """Batch sizes, in that of the calibration."""
-VERSION = 1
-"""Raised where a name or a range below changes: a study cannot go on with others."""
+VERSION = 2
+"""Raised where a name or a range below changes, or what a trial comes to: a study cannot go on with others."""
 
 
 @dataclass(frozen=True)
