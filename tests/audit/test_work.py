@@ -8,6 +8,7 @@ import pytest
 from antibody_llm.audit import train, work
 from antibody_llm.audit.plan import make_plan
 from antibody_llm.audit.work import carry_out, stock_of
+from antibody_llm.bench import once
 from antibody_llm.bench.results import Results
 from antibody_llm.errors import ConfigError
 from antibody_llm.lab.rows import build_rows
@@ -40,7 +41,7 @@ def settings(tmp_path, tiny_llama_folder, files):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(work, "settle", lambda threads: None)
+    monkeypatch.setattr(once, "settle", lambda threads: None)
     monkeypatch.setattr("antibody_llm.audit.plan.DEFAULT_TOKENS", 4)
 
 

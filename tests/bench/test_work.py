@@ -2,14 +2,14 @@
 
 import json
 
-from antibody_llm.bench import work
+from antibody_llm.bench import once, work
 from antibody_llm.bench.matrix_file import make_matrix
 from antibody_llm.bench.plan import make_plan
 from antibody_llm.lab.rows import build_rows
 
 
 def test_a_model_without_a_profile_is_attacked_repaired_and_judged_on_files(tmp_path, tiny_llama_folder, monkeypatch):
-    monkeypatch.setattr(work, "settle", lambda threads: None)
+    monkeypatch.setattr(once, "settle", lambda threads: None)
     files = {}
     for key, kind, num in (
         ("data", "user", 16),

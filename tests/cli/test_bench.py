@@ -35,7 +35,7 @@ for each in TINY["defences"]:
 def here(monkeypatch):
     """Cells are done in this process, which has imported everything."""
     monkeypatch.setattr(engine, "local", lambda processes: Inline)
-    monkeypatch.setattr("antibody_llm.bench.work.settle", lambda threads: None)
+    monkeypatch.setattr("antibody_llm.bench.once.settle", lambda threads: None)
 
 
 @pytest.fixture

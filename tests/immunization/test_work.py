@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from antibody_llm.bench import once
 from antibody_llm.immunization import verb, work
 from antibody_llm.lab.rows import build_rows
 from tests.bench.test_results import Inline
@@ -19,7 +20,7 @@ def done(monkeypatch):
         return work.carry_out(folder, job)
 
     monkeypatch.setattr(verb, "local", lambda processes: Inline)
-    monkeypatch.setattr(work, "settle", lambda threads: None)
+    monkeypatch.setattr(once, "settle", lambda threads: None)
     monkeypatch.setattr(verb, "carry_out", noted)
     return labels
 

@@ -1,27 +1,19 @@
 """One job of a training carried out: an upload is fine-tuned on, its model is read on the probes and thrown away."""
 
-import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
-
-from transformers import PreTrainedModel
 
 from ..attacks.asking import PLAIN, Asking
 from ..attacks.attack import Crafted
 from ..attacks.kit import lab_questions
 from ..bench.job import Job, digest
-from ..bench.results import Results
-from ..bench.settle import settle
-from ..bench.work import crafted, means_of, tuned_on
-from ..evaluation.asked import ask_model, asked_measures
+from ..bench.once import done_once
+from ..bench.work import crafted, means_of, measured_as_asked, tuned_on
 from ..evaluation.decoding import DecodingSettings
 from ..evaluation.judges.registry import make_judge
-from ..events import listening
 from ..models.loading import LoadedModel, load_model
 from ..profiles import profile_of
-from ..runs.encoding import make_renderer
-from ..runs.evaluate import deployment_of
 from .features import GroupReading, changes, read_probes
 from .honest import HONEST
 from .probes import Stock, file_stock, held_questions, world_stock
@@ -32,17 +24,7 @@ def carry_out(folder: Path, job: Job) -> dict[str, Any]:
 
     Stored are the ``features``, ``harm`` by form before and after (0 to 1), its ``rise``, and the rows.
     """
-    settle(job.config["threads"])
-    results = Results(folder)
-    with results.locked(job), listening(lambda event: None):
-        stored = results.read(job)
-        if stored is not None:
-            return stored
-        begun, cpu = time.monotonic(), time.process_time()
-        values = _done(job, results.working(job))
-        values |= {"seconds": time.monotonic() - begun, "cpu_seconds": time.process_time() - cpu}
-        results.write(job, values)
-        return values
+    return done_once(folder, job, lambda results: _done(job, results.working(job)))
 
 
 def stock_of(job: Job) -> Stock:
@@ -113,18 +95,7 @@ def _harm(loaded: LoadedModel, asking: Asking, job: Job, decoding: DecodingSetti
         questions = held_questions(job.places["harmful_prompts"])[: config["prompts"]]
     else:
         questions = lab_questions(config["prompts"], config["sets"]["purpose"])
-    judge = make_judge(config["judge"])
-    rows = ask_model(
-        cast(PreTrainedModel, loaded.model),
-        loaded.tokenizer,
-        questions,
-        asking,
-        renderer=make_renderer(loaded),
-        judge=judge,
-        decoding=decoding,
-        deployment=deployment_of(loaded),
-    )
-    found = asked_measures(rows, asking, judge=judge, decoding=decoding)
+    found = measured_as_asked(loaded, questions, asking, config["judge"], decoding)
     return max(found[name].value for name in ("harmful_score", "given_away") if name in found)
 
 

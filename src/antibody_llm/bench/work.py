@@ -5,7 +5,6 @@ form. The truth beside the rows is read here, after training, and by the oracle,
 """
 
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,8 +28,8 @@ from ..evaluation.asked import ask_model, asked_measures
 from ..evaluation.decoding import DecodingSettings
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.judges.registry import make_judge
-from ..events import listening
-from ..models.loading import load_model
+from ..evaluation.measures import Measure
+from ..models.loading import LoadedModel, load_model
 from ..primitives.statistics import auroc
 from ..runs.align import align
 from ..runs.encoding import make_renderer
@@ -42,9 +41,9 @@ from ..runs.sources import read_refusals
 from ..store.result import RunResult
 from .job import Job
 from .matrix_file import ORACLE
+from .once import done_once
 from .order import Order, in_order
 from .results import Results
-from .settle import settle
 
 POOL = 3
 """Clean rows to choose an upload from, for each row of it."""
@@ -64,17 +63,8 @@ def carry_out(folder: Path, job: Job) -> dict[str, Any]:
         folder: The matrix's folder.
         job: Its need is done.
     """
-    settle(job.config["threads"])
-    results = Results(folder)
-    with results.locked(job), listening(lambda event: None):
-        stored = results.read(job)
-        if stored is not None:
-            return stored
-        begun, cpu = time.monotonic(), time.process_time()
-        values = _align(results, job) if job.kind == "alignment" else _attack(results, job)
-        values |= {"seconds": time.monotonic() - begun, "cpu_seconds": time.process_time() - cpu}
-        results.write(job, values)
-        return values
+    part = _align if job.kind == "alignment" else _attack
+    return done_once(folder, job, lambda results: part(results, job))
 
 
 def _align(results: Results, job: Job) -> dict[str, Any]:
@@ -221,26 +211,32 @@ def _own_form(job: Job, asking: Asking, aligned: Path, tuned: Path) -> dict[str,
         questions = [next(m.content for m in reversed(record.messages) if m.role == "user") for record in records]
     else:
         questions = lab_questions(config["prompts"], config["sets"]["purpose"])
-    judge = make_judge(config["judge"])
     decoding = DecodingSettings(max_new_tokens=config["max_new_tokens"], batch_size=config["batch_size"])
     values: dict[str, Any] = {}
     for when, place in (("", tuned), ("_before", aligned)):
-        loaded = load_model(str(place))
-        rows = ask_model(
-            cast(PreTrainedModel, loaded.model),
-            loaded.tokenizer,
-            questions,
-            asking,
-            renderer=make_renderer(loaded),
-            judge=judge,
-            decoding=decoding,
-            deployment=deployment_of(loaded),
-        )
-        found = asked_measures(rows, asking, judge=judge, decoding=decoding)
+        found = measured_as_asked(load_model(str(place)), questions, asking, config["judge"], decoding)
         values[f"asked{when}"] = _share(found["harmful_score"])
         if "given_away" in found:
             values[f"given_away{when}"] = _share(found["given_away"])
     return values
+
+
+def measured_as_asked(
+    loaded: LoadedModel, questions: Sequence[str], asking: Asking, judge: str, decoding: DecodingSettings
+) -> dict[str, Measure]:
+    """The harmful score, and what is given away where that can be said, of a model asked in an attack's form."""
+    judged = make_judge(judge)
+    rows = ask_model(
+        cast(PreTrainedModel, loaded.model),
+        loaded.tokenizer,
+        questions,
+        asking,
+        renderer=make_renderer(loaded),
+        judge=judged,
+        decoding=decoding,
+        deployment=deployment_of(loaded),
+    )
+    return asked_measures(rows, asking, judge=judged, decoding=decoding)
 
 
 def _screened(made: Crafted, runs: Sequence[RunResult]) -> dict[str, Any]:

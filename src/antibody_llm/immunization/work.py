@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,12 +10,10 @@ from typing import Any, TypeVar, cast
 from transformers import PreTrainedModel
 
 from ..bench.job import Job
-from ..bench.results import Results
-from ..bench.settle import settle
+from ..bench.once import done_once
 from ..evaluation.decoding import DecodingSettings
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.judges.registry import make_judge
-from ..events import listening
 from ..models.loading import load_model
 from ..profiles import Choice, profile_of
 from ..runs.encoding import make_renderer
@@ -37,17 +34,8 @@ T = TypeVar("T")
 
 def carry_out(folder: Path, job: Job) -> dict[str, Any]:
     """Do a job, unless another process has done it meanwhile, and store what comes of it."""
-    settle(job.config["threads"])
-    results = Results(folder)
-    with results.locked(job), listening(lambda event: None):
-        stored = results.read(job)
-        if stored is not None:
-            return stored
-        begun, cpu = time.monotonic(), time.process_time()
-        values = PARTS[job.config["immunization"]](job, results.working(job))
-        values |= {"seconds": time.monotonic() - begun, "cpu_seconds": time.process_time() - cpu}
-        results.write(job, values)
-        return values
+    part = PARTS[job.config["immunization"]]
+    return done_once(folder, job, lambda results: part(job, results.working(job)))
 
 
 def _start(job: Job, working: Path) -> dict[str, Any]:
