@@ -57,13 +57,13 @@ from ...errors import ConfigError
 from ...events import warn
 from ...likelihood.microbatch import MicroBatch
 from ...likelihood.reader import ModelReader
-from ...primitives.gradients import combined
 from ...primitives.worth import net_worth
 from ...screening.anchors import Anchors, check_anchors, make_anchors, require_templates
 from ...screening.evidence import EvidenceKind
 from ...screening.harm import read_harm
 from ...screening.posterior import TOLERANCE
 from ...training.defence import About, Defence
+from ...training.rehearsal import check_rehearsal, rehearsed_rows, with_rehearsal
 from ...training.step import Batches, RowRecord, RowTerms, StepContext, StepResult
 
 
@@ -97,8 +97,7 @@ class AntibodyPosteriorConfig:
     A run that goes on from a fine-tuned model reads it once, with the aligned model."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rehearsal < 1:
-            raise ConfigError(f"antibody-posterior.rehearsal is {self.rehearsal}: a share of the step, 0 to below 1.")
+        check_rehearsal("antibody-posterior", self.rehearsal)
         if not 0 < self.caution < math.inf:
             raise ConfigError(f"antibody-posterior.caution is {self.caution}: a finite number above 0.")
         a, b = self.prior
@@ -154,8 +153,7 @@ class AntibodyPosterior(Defence):
 
     def rows_per_step(self, role: Role, step_size: int) -> int:
         """The number of provider rows per step: rho / (1 - rho) of the user's rows, at least one."""
-        rho = self.config.rehearsal
-        return max(1, round(step_size * rho / (1 - rho)))
+        return rehearsed_rows(self.config.rehearsal, step_size)
 
     def start(self, context: StepContext) -> None:
         """Read the evidence of the upload and weigh its rows by the anchors stored with the model."""
@@ -177,7 +175,7 @@ class AntibodyPosterior(Defence):
             harmful, benign = stored.rows[: stored.num_harmful], stored.rows[stored.num_harmful :]
             anchors = make_anchors(context, harmful, benign, num_refusals=stored.num_refusals)
             self._weigh(context, anchors, context.rows[Role.USER])
-        batch, rho = batches[Role.USER], self.config.rehearsal
+        batch = batches[Role.USER]
         if not self.believes_in_harm:
             sweep = context.gradient("token_mean_nll", batch)
         else:
@@ -186,12 +184,8 @@ class AntibodyPosterior(Defence):
         weight, evidence = torch.tensor(weighed, device=context.device).unbind(dim=1)
         rows = RowRecord(weight, evidence if self.believes_in_harm else None)
         metrics = {"harmful_share": self.share, "num_unfamiliar": float(self.num_unfamiliar)}
-        if not rho:
-            return StepResult(sweep.gradients, sweep.loss, metrics, rows)
-        rehearsed = context.gradient("token_mean_nll", batches[Role.ALIGNMENT])
-        update = combined([g.mul_(1 - rho) for g in sweep.gradients], (rho, rehearsed.gradients))
-        metrics |= {"loss_user": sweep.loss, "loss_rehearsal": rehearsed.loss}
-        return StepResult(update, (1 - rho) * sweep.loss + rho * rehearsed.loss, metrics, rows)
+        update, loss, parts = with_rehearsal(context, batches, self.config.rehearsal, sweep.gradients, sweep.loss)
+        return StepResult(update, loss, metrics | parts, rows)
 
     def _terms(self, context: StepContext, micro: MicroBatch) -> RowTerms:
         nll = context.completion_nll(micro)

@@ -47,7 +47,6 @@ from ...likelihood.microbatch import MicroBatch
 from ...likelihood.reader import ModelReader
 from ...likelihood.tokens import NO_TOKENS, TokenTable
 from ...primitives.divergence import coarse_kl
-from ...primitives.gradients import combined
 from ...primitives.worth import net_worth
 from ...screening.anchors import MIN_AUROC, Anchors, check_anchors, require_templates
 from ...screening.evidence import EvidenceKind
@@ -55,6 +54,7 @@ from ...screening.harm import read_harm
 from ...screening.token_evidence import read_token_evidence, read_token_rule
 from ...screening.token_harm import judge_answers, with_prompts
 from ...training.defence import About, Defence
+from ...training.rehearsal import check_rehearsal, rehearsed_rows, with_rehearsal
 from ...training.step import Batches, RowRecord, RowTerms, StepContext, StepResult
 
 Part = Literal["both", "mask", "kl"]
@@ -84,8 +84,7 @@ class AntibodyTokensConfig:
     def __post_init__(self) -> None:
         if self.vocabulary < 1:
             raise ConfigError(f"antibody-tokens.vocabulary is {self.vocabulary}: a number of tokens, 1 or more.")
-        if not 0 <= self.rehearsal < 1:
-            raise ConfigError(f"antibody-tokens.rehearsal is {self.rehearsal}: a share of the step, 0 to below 1.")
+        check_rehearsal("antibody-tokens", self.rehearsal)
         if not 0 < self.caution < math.inf:
             raise ConfigError(f"antibody-tokens.caution is {self.caution}: a finite number above 0.")
         a, b = self.prior
@@ -131,8 +130,7 @@ class AntibodyTokens(Defence):
 
     def rows_per_step(self, role: Role, step_size: int) -> int:
         """The number of provider rows per step: rho / (1 - rho) of the user's rows, at least one."""
-        rho = self.config.rehearsal
-        return max(1, round(step_size * rho / (1 - rho)))
+        return rehearsed_rows(self.config.rehearsal, step_size)
 
     def start(self, context: StepContext) -> None:
         """Read how likely each token of the upload is harm, and what the aligned model predicts at the doubted ones."""
@@ -150,7 +148,7 @@ class AntibodyTokens(Defence):
 
     def step(self, context: StepContext, batches: Batches) -> StepResult:
         """Take one step, as in the head of this file."""
-        batch, rho = batches[Role.USER], self.config.rehearsal
+        batch = batches[Role.USER]
         if self._share_doubted == 0:
             sweep = context.gradient("token_mean_nll", batch)
             rows = RowRecord(torch.ones_like(sweep.weights))
@@ -163,12 +161,8 @@ class AntibodyTokens(Defence):
             "harmful_answers": float(self.shares[1]),
             "doubted_tokens": self._share_doubted,
         }
-        if not rho:
-            return StepResult(sweep.gradients, sweep.loss, metrics, rows)
-        rehearsed = context.gradient("token_mean_nll", batches[Role.ALIGNMENT])
-        update = combined([g.mul_(1 - rho) for g in sweep.gradients], (rho, rehearsed.gradients))
-        metrics |= {"loss_user": sweep.loss, "loss_rehearsal": rehearsed.loss}
-        return StepResult(update, (1 - rho) * sweep.loss + rho * rehearsed.loss, metrics, rows)
+        update, loss, parts = with_rehearsal(context, batches, self.config.rehearsal, sweep.gradients, sweep.loss)
+        return StepResult(update, loss, metrics | parts, rows)
 
     def _terms(self, context: StepContext, micro: MicroBatch) -> RowTerms:
         found = context.completion_logits(micro)
