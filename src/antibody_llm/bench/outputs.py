@@ -65,11 +65,19 @@ def report(matrix: Matrix, rows: Sequence[Row], ranked: Sequence[Ranking], table
     )
 
 
-def page(template: str, **values: Any) -> str:
-    """A page of the folder ``templates`` with its values filled in."""
+def page(template: str, room: str = "antibody_llm.bench", **values: Any) -> str:
+    """A page with its values filled in.
+
+    Args:
+        template: Its file in the folder ``templates`` of its room, made from ``base.html`` of this one.
+        room: The package.
+        values: What it shows.
+    """
+    loaders = [jinja2.PackageLoader(place) for place in dict.fromkeys((room, "antibody_llm.bench"))]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("antibody_llm.bench"), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.ChoiceLoader(loaders), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["percent"] = lambda share: "" if share is None else f"{100 * share:.1f}"
     return environment.get_template(template).render(**values)
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from matplotlib.figure import Figure
 
+from ..bench.outputs import page as filled
 from ..data.roles import Stage
 from ..files import whole, write_text
 from .report import FOUND, FRONTIER, UNDEFENDED, Calibration, report
@@ -67,12 +67,10 @@ def matrix(found: Calibration, simulator: Simulator) -> str:
 
 def page(folder: Path, found: Calibration, values: Mapping[str, Any]) -> str:
     """The whole page, which needs no other file."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("antibody_llm.calibration"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["percent"] = lambda share: "" if share is None else f"{100 * share:.1f}"
     verb = "align" if found.settings.stage == "alignment" else "finetune"
-    return environment.get_template("calibrate.html").render(
+    return filled(
+        "calibrate.html",
+        "antibody_llm.calibration",
         **values,
         folder=str(folder),
         verb=verb,

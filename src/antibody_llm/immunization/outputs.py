@@ -7,8 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from ..bench.outputs import page
 from ..bench.tables import Table
 from ..files import write_text
 from ..text import counted
@@ -81,10 +80,9 @@ def write_outputs(report: Report) -> None:
     write_text(folder / JSON, _written(report.to_json()))
     head = ["# Immunization", "", *(f"- {line}" for line in said), "", LIMITS, ""]
     write_text(folder / MARKDOWN, "\n".join([*head, *(table.markdown() for table in made)]))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("antibody_llm.immunization"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.get_template("immunization.html").render(
+    shown = page(
+        "immunization.html",
+        "antibody_llm.immunization",
         model=str(plan.settings.model),
         defended=_text(plan.settings.defended),
         grid=plan.grid,
@@ -98,7 +96,7 @@ def write_outputs(report: Report) -> None:
         phi=headline(summary).phi,
         tables=made,
     )
-    write_text(folder / REPORT, page)
+    write_text(folder / REPORT, shown)
 
 
 # -- sentences ---------------------------------------------------------------------------------------------------------
