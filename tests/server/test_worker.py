@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from antibody_llm.models.names import resolve
 from antibody_llm.server.database.tables import Job, Model
 from antibody_llm.server.housekeeping import housekeep, kept_blobs
 from antibody_llm.server.settings import GateSettings, OfferedModel, ScreeningSettings, WorkerSettings
@@ -177,6 +178,18 @@ def test_a_continued_model_goes_on_with_its_adapter_and_is_judged_against_the_ba
     screened = next(spec["settings"] for spec in executor.specs if spec["stage"] == "screen")
     assert job.safety["screening"]["num_rows"] == 16 + 12
     assert screened["model"] == trained["model"]
+
+
+def test_a_model_that_antibody_posterior_trained_is_continued_under_it(tmp_path):
+    with tiny_server(tmp_path / "home", resolve("lab-aligned")) as server:
+        client, model = server.client(), "tiny"
+        for word in ("x", "y"):
+            file = upload(client, chat_rows(10, word=word)).id
+            job_id = create(client, file, model=model, n_epochs=1, extra_body={"defence": "antibody-posterior"})
+            work_off(server)
+            job = client.fine_tuning.jobs.retrieve(job_id)
+            assert (job.status, job.error) == ("succeeded", None), f"upload {word}"
+            model = job.fine_tuned_model
 
 
 # -- disturbed ---------------------------------------------------------------------------------------------------
