@@ -20,7 +20,7 @@ from ..profiles import profile_of
 from ..runs.verb import verb
 from ..settings.audit import AuditSettings
 from ..store.contents import CONFIG
-from ..store.naming import model_name
+from ..store.naming import aligned_of, model_name
 from .classifier import Classifier, read_classifier
 from .features import changes, in_words, read_probes
 from .plan import BATCH_SIZE
@@ -89,7 +89,7 @@ def audit(settings: AuditSettings) -> Audit:
     """
     output = None if settings.output is None else checked_output(settings.output, folder=False)
     run = model_name(checked_path(settings.run, setting("run")))
-    aligned = model_name(settings.aligned) if settings.aligned is not None else began_from(settings.run)
+    aligned = model_name(settings.aligned) if settings.aligned is not None else began_from(settings.run, run)
     classifier = chosen_classifier(settings.classifier, aligned)
     found = judge_job(classifier, run, aligned)
     if output is not None:
@@ -122,17 +122,26 @@ def judge_job(classifier: Classifier, run: str, aligned: str, *, adapter: str | 
     )
 
 
-def began_from(run: str | Path) -> str:
-    """The model that a run began from, as its config.yaml says.
+def began_from(run: str | Path, tuned: str) -> str:
+    """The model that a job began from; of a chain of jobs, the one that the first began from.
+
+    Args:
+        run: The folder that the user named.
+        tuned: The model in it, whose own note says it; of those made before there were notes, the run's config.yaml.
 
     Raises:
-        ConfigError: there is none, or it does not say.
+        ConfigError: there is no such folder, or nothing in it says.
     """
     folder = Path(run).expanduser()
+    if not folder.exists():
+        raise ConfigError(f"{run}: there is no such folder. Name a run of finetune, or the folder of its model.")
+    if (noted := aligned_of(tuned, None)) is not None:
+        return noted
     for place in (folder, folder.parent):
         try:
-            return str(yaml.safe_load((place / CONFIG).read_text(encoding="utf-8"))["model"]["name"])
-        except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+            config = yaml.safe_load((place / CONFIG).read_text(encoding="utf-8"))
+            return str((config.get("adapter") or config["model"])["name"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError):
             continue
     raise ConfigError(
         f"{run}: no {CONFIG} here says which model the job began from. Give it as {setting('aligned')}.",
