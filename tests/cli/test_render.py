@@ -68,6 +68,19 @@ def test_a_training_is_drawn_as_it_was_before_there_were_events(terminal, tmp_pa
     assert terminal.getvalue().endswith("\x1b[2K")  # and nothing of the bar remains
 
 
+@pytest.mark.parametrize(("log", "expected"), [(True, "[1/3] a cell\n"), (False, "")])
+def test_a_log_has_a_line_for_each_piece_of_work_that_is_made_of_jobs(capsys, log, expected):
+    with rendered(log=log) as listen:
+        listen(Progress(what="a cell", done=1, total=3))
+    assert capsys.readouterr().err == expected
+
+
+def test_a_terminal_has_the_bar_alone(terminal):
+    with redirect_stderr(terminal), rendered(log=True) as listen:
+        listen(Progress(what="a cell", done=1, total=3))
+    assert "[1/3]" not in terminal.getvalue()
+
+
 def test_an_evaluation_is_drawn_as_it_was_before_there_were_events(terminal, tmp_path, antibody):
     with redirect_stderr(terminal):
         assert antibody("evaluate", "--model", "lab", "--num", "3", "--output", tmp_path / "run").code == 0

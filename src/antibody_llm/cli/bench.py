@@ -1,13 +1,11 @@
 """``antibody bench``: a matrix of defences and attacks, carried out, ranked and reported."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigError
-from ..events import Event, Listener, Progress, Wish
 from ..mentions import setting
 from ..paths import checked_output
 from . import options as o
@@ -131,8 +129,8 @@ def _run(planned: "Plan", folder: Path, make_pool: "MakePool", events: str | Non
     from .render import rendered
 
     settings = planned.matrix.settings
-    with rendered(events, output=folder) as listen:
-        found = run_plan(planned, folder, make_pool=make_pool, listen=_heard(listen))
+    with rendered(events, output=folder, log=True) as listen:
+        found = run_plan(planned, folder, make_pool=make_pool, listen=listen)
     rows = rows_of(planned, found)
     ranked = rankings(rows, baseline=settings.baseline, tolerance=settings.tolerance)
     made = tables(rows, ranked, planned.matrix.published, baseline=settings.baseline)
@@ -147,17 +145,6 @@ def _run(planned: "Plan", folder: Path, make_pool: "MakePool", events: str | Non
     else:
         _print(made, failed, files)
     return 1 if failed else 0
-
-
-def _heard(listen: Listener) -> Listener:
-    """Who hears of events, and a line for each piece of progress where there is no bar, as in a log."""
-
-    def heard(event: Event) -> Wish | None:
-        if isinstance(event, Progress) and not sys.stderr.isatty():
-            print(f"[{event.done}/{event.total}] {event.what}", file=sys.stderr, flush=True)
-        return listen(event)
-
-    return heard
 
 
 def _search(
@@ -176,8 +163,8 @@ def _search(
     from ..bench.attacker.worst_case import worst_case
     from .render import rendered
 
-    with rendered(events, output=folder) as listen:
-        found = run_search(matrix, folder, budget, make_pool=_pool(matrix, jobs, ray), listen=_heard(listen))
+    with rendered(events, output=folder, log=True) as listen:
+        found = run_search(matrix, folder, budget, make_pool=_pool(matrix, jobs, ray), listen=listen)
     worst = worst_case(found)
     made = worst_case_tables(worst)
     files = write_worst_case(folder, worst, made)

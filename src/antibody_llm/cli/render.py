@@ -27,7 +27,7 @@ from .options import as_flag
 
 @contextmanager
 def rendered(
-    events: str | None = None, *, output: str | Path | None = None, spell: Spell = as_flag
+    events: str | None = None, *, output: str | Path | None = None, spell: Spell = as_flag, log: bool = False
 ) -> Iterator[Listener]:
     """A listener for one verb, whose bar is removed at the end of the block, however that ends.
 
@@ -35,6 +35,7 @@ def rendered(
         events: A file to append every event to.
         output: The verb's output folder, which must not contain that file.
         spell: The spelling of settings in notices.
+        log: Where there is no bar, print a line for each piece of progress: of work that is made of few long pieces.
 
     Raises:
         OutputError: the file cannot be written, has other content than events, or is in the output folder.
@@ -43,6 +44,8 @@ def rendered(
 
         def listen(event: Event) -> None:
             show(event)
+            if log and isinstance(event, Progress) and not sys.stderr.isatty():
+                print(f"[{event.done}/{event.total}] {event.what}", file=sys.stderr, flush=True)
             write(event)
 
         yield listen

@@ -33,6 +33,10 @@ PRINTED: Mapping[str, Callable[[Any], None]] = {
 """The function that shows a verb's result to a reader, if it is not a run's."""
 
 
+IN_JOBS = ("calibrate", "immunization", "train")
+"""Verbs whose progress is in jobs, of which a log has a line each; that of the others is in steps and rows."""
+
+
 def command(verb: str, settings: type | None = None, *, room: str = "runs") -> Callable[..., None]:
     """Make the command of a verb, for typer.
 
@@ -51,7 +55,7 @@ def command(verb: str, settings: type | None = None, *, room: str = "runs") -> C
         functions = import_module(f"..{room}", __package__)
         from .render import rendered
 
-        with rendered(events, output=made.output, spell=spelling([verb])) as listen:
+        with rendered(events, output=made.output, spell=spelling([verb]), log=verb in IN_JOBS) as listen:
             result = getattr(functions, verb).with_settings(made, listen=listen)
         if os.environ.get("RANK", "0") != "0":
             return  # only one of several processes prints
