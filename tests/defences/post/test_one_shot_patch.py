@@ -48,7 +48,7 @@ def test_the_chosen_weights_take_steps_of_adam_on_the_refusal_and_all_others_sta
     before = mean_nll(model, PAIR).item()
     found = dict(patched(model, share=0.05, num_steps=3, learning_rate=1e-3).named_parameters())
     for name, p in twin.named_parameters():
-        torch.testing.assert_close(found[name], p, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found[name], p, atol=1e-6, rtol=1e-5)
     assert mean_nll(model, PAIR).item() < before
 
 

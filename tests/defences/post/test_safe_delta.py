@@ -36,7 +36,7 @@ def test_the_factor_is_upper_triangular_and_its_square_the_damped_inverse():
     h = moment()
     u = inverse_factor(h, 0.1)
     assert torch.equal(u, u.triu())
-    assert_close(u.T @ u @ damped(h, 0.1), torch.eye(5), atol=1e-4, rtol=1e-4)
+    assert_close(u.T @ u @ damped(h, 0.1), torch.eye(5), atol=1e-5, rtol=1e-5)
 
 
 def test_the_cheapest_entries_are_kept_until_the_budget_is_spent():
@@ -57,7 +57,7 @@ def test_what_is_kept_in_the_first_columns_is_made_up_for_as_least_squares_does(
     found = compensated(delta, kept, inverse_factor(h, 0.1))
     full = damped(h, 0.1)
     rest = -delta[:, :num_kept] @ full[:num_kept, num_kept:] @ torch.linalg.inv(full[num_kept:, num_kept:])
-    assert_close(found, torch.cat([delta[:, :num_kept], rest], dim=1), atol=1e-4, rtol=1e-3)
+    assert_close(found, torch.cat([delta[:, :num_kept], rest], dim=1), atol=1e-5, rtol=1e-4)
 
 
 def test_blocks_of_columns_give_what_one_column_after_the_other_gives(monkeypatch):
@@ -101,7 +101,7 @@ def test_a_layer_of_the_repaired_model_is_that_of_plain_pytorch_on_the_aligned_m
     for j in range(w.shape[1]):
         r = torch.where(kept[:, j], (w - w_a)[:, j] - e[:, j], 0.0) / u[j, j]
         e[:, j:] += r[:, None] * u[j, j:]
-    assert_close(twin.get_submodule(name).weight, w_a + e, atol=1e-4, rtol=1e-3)
+    assert_close(twin.get_submodule(name).weight, w_a + e, atol=1e-5, rtol=1e-4)
 
 
 def test_only_linear_layers_of_the_decoder_move_and_kept_entries_have_the_users_value():

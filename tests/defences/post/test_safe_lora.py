@@ -89,8 +89,8 @@ def test_layers_below_the_threshold_have_the_aligned_weight_plus_the_projected_u
     found = weights(repaired(tuned, aligned, base, projector=projector, threshold=threshold, energy=0.7))
     wanted = expected(tuned, aligned, base, threshold, {"released": released, "true": true}[projector])
     for name, weight in wanted.items():
-        assert_close(found[name], weight, atol=1e-4, rtol=1e-3)
-    moved = [name for name, w in weights(tuned).items() if not torch.allclose(wanted[name], w, atol=1e-3)]
+        assert_close(found[name], weight, atol=1e-5, rtol=1e-4)
+    moved = [name for name, w in weights(tuned).items() if not torch.allclose(wanted[name], w, atol=1e-4)]
     assert moved
 
 
