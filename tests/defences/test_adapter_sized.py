@@ -1,7 +1,7 @@
 """With an adapter, no defence ever makes a copy, a gradient or a perturbation of what is frozen.
 
 Every tensor that any operation puts out is looked at, from the start of a run to its end. The width of the miniature's
-feed-forward layers is a number that nothing else there has; where it comes first, the tensor is no activation.
+feed-forward layers is more than any batch there has tokens; where it comes first, the tensor is no activation.
 """
 
 import pytest
@@ -16,7 +16,7 @@ from tests.defences.cases import ACTIVE, IDS, TRAINED
 from tests.tinylm import random_refusals, tiny_llama
 from tests.training.helpers import ROWS, trainer
 
-WIDTH = 97
+WIDTH = 1021
 
 
 def frozen_shapes(model):
