@@ -36,8 +36,6 @@ CLEAR = 0.1
 MACHINE = ("key", "seconds")
 """What a trial has that is of one machine."""
 DIGITS = 4
-SECOND_JOB = "carries no anchors"
-"""What the error of a refused continuation says."""
 
 Worst = Mapping[str, Any]
 
@@ -112,9 +110,7 @@ column of its own. *Order* is over jobs: a service shuffles the rows of a job, s
 which of them come in a first job and which in its continuation.
 
 A second job under `antibody-posterior` is judged by the aligned model at the beginning of the chain:
-[the details](guide/bench.md#two-jobs-under-antibody-posterior). Earlier releases refused it, for a model that an upload
-has shaped carries no anchors. Trials that were made with them have failed, and say nothing about `chain`, `two-stage`
-and every order: those attacks have yet to be tried there.
+[the details](guide/bench.md#two-jobs-under-antibody-posterior).
 """
 
 
@@ -261,9 +257,7 @@ def _through(ours: Mapping[str, Any], attacks: Sequence[Mapping[str, Any]]) -> s
     errors = [row["error"] for row in ours["trials"] if row["error"] is not None]
     last = f"Not through: {', '.join(stopped) or 'none'}."
     if errors:
-        second = sum(SECOND_JOB in error for error in errors)
-        last += f" {counted(len(errors), 'trial')} of {ours['num_trials']} could not be carried out, {second} of them "
-        last += "because of a second job (below)."
+        last += f" {counted(len(errors), 'trial')} of {ours['num_trials']} could not be carried out."
     return "\n".join([*lines, "", wrapped(last), ""])
 
 

@@ -57,14 +57,14 @@ FOUND = {
     "report": measured(0.7, own=0.75, before=0.05),
     "kept": True,
 }
-REFUSED = "ModelError: DIR/working/x/job0/model carries no anchors: it was fine-tuned"
+FAILED = "TrainingError: DIR/working/x: the loss is not a number"
 OF_OURS = [
     trial("mixing", 0.03, weight=0.0),
     trial("answers", 0.85),
     trial("answers", 0.5),
     trial("frame", 0.3, weight=0.0),
     trial("covert", 0.9, useful=False),
-    trial("chain", None, useful=False, error=REFUSED),
+    trial("chain", None, useful=False, error=FAILED),
 ]
 WORST = {
     "title": "A search",
@@ -110,7 +110,7 @@ def test_the_page_says_what_was_found_what_was_not_and_why():
     assert "At the defaults: AUROC 0.94, alike 0.41, form 0.50." in made  # of docs/attacks.md
     assert BLIND["answers"] in made
     assert "Hardly a row of it was trained on" in made  # frame
-    assert "Not through: mixing, covert, chain. 1 trial of 6 could not be carried out, 1 of them because of a" in made
+    assert "Not through: mixing, covert, chain. 1 trial of 6 could not be carried out." in made
 
 
 def test_a_search_whose_control_loses_says_so_on_the_page():

@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ..files import whole, write_text
@@ -94,19 +95,25 @@ def _pictures(
     where = ", ".join(part for part in (f"{mean.task} task" if mean.task else "", f"budget {mean.budget}") if part)
     return {
         "where": where,
-        "heat": _heat_map(mean, here),
+        "heat": heat_map(mean, here),
         "trade": _trade_off(mean, worst, here, baseline, tolerance),
     }
 
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "bench"}):  # the same figures are the same file
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
 
 
-def _heat_map(mean: Ranking, rows: Sequence[Row]) -> str:
-    """Harm by defence, the best first, and by attack and ratio."""
+def heat_map(mean: Ranking, rows: Sequence[Row]) -> str:
+    """Harm by defence, the best first, and by attack and ratio, as SVG.
+
+    Args:
+        mean: The ranking of one budget and task by the mean over attacks.
+        rows: The cells of that budget and task.
+    """
     names = [each.defence for each in mean.ranks]
     settings = list(dict.fromkeys((row["attack"], row["poison_ratio"]) for row in rows))
     cells = {
