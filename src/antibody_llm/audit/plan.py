@@ -22,6 +22,7 @@ from ..errors import ConfigError
 from ..evaluation.judges.registry import make_judge
 from ..lab.tasks import TASKS
 from ..mentions import setting
+from ..models.names import with_kind
 from ..profiles import Profile, profile_of
 from ..runs.trainer_config import check_seed
 from ..settings import plain
@@ -91,9 +92,10 @@ class _Maker:
         profiles = {name: profile_of(name) for name in self.models}
         self.profile = profiles[self.models[0]]
         if len({profile.name for profile in profiles.values()}) > 1:
+            brought = ", ".join(f"{with_kind(name)} {profile.name}" for name, profile in profiles.items())
             raise ConfigError(
-                f"the models bring different rows ({', '.join(profile.name for profile in profiles.values())}): a "
-                "classifier is for models of one kind. Train one for each.",
+                f"the models bring different rows ({brought}): a classifier is for models of one kind. "
+                "Train one for each.",
                 field="model",
             )
         self.described = {name: _fingerprint(name) for name in self.models}
@@ -101,7 +103,7 @@ class _Maker:
         self.stock = self._stock()
         named = settings.judge or next(iter(self.profile.judges), None)
         if named is None:
-            raise ConfigError(f"{settings.model[0]} brings no judge. Give {setting('judge')}.", field="judge")
+            raise ConfigError(f"{with_kind(self.models[0])} brings no judge. Give {setting('judge')}.", field="judge")
         make_judge(named)
         self.judge = named
         self.tokens = LONG * (self.profile.max_new_tokens or 0) or DEFAULT_TOKENS
@@ -130,7 +132,8 @@ class _Maker:
         found = world_stock(self.profile) if self.profile.name == WORLD else None
         if found is None:
             raise ConfigError(
-                f"{self.settings.model[0]} brings no attacks. Give {', '.join(map(setting, FILES))}.", field=FILES[0]
+                f"{with_kind(self.models[0])} brings no attacks. Give {', '.join(map(setting, FILES))}.",
+                field=FILES[0],
             )
         return found
 

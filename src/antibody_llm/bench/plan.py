@@ -10,6 +10,7 @@ from ..data.roles import Stage
 from ..errors import ConfigError
 from ..evaluation.judges.registry import make_judge
 from ..lab.tasks import find_task
+from ..models.names import with_kind
 from ..profiles import Choice, Profile, profile_of
 from ..runs.sources import read_refusals, read_rows
 from ..settings import Regime, plain
@@ -246,7 +247,7 @@ class Maker:
     def _require_world(self) -> None:
         absent = [key for key in WORLD if getattr(self.settings, key) is None]
         if absent and (self.own_world or not self._brings_rows()):
-            why = "some rows are given as files" if self.own_world else f"{self.settings.model} brings no rows"
+            why = "some rows are given as files" if self.own_world else f"{with_kind(self.model)} brings no rows"
             raise ConfigError(f"{self.file}: {absent[0]} is missing: {why}. Give {', '.join(absent)}.", field=absent[0])
         for key in (*WORLD, *MORE_SETS, *ALIGNING):
             given = getattr(self.settings, key)
@@ -277,7 +278,7 @@ class Maker:
     def _judge(self) -> str:
         named = self.settings.judge or next(iter(self.profile.judges), None)
         if named is None:
-            raise ConfigError(f"{self.file}: judge is missing: {self.settings.model} brings none.", field="judge")
+            raise ConfigError(f"{self.file}: judge is missing: {with_kind(self.model)} brings none.", field="judge")
         with placed(self.file):
             make_judge(named)
         return named

@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from ..evaluation.judges.registry import make_judge
 from ..lab.tasks import find_task
 from ..mentions import setting
+from ..models.names import with_kind
 from ..profiles import profile_of
 from ..settings import plain
 from ..settings.immunization import ImmunizationSettings
@@ -127,7 +128,7 @@ class _Maker:
         self.own = any(getattr(settings, key) is not None for key in FILES)
         if not self.own and len({type(profile) for profile in profiles.values()}) > 1:
             raise ConfigError(
-                f"{settings.model} and {settings.defended} bring different rows ({self.profile.name} and "
+                f"{' and '.join(map(with_kind, self.models.values()))} bring different rows ({self.profile.name} and "
                 f"{profiles['defended'].name}). Give two models of one world, or {setting('attack_data')}.",
                 field="defended",
             )
@@ -205,7 +206,9 @@ class _Maker:
         settings = self.settings
         named = settings.judge or next(iter(self.profile.judges), None)
         if named is None:
-            raise ConfigError(f"{settings.model} brings no judge. Give {setting('judge')}.", field="judge")
+            raise ConfigError(
+                f"{with_kind(self.models['model'])} brings no judge. Give {setting('judge')}.", field="judge"
+            )
         make_judge(named)
         for name, value in (("prompts", settings.prompts), ("seeds", settings.seeds), ("threads", settings.threads)):
             if value < 1:
@@ -250,7 +253,8 @@ class _Maker:
         else:
             if self.profile.name not in WORLDS:
                 raise ConfigError(
-                    f"{settings.model} brings no rows. Give {' and '.join(map(setting, NEEDED))}, and for trainability "
+                    f"{with_kind(self.models['model'])} brings no rows. "
+                    f"Give {' and '.join(map(setting, NEEDED))}, and for trainability "
                     f"{' and '.join(map(setting, TASK))}.",
                     field=NEEDED[0],
                 )

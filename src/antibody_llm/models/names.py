@@ -50,6 +50,11 @@ def resolve(name: str) -> str:
     return name
 
 
+def with_kind(name: str) -> str:
+    """A model's name for an error about what it brings: a mistyped folder is taken for a Hub id."""
+    return name if name in PACKAGED or is_folder(name) else f"{name} (no folder here, so a Hub id)"
+
+
 def is_adapter(name: str) -> bool:
     """Whether ``name`` is a folder that holds an adapter rather than a whole model."""
     folder = Path(resolve(name))
