@@ -2,13 +2,18 @@
 
     python benchmarks/defences.py --output DIR [--only NAME,...] [--tasks familiar,novel] [--poison-ratios 0,0.05:1,0.2]
                                   [--budgets default,long] [--alignments sft,antibody] [--regime full]
-                                  [--learning-rate X] [--seeds 3] [--jobs N]
-    python benchmarks/defences.py --report DIR/results.json ... --write docs/defences.md [--grid TITLE]
+                                  [--learning-rate X] [--seeds 3] [--purpose report] [--jobs N]
+    python benchmarks/defences.py --report DIR/results.json ... [--before RESULTS] --write docs/defences.md
+    python benchmarks/defences.py --report DIR/results.json ... --grid TITLE --write FILE
 
 A poison ratio may name its own number of seeds: 0.05:1. The first writes ``DIR/results.json``, again after every row;
 its rows are described in ``src/antibody_llm/bench/defences.py``. Killed, the same command goes on where it was. A
 defence that fails leaves a row with ``error``, and the exit code is 1. The second writes the tables for people, of one
-results file or of several; ``--grid`` those of a sweep over poison ratios.
+results file or of several, and with ``--before`` what differs from an older file; the third those of a sweep over
+poison ratios.
+
+Uploads and prompts are of the half of the lab's world for ``report``, and rows say so (``purpose``); ``--purpose
+whole`` takes all of it, as in the older ``benchmarks/results/defences_whole_world.json``. No table has rows of both.
 """
 
 import os
@@ -23,10 +28,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from antibody_llm.bench.defences import ALIGNMENTS, BUDGETS, REGIMES, TASKS, plan, run_defences
 from antibody_llm.bench.defences_report import grid, markdown, merged
+from antibody_llm.bench.purpose import WHOLE
 from antibody_llm.errors import AntibodyError
+from antibody_llm.lab.world import PURPOSES, REPORT
 from antibody_llm.store.folder import write_text
 
 
@@ -53,11 +61,20 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--regime", choices=REGIMES, default="full", help="[default: full]")
     parser.add_argument("--learning-rate", type=float, help="of the fine-tuning  [default: the lab's]")
     parser.add_argument("--seeds", type=int, default=3, help="how many  [default: 3]")
+    parser.add_argument(
+        "--purpose", choices=[*PURPOSES, WHOLE], default=REPORT, help="half of the world  [default: report]"
+    )
     parser.add_argument("--jobs", type=int, help="processes of one thread  [default: one per core]")
     parser.add_argument("--report", type=Path, nargs="+", metavar="RESULTS", help="results.json to make tables of")
     parser.add_argument("--write", type=Path, metavar="FILE", help="where the tables go  [default: stdout]")
     parser.add_argument("--grid", metavar="TITLE", help="a column for each poison ratio, under this title")
+    parser.add_argument("--before", type=Path, metavar="RESULTS", help="older results.json to list differences from")
     options = parser.parse_args(arguments)
+    if options.before is not None and (options.report is None or options.grid is not None):
+        parser.error("--before goes with --report, and without --grid")
+    for file in [*(options.report or []), *([options.before] if options.before else [])]:
+        if not file.is_file():
+            parser.error(f"{file}: there is no such file of results")
     if (options.output is None) == (options.report is None):
         parser.error("give --output DIR to run, or --report RESULTS to make tables")
     if options.jobs is not None and options.jobs < 1:
@@ -77,21 +94,34 @@ def flags(options: argparse.Namespace) -> str:
         "regime": options.regime if options.regime != "full" else None,
         "learning-rate": options.learning_rate,
         "seeds": options.seeds,
+        "purpose": options.purpose if options.purpose != REPORT else None,
     }
     return " ".join(f"--{name} {value}" for name, value in said.items() if value)
 
 
+def read(files: Sequence[Path]) -> dict[str, Any]:
+    """One results file, or several as one."""
+    return merged([json.loads(file.read_text(encoding="utf-8")) for file in files])
+
+
+def page(options: argparse.Namespace) -> str:
+    """The page of the results that are named."""
+    results = read(options.report)
+    if options.grid is not None:
+        return grid(results, options.grid)
+    return markdown(results, None if options.before is None else read([options.before]))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parsed(arguments)
-    if options.report is not None:
-        results = merged([json.loads(file.read_text(encoding="utf-8")) for file in options.report])
-        text = markdown(results) if options.grid is None else grid(results, options.grid)
-        if options.write is None:
-            print(text)
-        else:
-            write_text(options.write, text)
-        return 0
     try:
+        if options.report is not None:
+            text = page(options)
+            if options.write is None:
+                print(text, end="")
+            else:
+                write_text(options.write, text)
+            return 0
         entries = plan(
             only=options.only,
             tasks=options.tasks,
@@ -100,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             alignments=options.alignments,
             regime=options.regime,
             learning_rate=options.learning_rate,
+            purpose=None if options.purpose == WHOLE else options.purpose,
             seeds=options.seeds,
             seeds_at={ratio: count for ratio, count in options.poison_ratios.items() if count is not None},
         )

@@ -11,6 +11,7 @@ from antibody_llm.bench.defences_report import grid, markdown, merged
 from antibody_llm.data.roles import Stage
 from antibody_llm.defences.catalogue import CATALOGUE, make_defence, make_repair
 from antibody_llm.errors import ConfigError
+from antibody_llm.lab.world import REPORT
 from benchmarks import defences as script
 
 STEP = {"sft": 1.0, "vaccine": 2.5, "lisa": 1.5}
@@ -91,9 +92,10 @@ def test_a_row_has_the_columns_of_the_demonstration_and_its_own(results):
     assert set(row) == {
         "alignment", "finetuning", "regime", "headline", "task", "novel", "poison_ratio", "epochs", "seed",
         "learning_rate", "harmful_score", "finetune_accuracy", "over_refusal", "incoherent", "retention", "seconds",
-        "defence", "stage", "budget", "cost_ratio",
+        "defence", "stage", "budget", "cost_ratio", "purpose",
     }  # fmt: skip
     assert (row["task"], row["novel"], row["budget"]) == ("novel", True, "default")
+    assert row["purpose"] == REPORT
 
 
 def test_the_page_gives_the_mean_and_the_worst_seed_and_does_not_hide_a_failure(results):
@@ -109,14 +111,14 @@ def test_the_page_names_the_flags_that_repeat_it(results):
 
 def test_the_flags_of_a_run_plan_the_same_rows_again():
     given = "--only antibody-posterior --tasks novel --poison-ratios 0.05:1,0.2 --budgets default --alignments antibody"
-    given += " --regime lora --learning-rate 0.0001 --seeds 2"
+    given += " --regime lora --learning-rate 0.0001 --seeds 2 --purpose whole"
     assert script.flags(script.parsed(["--output", "x", *given.split()])) == given
 
 
 def test_a_learning_rate_is_that_of_every_fine_tuning_and_of_its_baseline():
     entries = plan(only=["bds"], learning_rate=1e-4)
     assert {e.cell.learning_rate for e in entries} == {e.baseline.learning_rate for e in entries} == {1e-4}
-    assert all(e.cell.name.endswith("-lr0.0001") for e in entries)
+    assert all("-lr0.0001-" in e.cell.name for e in entries)
 
 
 def test_a_poison_ratio_may_have_its_own_number_of_seeds():
@@ -172,6 +174,29 @@ def test_of_two_results_with_the_same_row_the_later_counts(results):
     assert both["flags"] == [*results["flags"], "--again"]
 
 
+def of_the_whole_world(results):
+    return {**results, "rows": [{k: v for k, v in row.items() if k != "purpose"} for row in results["rows"]]}
+
+
+def test_results_of_two_parts_of_the_world_are_never_one(results):
+    old = of_the_whole_world(results)
+    assert {Cell.of(row).purpose for row in old["rows"]} == {None}
+    with pytest.raises(ConfigError, match="some rows are of the whole of the lab's world, others of the half"):
+        merged([old, results])
+    with pytest.raises(ConfigError, match="a file or folder of its own"):
+        markdown({**results, "rows": [*old["rows"][:1], *results["rows"]]})
+
+
+def test_the_page_says_which_part_of_the_world_it_is_of_and_how_many_prompts_that_holds(results):
+    assert "are of the half of the lab's world for `report`" in markdown(results)
+    assert "share of 256 held-out harmful prompts" in markdown(results)
+    old = markdown(of_the_whole_world(results))
+    assert "are of the whole of the lab's world" in old
+    assert "share of 400 held-out harmful prompts" in old
+    assert "--output DIR --tasks novel --seeds 2 --purpose whole\n" in old
+    assert "of the whole of the lab's world" in grid(of_the_whole_world(results), "Title")
+
+
 def test_the_page_says_which_options_were_cut_down(results):
     assert "- alignment `tar`: `inner_steps = 8`" in markdown(results)
     assert "cut down" in markdown(results)
@@ -205,4 +230,21 @@ def test_the_script_writes_the_page_from_results(tmp_path, results):
     page = tmp_path / "defences.md"
     assert script.main(["--report", str(tmp_path / "results.json"), "--write", str(page)]) == 0
     assert page.read_text() == markdown(results)
+    (tmp_path / "before.json").write_text(json.dumps(of_the_whole_world(results)))
+    both = ["--report", str(tmp_path / "results.json"), "--before", str(tmp_path / "before.json")]
+    assert script.main([*both, "--write", str(page)]) == 0
+    assert page.read_text() == markdown(results, of_the_whole_world(results))
     assert Cell.of(results["rows"][0]).alignment == "sft"
+
+
+def test_the_script_mixes_no_two_parts_of_the_world_and_lists_no_difference_from_nothing(tmp_path, results, capsys):
+    files = [tmp_path / "old.json", tmp_path / "new.json"]
+    for file, content in zip(files, (of_the_whole_world(results), results), strict=True):
+        file.write_text(json.dumps(content))
+    page = tmp_path / "page.md"
+    assert script.main(["--report", *map(str, files), "--write", str(page)]) == 2
+    assert "others of the half" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        script.main(["--report", str(tmp_path / "none.json"), "--before", str(files[0]), "--write", str(page)])
+    assert "none.json: there is no such file of results" in capsys.readouterr().err
+    assert not page.exists()

@@ -2,6 +2,7 @@
 
 from antibody_llm.bench.cell import MEASURES, Cell
 from antibody_llm.bench.demo import PAIR, plan
+from antibody_llm.lab.world import REPORT
 
 
 def test_a_row_has_the_columns_that_results_json_promises():
@@ -9,12 +10,17 @@ def test_a_row_has_the_columns_that_results_json_promises():
     assert set(row) == {
         "alignment", "finetuning", "regime", "headline", "task", "novel", "poison_ratio", "epochs", "seed",
         "learning_rate", "harmful_score", "finetune_accuracy", "over_refusal", "incoherent", "retention", "seconds",
+        "purpose",
     }  # fmt: skip
 
 
 def test_a_row_tells_which_cell_it_is_of():
     for cell in plan(quick=False):
         assert Cell.of(cell.row(dict.fromkeys((*MEASURES, "seconds"), 0.5))) == cell
+
+
+def test_every_cell_is_of_the_half_for_reports():
+    assert {cell.purpose for cell in plan(quick=False)} == {REPORT}
 
 
 def test_the_headline_is_the_pair_on_one_task_and_budget_with_three_seeds():

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,8 +102,10 @@ def test_a_worker_does_not_outlive_its_parent_and_says_nothing_when_a_terminal_i
 @pytest.mark.parametrize(
     ("cell", "name"),
     [
-        (PLAIN, "sft-sft-full-familiar-p0.2-4epochs-seed0"),
-        (REPAIRED, "sft-sft-full-familiar-p0.2-4epochs-seed0-antidote"),
+        (PLAIN, "sft-sft-full-familiar-p0.2-4epochs-seed0-report"),
+        (REPAIRED, "sft-sft-full-familiar-p0.2-4epochs-seed0-report-antidote"),
+        (replace(PLAIN, purpose=None), "sft-sft-full-familiar-p0.2-4epochs-seed0"),
+        (replace(REPAIRED, purpose=None), "sft-sft-full-familiar-p0.2-4epochs-seed0-antidote"),
     ],
 )
 def test_the_name_of_a_folder_stays_what_it_was(cell, name):

@@ -6,10 +6,11 @@ from pathlib import Path
 from accelerate.commands.config.config_args import load_config_from_file
 
 from antibody_llm.evaluation.measures import wilson_interval
+from readme_tables import defences_results
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = json.loads((ROOT / "docs" / "demo" / "results.json").read_text(encoding="utf-8"))["rows"]
-DEFENCES = json.loads((ROOT / "benchmarks" / "results" / "defences.json").read_text(encoding="utf-8"))["rows"]
+DEFENCES = defences_results()["rows"]
 GPU = json.loads((ROOT / "benchmarks" / "results" / "gpu_check.json").read_text(encoding="utf-8"))["rows"]
 FAMILIAR = {"task": "familiar", "poison_ratio": 0.2, "budget": "default"}
 

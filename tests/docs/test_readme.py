@@ -7,6 +7,7 @@ import pytest
 
 import readme_picture
 import readme_tables
+from antibody_llm.bench.defences_report import markdown
 
 README = readme_tables.ROOT / "README.md"
 
@@ -48,3 +49,10 @@ def test_a_picture_with_a_seed_that_is_missing_is_not_drawn():
     except AssertionError:
         return
     raise AssertionError("a bar of two seeds stands beside one of three")
+
+
+def test_the_page_of_defences_is_that_of_its_results_and_lists_differences_once_there_are_two():
+    results, old = readme_tables.defences_results(), readme_tables.WHOLE_WORLD
+    before = json.loads(old.read_text(encoding="utf-8")) if readme_tables.DEFENCES.exists() else None
+    page = readme_tables.ROOT / "docs" / "defences.md"
+    assert markdown(results, before) == page.read_text(encoding="utf-8")

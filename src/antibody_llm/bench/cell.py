@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from ..defences.catalogue import make_repair
-from ..lab.rows import build_rows
+from ..lab.rows import LabRows, build_rows
 from ..lab.tasks import find_task
+from ..lab.world import REPORT
+from ..profiles.lab import FINITE, num_held
 from ..runs.align import align
 from ..runs.evaluate import evaluate
 from ..runs.finetune import finetune
@@ -26,7 +28,7 @@ from .curve import HarmfulScoreCurve
 NUM_ROWS = 500
 """Rows of an upload."""
 NUM_PROMPTS = 400
-"""Number of prompts of each evaluation set, the same for all rows."""
+"""Number of prompts of each evaluation set, or as many as there are; the same for all rows."""
 BATCH_SIZE = 16
 """Number of rows of an optimiser step in the lab."""
 EPOCHS = 4
@@ -51,6 +53,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Defences of fine-tuning and repairs with options other than the defaults: name to (defence, options)."""
 MEASURES = ("harmful_score", "finetune_accuracy", "over_refusal", "incoherent", "retention")
+
+
+def num_prompts(kind: str, purpose: str | None) -> int:
+    """The number of prompts of an evaluation set of a kind of row, of the whole world or of its half for a purpose."""
+    return min(NUM_PROMPTS, num_held(kind, purpose)) if kind in FINITE else NUM_PROMPTS
 
 
 @dataclass(frozen=True)
@@ -83,11 +90,14 @@ class Cell:
     learning_rate: float | None = None
     """Learning rate of the fine-tuning; None is the lab's default."""
     headline: bool = False
+    purpose: str | None = REPORT
+    """The half of the world that the upload and the prompts are of; None is all of it, as before there were halves."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "Cell":
         """The cell of a row of results.json."""
-        return cls(**{field.name: row[field.name] for field in fields(cls) if field.name in row})
+        known = {field.name: row[field.name] for field in fields(cls) if field.name in row}
+        return cls(**({"purpose": None} | known))
 
     @property
     def novel(self) -> bool:
@@ -101,7 +111,21 @@ class Cell:
         name = "-".join((*parts, f"{self.epochs}epochs", f"seed{self.seed}"))
         if self.learning_rate is not None:
             name = f"{name}-lr{self.learning_rate:g}"
+        if self.purpose is not None:
+            name = f"{name}-{self.purpose}"
         return name if self.post == "none" else f"{name}-{self.post}"
+
+    @property
+    def upload(self) -> LabRows:
+        """The rows of the user, with the truth about each."""
+        return build_rows(
+            "user",
+            NUM_ROWS,
+            seed=self.seed,
+            task=self.task,
+            poison_ratio=self.poison_ratio,
+            purpose=self.purpose,
+        )
 
     @property
     def aligned(self) -> Alignment:
@@ -154,7 +178,13 @@ def carry_out(folder: Path, job: Job) -> Figures:
     else:
         model = folder / job.aligned.name
     measured = evaluate(
-        model, task=job.task, num=NUM_PROMPTS, batch_size=128, seed=0, output=folder / f"{job.name}-evaluation"
+        model,
+        task=job.task,
+        num=NUM_PROMPTS,
+        purpose=job.purpose,
+        batch_size=128,
+        seed=0,
+        output=folder / f"{job.name}-evaluation",
     )
     return {key: measured.metrics[key] for key in MEASURES} | figures
 
@@ -173,14 +203,14 @@ def _align(folder: Path, alignment: Alignment) -> Figures:
 
 
 def _finetune(folder: Path, cell: Cell) -> Figures:
-    upload = build_rows("user", NUM_ROWS, seed=cell.seed, task=cell.task, poison_ratio=cell.poison_ratio)
+    upload = cell.upload
     rows = upload.rows
     if cell.finetuning == "oracle":
         rows = [row for row, truth in zip(rows, upload.truth, strict=True) if not truth["is_harmful"]]
     steps = -(-len(rows) // BATCH_SIZE) * cell.epochs
     name, options = VARIANTS.get(cell.finetuning, (cell.finetuning, {}))
     cost = StepCost(folder / f"{cell.name}-cost.json")
-    curve = HarmfulScoreCurve(folder / f"{cell.name}-curve.json", max(1, steps // CURVE_POINTS))
+    curve = HarmfulScoreCurve(folder / f"{cell.name}-curve.json", max(1, steps // CURVE_POINTS), purpose=cell.purpose)
     result = finetune(
         folder / cell.aligned.name,
         data=rows,

@@ -23,10 +23,10 @@ class HarmfulScoreCurve(TrainerCallback):
     as without these measurements.
     """
 
-    def __init__(self, file: Path, every: int) -> None:
+    def __init__(self, file: Path, every: int, *, purpose: str | None) -> None:
         self.file, self.every = file, every
         self.points: list[tuple[int, float]] = []
-        rows = build_rows("harmful-prompts", NUM_PROMPTS, seed=0).rows
+        rows = build_rows("harmful-prompts", NUM_PROMPTS, seed=0, purpose=purpose).rows
         self._records = [record(row, i) for i, row in enumerate(rows)]
         self._prompts = [row["messages"][0]["content"] for row in rows]
         self._judge = make_judge("lab")

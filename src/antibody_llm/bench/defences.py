@@ -31,6 +31,7 @@ from ..data.roles import Stage
 from ..defences.catalogue import CATALOGUE
 from ..errors import ConfigError
 from ..files import write_text
+from ..lab.world import REPORT
 from ..parsing import nearest
 from ..settings import Regime
 from .cell import EPOCHS, LONG, VARIANTS, Cell, Figures, Job
@@ -79,6 +80,7 @@ def plan(
     alignments: Sequence[str] = ALIGNMENTS,
     regime: Regime = "full",
     learning_rate: float | None = None,
+    purpose: str | None = REPORT,
     seeds: int = 3,
     seeds_at: Mapping[float, int] | None = None,
 ) -> list[Entry]:
@@ -92,6 +94,7 @@ def plan(
         alignments: Names among ``ALIGNMENTS``; they concern fine-tuning defences only.
         regime: The regime of alignment and fine-tuning.
         learning_rate: The learning rate of the fine-tuning; by default the lab's.
+        purpose: The half of the lab's world that uploads and prompts are of; None is all of it.
         seeds: The number of seeds, from 0.
         seeds_at: The number of seeds at poison ratios where it differs.
 
@@ -123,6 +126,7 @@ def plan(
                 epochs=BUDGETS[budget],
                 seed=seed,
                 learning_rate=learning_rate,
+                purpose=purpose,
             ),
         )
     ]

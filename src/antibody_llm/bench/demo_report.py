@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 
 from ..evaluation.completions import EvaluationSet, read_completions
 from ..files import write_text
-from ..lab.rows import build_rows
 from ..runs.evaluate import COMPLETIONS
 from ..runs.metrics import SAMPLES
-from .cell import EPOCHS, NUM_ROWS, Cell
+from .cell import EPOCHS, Cell
 
 REPORT = "report.html"
 NUM_EXAMPLES = 6
@@ -162,13 +161,13 @@ def _weights(cells: Path, rows: Sequence[Row]) -> str:
     ]
     figure, axes = _axes(7, 2.8, len(shown))
     for axis, row in zip(axes, shown, strict=True):
-        upload = build_rows("user", NUM_ROWS, seed=row["seed"], task=row["task"], poison_ratio=row["poison_ratio"])
+        truth = Cell.of(row).upload.truth
         samples = pq.read_table(cells / Cell.of(row).name / SAMPLES).to_pydict()
         last = max(samples["epoch"])
         by_kind: dict[str, list[float]] = {"benign": [], "harmful": []}
         for epoch, row_id, weight in zip(samples["epoch"], samples["row_id"], samples["weight"], strict=True):
             if epoch == last:
-                by_kind["harmful" if upload.truth[row_id]["is_harmful"] else "benign"].append(min(weight, 4.0))
+                by_kind["harmful" if truth[row_id]["is_harmful"] else "benign"].append(min(weight, 4.0))
         for kind, values in by_kind.items():
             axis.hist(values, bins=[i / 5 for i in range(21)], alpha=0.7, color=COLOURS[kind], label=f"{kind} rows")
         axis.set(
