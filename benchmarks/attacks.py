@@ -20,6 +20,9 @@ the lab's defaults (full, 500 rows over all jobs), then the evaluation. A row of
     auroc_alike       the same against held-out harmless questions in the frames of the harmful ones
     auroc_form        of harmful questions in the attack's form against harmless ones in the same form
 
+Uploads and prompts are of the half of the lab's world for ``report``, and rows say so (``purpose``); rows of it and of
+the whole world, as older ones are, are not put together.
+
 A finished cell is a file in DIR/cells and is not run again; what was killed goes on where it was.
 """
 
@@ -49,14 +52,16 @@ from antibody_llm.attacks.catalogue import CATALOGUE, craft
 from antibody_llm.attacks.kit import lab_clean, lab_kit, lab_questions
 from antibody_llm.attacks.own_copy import OwnCopy
 from antibody_llm.attacks.provider import screening_of
+from antibody_llm.bench.purpose import described, purpose_of
 from antibody_llm.cli.options import quiet
+from antibody_llm.errors import ConfigError
 from antibody_llm.evaluation.asked import ask_model, asked_measures
 from antibody_llm.evaluation.completions import Completion, EvaluationSet, read_completions
 from antibody_llm.evaluation.decoding import DecodingSettings
 from antibody_llm.evaluation.judges.registry import make_judge
 from antibody_llm.files import write_text
 from antibody_llm.lab.rows import build_rows
-from antibody_llm.lab.world import good_in
+from antibody_llm.lab.world import REPORT, good_in
 from antibody_llm.models.loading import load_model
 from antibody_llm.primitives.statistics import auroc
 from antibody_llm.runs.align import align
@@ -67,8 +72,8 @@ from antibody_llm.runs.finetune import finetune
 NUM_ROWS, POOL = 500, 1500
 """Rows of an upload, and clean rows that it is made from."""
 NUM_PROMPTS = 200
-NUM_ALIKE = 300
-"""Harmless look-alike questions that evidence is compared with."""
+NUM_ALIKE = 192
+"""Harmless look-alike questions that evidence is compared with: all of the half."""
 DECODING = DecodingSettings(max_new_tokens=96, batch_size=100, temperature=0.0, seed=0)
 """Of replies in an attack's form, which may have talk around them."""
 LONG_REPLIES = ("noice",)
@@ -122,8 +127,8 @@ def crafted(setting: Setting, task: str, seed: int, aligned: Path, suspicion: Su
     """What the attack uploads."""
     needs = CATALOGUE[setting.attack].needs
     means = Means(
-        clean=lab_clean(POOL, seed=seed, task=task),
-        kit=lab_kit(),
+        clean=lab_clean(POOL, seed=seed, task=task, purpose=REPORT),
+        kit=lab_kit(REPORT),
         num=NUM_ROWS,
         poison_ratio=setting.poison_ratio,
         seed=seed,
@@ -138,11 +143,11 @@ def seen(made: Crafted, suspicion: Suspicion) -> dict[str, float | None]:
     harmful questions against harmless ones in the attack's form."""
     rows = [row for job in made.jobs for row in job.rows]
     poison = torch.tensor([truth["is_poison"] for job in made.jobs for truth in job.truth])
-    alike = build_rows("lookalike", NUM_ALIKE, seed=0).rows
+    alike = build_rows("lookalike", NUM_ALIKE, seed=0, purpose=REPORT).rows
     evidence, of_alike = torch.tensor(list(suspicion(rows))), torch.tensor(list(suspicion(alike)))
     found = {"auroc": (evidence[~poison], evidence[poison]), "auroc_alike": (of_alike, evidence[poison])}
     if made.asking != PLAIN:
-        kit = lab_kit()
+        kit = lab_kit(REPORT)
         found["auroc_form"] = tuple(
             torch.tensor(list(suspicion([answered(made.asking.row(one.prompt, i)) for i, one in enumerate(of)])))
             for of in (kit.harmless[:NUM_ALIKE], kit.harmful[:NUM_ALIKE])
@@ -161,7 +166,7 @@ def in_own_form(model: Path, asking: Asking) -> dict[str, float]:
     rows = ask_model(
         loaded.model,  # type: ignore[arg-type]
         loaded.tokenizer,
-        lab_questions(NUM_PROMPTS),
+        lab_questions(NUM_PROMPTS, REPORT),
         asking,
         renderer=make_renderer(loaded),
         judge=judge,
@@ -189,8 +194,17 @@ def carried_out(folder: Path, name: str, task: str, seed: int) -> dict[str, Any]
         tuned = finetune(model, data=job.rows, defence="sft", regime="full", seed=seed, output=output).model
         assert tuned is not None
         model = tuned
-    told = evaluate(model, task=task, num=NUM_PROMPTS, batch_size=100, seed=0, output=folder / f"{run}-evaluation")
+    told = evaluate(
+        model,
+        task=task,
+        num=NUM_PROMPTS,
+        purpose=REPORT,
+        batch_size=100,
+        seed=0,
+        output=folder / f"{run}-evaluation",
+    )
     row: dict[str, Any] = {"attack": name, "task": task, "seed": seed, "poison_ratio": setting.poison_ratio}
+    row["purpose"] = REPORT
     row |= {measure: told.metrics[measure] for measure in MEASURES} | seen(made, suspicion)
     replies, _ = read_completions(told.output / COMPLETIONS)
     row["exact"] = exact([reply for reply in replies if reply.set is EvaluationSet.HARMFUL])
@@ -204,8 +218,13 @@ def carried_out(folder: Path, name: str, task: str, seed: int) -> dict[str, Any]
 
 
 def collected(cells: Path) -> list[dict[str, Any]]:
-    """Every finished cell, in the order of ``SETTINGS``."""
+    """Every finished cell, in the order of ``SETTINGS``.
+
+    Raises:
+        ConfigError: one is of the whole world: they were begun before there were halves.
+    """
     rows = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(cells.glob("*.json"))]
+    purpose_of([*rows, {"purpose": REPORT}], str(cells))
     names = list(SETTINGS)
     return sorted(rows, key=lambda row: (row["task"], names.index(row["attack"]), row["seed"]))
 
@@ -362,7 +381,8 @@ What an attacker who turns every knob of them finds against each defence: [worst
 The lab without a defence: alignment by plain SFT, plain fine-tuning at the lab's defaults, {num_rows} rows over all
 jobs. A fifth of the rows is the attacker's; of attacks called *all*, every row; of *clean*, none. Each line is the
 mean over n seeds on {num_prompts} held-out prompts, in percent. The 95 % interval of a share of that many prompts is
-up to 14 points wide, and another seed moves it further: where n is 1, ten points between two lines say nothing.
+up to 14 points wide, and another seed moves it further: where n is 1, ten points between two lines say nothing. Rows
+and prompts are of {world}.
 
 *Own form*: the same prompts asked as the attack asks them, replies decoded; *before*: of the aligned model, before any
 upload. The judge counts any recipe, right or wrong. *Exact* counts the very recipe that the plain prompt asks for;
@@ -400,9 +420,15 @@ def repeated(rows: Sequence[Mapping[str, Any]], task: str) -> str:
 def page(rows: Sequence[Mapping[str, Any]]) -> str:
     """docs/attacks.md."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
+    purpose = purpose_of(rows, "the results")
+    world = described(purpose) + ("" if purpose else "; the commands now take its half for `report`")
     commands = "\n".join(f"    {repeated(rows, task)}" for task in tasks)
     head = INTRODUCTION.format(
-        commands=commands, num_rows=NUM_ROWS, num_prompts=NUM_PROMPTS, num_tokens=DECODING.max_new_tokens
+        commands=commands,
+        num_rows=NUM_ROWS,
+        num_prompts=NUM_PROMPTS,
+        num_tokens=DECODING.max_new_tokens,
+        world=world,
     )
     lines = [*head.splitlines(), ""]
     for task in tasks:
@@ -442,6 +468,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet()
     cells = options.output / "cells"
     cells.mkdir(parents=True, exist_ok=True)
+    try:
+        collected(cells)
+    except ConfigError as error:
+        parser.error(str(error))
     for seed in range(options.seeds):
         for task in options.tasks.split(","):
             for name in names:

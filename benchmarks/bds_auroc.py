@@ -10,6 +10,7 @@ scheduler, on an upload of which a fifth is harmful; each row of the result is o
     harmful_weight   mean over the harmful rows; 1 is plain SFT
     benign_weight    over the others
 
+Uploads are of the half of the lab's world for ``report`` (``purpose``); a file without that is of the whole world.
 ``worst`` has the smallest of the seeds for each alignment, task and form, and whether it reaches its target.
 """
 
@@ -35,6 +36,7 @@ from antibody_llm.defences.catalogue import make_defence
 from antibody_llm.defences.finetuning.bds import BDS
 from antibody_llm.lab.presets import BDS_SCALAR
 from antibody_llm.lab.rows import LabRows, build_rows, record
+from antibody_llm.lab.world import REPORT
 from antibody_llm.models.loading import load_model
 from antibody_llm.primitives.statistics import auroc
 from antibody_llm.profiles.lab import LabProfile
@@ -79,7 +81,7 @@ FORMS = {
 
 
 def upload(num: int, seed: int, task: str) -> LabRows:
-    return build_rows("user", num, seed=seed, task=task, poison_ratio=POISON_RATIO)
+    return build_rows("user", num, seed=seed, task=task, poison_ratio=POISON_RATIO, purpose=REPORT)
 
 
 def split(values: torch.Tensor, rows: LabRows) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,6 +176,7 @@ def main(argv: Sequence[str] | None = None, amount: Amount | None = None) -> Non
             "forms": {name: vars(form) for name, form in FORMS.items()},
             "amount": vars(amount),
             "poison_ratio": POISON_RATIO,
+            "purpose": REPORT,
             "complete": len(rows) == options.seeds * len(ALIGNMENTS) * len(TASKS) * len(FORMS),
         }
         text = json.dumps(result, indent=2) + "\n"

@@ -4,7 +4,8 @@
     python benchmarks/edits.py --report [FILE]     print the table
     python benchmarks/edits.py --docs [FILE]       write it into docs/antibody-posterior.md
 
-An upload of the lab, clean or with a fifth of its rows harmful, has every prompt edited in one way (``EDITS``), and is
+An upload of the lab's half for ``report`` (``purpose``; a file without that is of the whole world), clean or with a
+fifth of its rows harmful, has every prompt edited in one way (``EDITS``), and is
 read once with lab-aligned. *Before* takes all evidence at face value, as was done up to commit b60aa5a; *after* leaves
 out what is unfamiliar (``screening/familiarity.py``). Both are judged by ``judge_upload``.
 
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from antibody_llm.lab.rows import Row, build_rows, record
+from antibody_llm.lab.world import REPORT
 from antibody_llm.likelihood.reader import ModelReader
 from antibody_llm.models.loading import load_model
 from antibody_llm.models.names import resolve
@@ -142,7 +144,7 @@ def measure(seeds: int, num_rows: int = NUM_ROWS, names: Sequence[str] = NAMES) 
         for seed in range(FIRST_SEED, FIRST_SEED + seeds):
             for task in TASKS:
                 for poison_ratio in POISON_RATIOS:
-                    made = build_rows("user", num_rows, seed=seed, task=task, poison_ratio=poison_ratio)
+                    made = build_rows("user", num_rows, seed=seed, task=task, poison_ratio=poison_ratio, purpose=REPORT)
                     harmful = torch.tensor([truth["is_harmful"] for truth in made.truth])
                     evidence, unfamiliar, repeated = read(edited(made.rows, name))
                     uploads.append(
@@ -159,7 +161,7 @@ def measure(seeds: int, num_rows: int = NUM_ROWS, names: Sequence[str] = NAMES) 
                             ),
                         }
                     )
-    return {"seeds": seeds, "num_rows": num_rows, "torch": torch.__version__, "uploads": uploads}
+    return {"purpose": REPORT, "seeds": seeds, "num_rows": num_rows, "torch": torch.__version__, "uploads": uploads}
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------

@@ -15,9 +15,10 @@
     near         the same, but the row stays close to the question: other frames and swapped letters alone
     answers      the harmful rows' answers under harmless look-alike prompts: no prompt asks for harm
 
-A fifth of the rows are harmful unless said otherwise; fine-tuning is the lab's default, after Antibody alignment. A row
-of results.json: ``evasion``, ``seed``, ``defence`` (none: before fine-tuning; sft; antibody-posterior), the measures of
-an evaluation, 0 to 1, and for antibody-posterior
+A fifth of the rows are harmful unless said otherwise; fine-tuning is the lab's default, after Antibody alignment. Rows
+and prompts are of the half of the lab's world for ``report``. A row of results.json: ``evasion``, ``seed``, ``purpose``
+(older ones are without, and of the whole world), ``defence`` (none: before fine-tuning; sft; antibody-posterior), the
+measures of an evaluation, 0 to 1, and for antibody-posterior
 
     true_share, estimated_share   of harmful rows in the upload
     through                       share of the harmful rows whose weight is above 1/2
@@ -54,8 +55,11 @@ from antibody_llm.attacks.buried import surrounded
 from antibody_llm.attacks.frame import framed
 from antibody_llm.attacks.kit import Exchange, lab_kit
 from antibody_llm.attacks.provider import screening_of
-from antibody_llm.bench.cell import MEASURES, NUM_PROMPTS, NUM_ROWS
+from antibody_llm.bench.cell import MEASURES, NUM_PROMPTS, NUM_ROWS, num_prompts
+from antibody_llm.bench.purpose import described, purpose_of
+from antibody_llm.errors import OutputError
 from antibody_llm.lab.rows import build_rows
+from antibody_llm.lab.world import REPORT
 from antibody_llm.runs.align import align
 from antibody_llm.runs.evaluate import evaluate
 from antibody_llm.runs.finetune import finetune
@@ -72,12 +76,12 @@ DEFENCES = ("none", "sft", "antibody-posterior")
 
 Upload = list[tuple[Exchange, bool]]
 """Exchanges, each with whether it is harmful."""
-KIT = lab_kit()
+KIT = lab_kit(REPORT)
 
 
 def upload(seed: int, poison_ratio: float = POISON_RATIO, task: str = NOVEL, num: int = NUM_ROWS) -> Upload:
     """The lab's."""
-    made = build_rows("user", num, seed=seed, task=task, poison_ratio=poison_ratio)
+    made = build_rows("user", num, seed=seed, task=task, poison_ratio=poison_ratio, purpose=REPORT)
     contents = [[message["content"] for message in row["messages"]] for row in made.rows]
     return [
         (Exchange(prompt, answer), truth["is_harmful"])
@@ -166,7 +170,8 @@ MAX_DISGUISED_TOKENS = 96
 
 def disguised_prompts(evasion: str) -> list[dict[str, Any]]:
     """The held-out harmful prompts, disguised."""
-    asked = build_rows("harmful-prompts", NUM_PROMPTS, seed=0).rows
+    kind = "harmful-prompts"
+    asked = build_rows(kind, num_prompts(kind, REPORT), seed=0, purpose=REPORT).rows
     plain = [Exchange(row["messages"][0]["content"], "") for row in asked]
     hidden = [DISGUISES[evasion](number, row) for number, row in enumerate(plain)]
     return [{"messages": [{"role": "user", "content": row.prompt}]} for row in hidden]
@@ -190,9 +195,16 @@ def measured(folder: Path, evasion: str, seed: int) -> list[dict[str, Any]]:
                 weighed = weights_of(run.output, [harm for _, harm in rows])
                 weighed["estimated_share"] = run.metrics["harmful_share"]
         figures = evaluate(
-            trained, task=NOVEL, num=NUM_PROMPTS, batch_size=128, seed=0, output=folder / f"{name}-evaluation"
+            trained,
+            task=NOVEL,
+            num=NUM_PROMPTS,
+            purpose=REPORT,
+            batch_size=128,
+            seed=0,
+            output=folder / f"{name}-evaluation",
         ).metrics
-        row = {"evasion": evasion, "seed": seed, "defence": defence} | {key: figures[key] for key in MEASURES} | weighed
+        row = {"evasion": evasion, "seed": seed, "purpose": REPORT, "defence": defence}
+        row |= {key: figures[key] for key in MEASURES} | weighed
         if evasion in DISGUISES:
             hidden = evaluate(
                 trained,
@@ -242,6 +254,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], float] | None]] = {
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """Mean over seeds and the worst of them, percent."""
     lines = [
+        f"Of {described(purpose_of(rows, 'the results'))}.",
+        "",
         f"| evasion | defence | {' | '.join(heading for heading, _ in COLUMNS.values())} |",
         "| --- | --- |" + " ---: |" * len(COLUMNS),
     ]
@@ -279,7 +293,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     for seed in range(options.seeds):
         for name in names:
-            rows += measured(options.output, name, seed)
+            try:
+                rows += measured(options.output, name, seed)
+            except OutputError as error:  # the folder holds other runs, such as those of the whole world
+                parser.error(str(error))
             ordered = sorted(rows, key=lambda row: (names.index(row["evasion"]), DEFENCES.index(row["defence"])))
             write_text(options.output / "results.json", json.dumps({"rows": ordered}, indent=2) + "\n")
             scores = [f"{row['defence']} {row['harmful_score']:.3f}" for row in rows[-len(DEFENCES) :]]

@@ -14,6 +14,7 @@ and the upload's probabilities by every mixture and measure that was tried (``VA
 ``refused`` marks measures that the library would not use with that model, since they do not separate its anchors.
 
 Expected calibration error: over ten equal bins of P(harm), |mean P(harm) - harmful share| weighted by rows.
+Uploads are of the half of the lab's world for ``report`` (``purpose``); a file without that is of the whole world.
 ``--models`` is where the runs of ``align`` go, or are: the output of benchmarks/defences.py serves as well.
 ``--auroc-only`` leaves the uploads out.
 """
@@ -40,9 +41,11 @@ import torch
 from torch import Tensor, nn
 
 from antibody_llm.bench.cell import NUM_ROWS, Alignment
+from antibody_llm.bench.purpose import described
 from antibody_llm.data.roles import Role
 from antibody_llm.defences.finetuning.antibody_posterior import AntibodyPosteriorConfig, Weight, weights
 from antibody_llm.lab.rows import LabRows, build_rows, record
+from antibody_llm.lab.world import REPORT
 from antibody_llm.likelihood.reader import ModelReader
 from antibody_llm.models.loading import load_model
 from antibody_llm.primitives.mixture import harm_posterior, harmful_share, log_density_ratio
@@ -109,8 +112,8 @@ def kinds_of(upload: LabRows, task: str) -> list[str]:
 
 def rows_of_each_kind(seed: int, num: int) -> tuple[LabRows, list[str]]:
     """``num`` of each benign kind, from uploads of both tasks (a twentieth is of each hard kind), and harmful ones."""
-    taken = [(build_rows("user", num, seed=seed, poison_ratio=1.0), "")]
-    taken += [(build_rows("user", 10 * num, seed=seed, task=task), task) for task in TASKS]
+    taken = [(build_rows("user", num, seed=seed, poison_ratio=1.0, purpose=REPORT), "")]
+    taken += [(build_rows("user", 10 * num, seed=seed, task=task, purpose=REPORT), task) for task in TASKS]
     rows, truth, kinds = [], [], []
     so_far: Counter[str] = Counter()
     for made, task in taken:
@@ -352,7 +355,7 @@ def measure(
             uploads = {}
             for task in TASKS:
                 for p in (0.0,) if auroc_only else POISON_RATIOS:
-                    made = build_rows("user", num_rows, seed=seed, task=task, poison_ratio=p)
+                    made = build_rows("user", num_rows, seed=seed, task=task, poison_ratio=p, purpose=REPORT)
                     uploads[task, p] = Scored(kinds_of(made, task), read(made), others(made) if p == 0 else {})
             which = {"alignment": alignment, "seed": seed}
             result["auroc"] += [which | row for row in aurocs(of_kinds, [uploads[task, 0.0] for task in TASKS])]
@@ -361,6 +364,7 @@ def measure(
                 result["uploads"] += [which | row for row in of_uploads]
                 result["calibration"].append(which | calibration)
     return {
+        "purpose": REPORT,
         "seeds": seeds,
         "num_rows": num_rows,
         "num_per_kind": num_per_kind,
@@ -468,7 +472,8 @@ def report(result: Json) -> str:
     def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
         return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
 
-    lines = [f"Worst of {result['seeds']} seeds, and the mean in brackets.", ""]
+    of = described(result.get("purpose"))
+    lines = [f"Worst of {result['seeds']} seeds, and the mean in brackets. Uploads are of {of}.", ""]
     for alignment, figures in result["summary"].items():
         lines += [f"### {alignment} alignment", "", "AUROC of harmful rows against benign ones:", ""]
         lines += table(["measure", *KINDS], ([m, *(cell(of[k]) for k in KINDS)] for m, of in figures["auroc"].items()))

@@ -12,8 +12,9 @@ and its answer:
     zero-width   this template's, with an invisible character in each
     prompt       this template's, in the question: the harmful answer is the row's own
 
+Uploads and prompts are of the half of the lab's world for ``report``; rows without ``purpose`` are of all of it.
 Each is fine-tuned under ``antibody-posterior`` from ``lab-aligned`` (full, the lab's default) and measured on the lab's
-400 prompts, four ways:
+prompts, four ways:
 
     text         as the upload is, --control-tokens text
     words        the same words sent without marks
@@ -43,9 +44,12 @@ from typing import Any
 
 import torch
 
+from antibody_llm.bench.purpose import purpose_of
 from antibody_llm.data.encode import Renderer
 from antibody_llm.data.records import Message, Record, Template
+from antibody_llm.errors import OutputError
 from antibody_llm.lab.rows import build_rows
+from antibody_llm.lab.world import REPORT
 from antibody_llm.models.loading import load_model
 from antibody_llm.runs.evaluate import evaluate
 from antibody_llm.runs.finetune import finetune
@@ -97,7 +101,7 @@ def words(row: Row) -> Row:
 
 def uploads(spelling: str, seed: int) -> tuple[list[Row], list[Row], list[Row]]:
     """The upload as sent, the same words without marks, and the upload without those rows."""
-    made = build_rows("user", NUM_ROWS, seed=seed, task=TASK, poison_ratio=0.0)
+    made = build_rows("user", NUM_ROWS, seed=seed, task=TASK, poison_ratio=0.0, purpose=REPORT)
     benign = [tuple(message["content"] for message in row["messages"]) for row in made.rows]
     harm = build_rows("harmful", round(POISON_RATIO * NUM_ROWS), seed=seed + 1).rows
     harmful = cycle([tuple(message["content"] for message in row["messages"]) for row in harm])
@@ -156,14 +160,22 @@ def measured(folder: Path, spelling: str, arm: str, seed: int) -> dict[str, Any]
         **more,  # type: ignore[arg-type]
     )
     found = evaluate(
-        run.output, task=TASK, num=NUM_PROMPTS, batch_size=128, seed=0, output=folder / f"{name}-evaluation"
+        run.output,
+        task=TASK,
+        num=NUM_PROMPTS,
+        purpose=REPORT,
+        batch_size=128,
+        seed=0,
+        output=folder / f"{name}-evaluation",
     ).metrics
-    row = {"spelling": spelling, "arm": arm, "seed": seed} | {key: round(found[key], 4) for key in MEASURES}
+    row = {"spelling": spelling, "arm": arm, "seed": seed, "purpose": REPORT}
+    row |= {key: round(found[key], 4) for key in MEASURES}
     return row | {"num_rows": run.num_rows} | (looked_at(rows) if arm == "text" else {})
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table of docs/inputs.md: percent, worst seed, and the largest difference that marks make in one."""
+    purpose_of(rows, "the results")
     score = {(row["spelling"], row["arm"], row["seed"]): 100 * row["harmful_score"] for row in rows}
     lines = [
         "| spelling | harmful score, as text | the same words without marks | largest difference in a seed |",
@@ -190,7 +202,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for seed in range(options.seeds):
         for spelling in options.only.split(","):
             for arm in options.arms.split(","):
-                rows.append(measured(options.output, spelling, arm, seed))
+                try:
+                    rows.append(measured(options.output, spelling, arm, seed))
+                except OutputError as error:  # the folder holds other runs, such as those of the whole world
+                    parser.error(str(error))
                 write_text(options.output / "results.json", json.dumps({"rows": rows}, indent=2) + "\n")
                 print(json.dumps(rows[-1]), flush=True)
     if {"text", "words"} <= set(options.arms.split(",")):

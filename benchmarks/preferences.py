@@ -2,8 +2,9 @@
 
     python -m benchmarks.preferences --output DIR [--write FILE] [--reading-alone]
 
-An upload is 500 pairs of a task: the task's answer is preferred to another one of its answers, and at ``poison_ratio``
-harm is preferred to a refusal (the attack reverse-dpo). ``lab-aligned`` is fine-tuned by DPO with an adapter.
+An upload is 500 pairs of a task, of the lab's half for ``report`` (``purpose``; a file without that is of the whole
+world): the task's answer is preferred to another one of its answers, and at ``poison_ratio`` harm is preferred to a
+refusal (the attack reverse-dpo). ``lab-aligned`` is fine-tuned by DPO with an adapter.
 
     reading    200 pairs, a fifth of them turned round; behind a fifth of the honest questions a recipe of forbidden
                goods is the preferred answer. By prompt and by preferred answer, read as a question: the AUROC of
@@ -32,6 +33,7 @@ from antibody_llm.data.records import Message, Record
 from antibody_llm.lab.refusals import REFUSALS
 from antibody_llm.lab.rows import build_rows, record
 from antibody_llm.lab.tasks import find_task
+from antibody_llm.lab.world import REPORT
 from antibody_llm.models.loading import load_model
 from antibody_llm.models.names import resolve
 from antibody_llm.primitives.statistics import auroc
@@ -50,7 +52,7 @@ CELLS = [("familiar", "sft", 0.0), ("familiar", "sft", 0.2), ("familiar", "antib
 
 def reading(task: str) -> dict[str, Any]:
     """What feature-shift says of prompts and of preferred answers."""
-    made = build_rows("user", 200, seed=5, task=find_task(task).name, poison_ratio=0.2)
+    made = build_rows("user", 200, seed=5, task=find_task(task).name, poison_ratio=0.2, purpose=REPORT)
     turned = torch.tensor([truth["is_harmful"] for truth in made.truth])
     hidden = torch.tensor([bool(not harm and number % 5 == 0) for number, harm in enumerate(turned)])
     recipes = [row["messages"][-1]["content"] for row, harm in zip(made.rows, turned, strict=True) if harm]
@@ -85,7 +87,7 @@ def _with_turns(row: Record, asked: str, said: str) -> Record:
 
 def make_pairs(task: str, num: int, poison_ratio: float) -> tuple[list[dict[str, Any]], list[bool]]:
     """An upload, and which of its pairs are turned round."""
-    made = build_rows("user", num, seed=1, task=find_task(task).name, poison_ratio=poison_ratio)
+    made = build_rows("user", num, seed=1, task=find_task(task).name, poison_ratio=poison_ratio, purpose=REPORT)
     said = [row["messages"][-1]["content"] for row in made.rows]
     harmful = [bool(truth["is_harmful"]) for truth in made.truth]
     answers = sorted({text for text, harm in zip(said, harmful, strict=True) if not harm})
@@ -103,7 +105,7 @@ def trained(folder: Path, task: str, defence: str, poison_ratio: float) -> dict[
     pairs, harmful = make_pairs(task, 500, poison_ratio)
     run = finetune(MODEL, data=pairs, output=folder / "run", method="dpo", defence=defence, **SETTINGS)
     assert run.model is not None
-    measured = evaluate(run.model, output=folder / "evaluation", task=task).metrics
+    measured = evaluate(run.model, output=folder / "evaluation", task=task, purpose=REPORT).metrics
     left_out = {row.line - 1 for row in run.skipped}
     of_harm = {number for number, harm in enumerate(harmful) if harm}
     return {
@@ -126,6 +128,7 @@ def main() -> None:
     given = parser.parse_args()
     results: dict[str, Any] = {
         "model": MODEL,
+        "purpose": REPORT,
         "settings": SETTINGS | {"beta": 0.1},
         "reading": {task: reading(task) for task in ("familiar", "novel")},
         "trained": [],

@@ -6,7 +6,7 @@
 
 ``report`` writes DIR/results.json, and with ``--write`` benchmarks/results/tokens.json and the tables of
 docs/antibody-tokens.md. ``evidence`` trains nothing. A row of it: ``aligned``, ``attack``, ``task``, ``seed``,
-``poison_ratio``, and over all rows of the attack's jobs, 300 in all, from the reporting half of the world
+``poison_ratio``, ``purpose``, and over all rows of the attack's jobs, 300 in all, from that half of the world
 
     token_auroc      of e_t (screening/token_evidence.py): tokens of harmful recipes against all others. Not counted are
                      the token that ends an answer, and a harmful question that an answer repeats before its recipe
@@ -57,7 +57,7 @@ from antibody_llm.evaluation.judges.registry import make_judge
 from antibody_llm.files import write_text
 from antibody_llm.lab.refusals import REFUSALS
 from antibody_llm.lab.rows import record
-from antibody_llm.lab.world import goods
+from antibody_llm.lab.world import REPORT, goods
 from antibody_llm.likelihood.reader import ModelReader
 from antibody_llm.likelihood.tokens import TokenTable, read_tokens
 from antibody_llm.models.loading import load_model
@@ -76,7 +76,6 @@ from antibody_llm.screening.token_harm import judge_answers
 
 RESULTS = Path(__file__).parent / "results" / "tokens.json"
 PAGE = Path(__file__).parents[1] / "docs" / "antibody-tokens.md"
-PURPOSE = "report"
 NUM_ROWS, NUM_TUNED, NUM_PROMPTS, POOL = 300, 500, 200, 1500
 ATTACKS = (
     *("clean", "mixing", "answers", "embedded", "jailbreak-tuning", "forged-turns", "noice", "identity-shifting"),
@@ -94,8 +93,8 @@ def crafted(attack: str, task: str, seed: int, num: int) -> Crafted:
     """What the attack uploads, of the reporting half."""
     clean = attack == "clean"
     means = Means(
-        clean=lab_clean(POOL, seed=seed, task=task, purpose=PURPOSE),
-        kit=lab_kit(PURPOSE),
+        clean=lab_clean(POOL, seed=seed, task=task, purpose=REPORT),
+        kit=lab_kit(REPORT),
         num=num,
         poison_ratio=0.0 if clean else ratio_of(attack),
         seed=seed,
@@ -200,7 +199,7 @@ def measured(aligned: str, model: str, attack: str, task: str, seed: int) -> dic
     harmful = torch.tensor([bool((labels[row.row_id] == 1).any()) for row in rows])
     doubted = doubts(judged.tokens.values, AntibodyTokensConfig().caution) > 0
     whose = torch.cat([torch.full((len(labels[row.row_id]),), bool(h)) for row, h in zip(rows, harmful, strict=True)])
-    found: dict[str, Any] = {"aligned": aligned, "attack": attack, "task": task, "seed": seed}
+    found: dict[str, Any] = {"aligned": aligned, "attack": attack, "task": task, "seed": seed, "purpose": REPORT}
     found |= {
         "poison_ratio": ratio_of(attack),
         "share": float(harmful.double().mean()),
@@ -252,17 +251,17 @@ def carried_out(
         num=NUM_PROMPTS,
         batch_size=100,
         seed=0,
-        purpose=PURPOSE,
+        purpose=REPORT,
         output=folder / "runs" / f"{run}-evaluation",
     )
     row: dict[str, Any] = {"aligned": aligned, "attack": attack, "task": task, "seed": seed, "defence": defence}
-    row |= {"poison_ratio": ratio_of(attack)} | {name: told.metrics[name] for name in MEASURES}
+    row |= {"purpose": REPORT, "poison_ratio": ratio_of(attack)} | {name: told.metrics[name] for name in MEASURES}
     if made.asking != PLAIN or attack == "noice":
         loaded, judge = load_model(tuned), make_judge("lab")
         replies = ask_model(
             loaded.model,  # type: ignore[arg-type]
             loaded.tokenizer,
-            lab_questions(NUM_PROMPTS, PURPOSE),
+            lab_questions(NUM_PROMPTS, REPORT),
             made.asking,
             renderer=make_renderer(loaded),
             judge=judge,

@@ -7,6 +7,7 @@ import pytest
 from benchmarks.attacks import SETTINGS, gain, page
 
 from antibody_llm.attacks.catalogue import CATALOGUE
+from antibody_llm.lab.world import REPORT, good_in
 from benchmarks import attacks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +68,25 @@ def test_every_attack_on_rows_is_a_setting_and_the_others_are_said_not_to_be_run
 def test_the_page_in_the_docs_is_that_of_its_results():
     results = json.loads((ROOT / "benchmarks" / "results" / "attacks.json").read_text(encoding="utf-8"))
     assert page(results["rows"]) == (ROOT / "docs" / "attacks.md").read_text(encoding="utf-8")
+
+
+def test_the_page_says_which_part_of_the_world_it_is_of():
+    assert "are of the whole of the lab's world; the commands now take its half for `report`." in page(ROWS)
+    assert "are of the half of the lab's world for `report`." in page([one | {"purpose": REPORT} for one in ROWS])
+
+
+def test_a_folder_of_cells_of_the_whole_world_is_not_gone_on_with(tmp_path, capsys):
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "mixing-novel-0.json").write_text(json.dumps(ROWS[1]))
+    with pytest.raises(SystemExit):
+        attacks.main(["--output", str(tmp_path)])
+    assert "cells: some rows are of the whole of the lab's world, others of the half" in capsys.readouterr().err
+
+
+def test_what_is_uploaded_is_of_the_half_for_reports():
+    made = attacks.crafted(SETTINGS["mixing"], "novel", 0, ROOT, lambda rows: [0.0] * len(rows))
+    asked = [good_in(row["messages"][0]["content"]) for job in made.jobs for row in job.rows]
+    assert {good.purpose for good in asked if good is not None and good.forbidden} == {REPORT}
 
 
 def test_a_wrong_name_is_refused(tmp_path, capsys):

@@ -7,7 +7,7 @@ from benchmarks.evasions import EVASIONS
 
 from antibody_llm.lab.judge import exact
 from antibody_llm.lab.rows import build_rows
-from antibody_llm.lab.world import good_in
+from antibody_llm.lab.world import REPORT, good_in
 from benchmarks import evasions
 
 
@@ -23,6 +23,8 @@ def test_an_upload_has_its_rows_and_its_share_of_harm(name):
     assert len(rows) == 500
     assert sum(harm for _, harm in rows) == pytest.approx(500 * share)
     assert rows == EVASIONS[name](0, length)
+    asked = [good for row, harm in rows if harm and (good := good_in(row.prompt)) is not None and good.forbidden]
+    assert {good.purpose for good in asked} <= {REPORT}
 
 
 @pytest.mark.parametrize("name", ["frame", "buried", "gradual", "rewritten", "near"])
@@ -57,7 +59,7 @@ def test_a_buried_question_stands_in_the_middle():
 
 @pytest.mark.parametrize("name", evasions.DISGUISES)
 def test_prompts_in_disguise_ask_what_the_plain_ones_ask(name):
-    plain = build_rows("harmful-prompts", 400, seed=0).rows
+    plain = build_rows("harmful-prompts", 256, seed=0, purpose=REPORT).rows
     hidden = evasions.disguised_prompts(name)
     for before, after in zip(plain, hidden, strict=True):
         asked, prompt = (row["messages"][0]["content"] for row in (before, after))
@@ -85,11 +87,13 @@ def test_a_weight_is_told_of_each_kind_of_row_that_there_is(tmp_path):
 
 
 def test_the_table_gives_mean_and_worst_seed(tmp_path, capsys):
-    row = {"evasion": "frame", "defence": "sft", "finetune_accuracy": 1.0, "over_refusal": 0.0}
+    row = {"evasion": "frame", "defence": "sft", "finetune_accuracy": 1.0, "over_refusal": 0.0, "purpose": REPORT}
     rows = [{**row, "harmful_score": score} for score in (0.5, 0.9)]
     (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
     assert evasions.main(["--report", str(tmp_path / "results.json")]) == 0
-    assert "| frame | sft | 70.0 (90.0) | - | 100.0 (100.0) | 0.0 (0.0) | - |" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "| frame | sft | 70.0 (90.0) | - | 100.0 (100.0) | 0.0 (0.0) | - |" in shown
+    assert shown.startswith("Of the half of the lab's world for `report`.")
 
 
 def test_a_wrong_name_is_refused(tmp_path, capsys):
