@@ -34,7 +34,7 @@ class Number:
 class OneOf:
     """Several values."""
 
-    values: tuple[str, ...]
+    values: tuple[str | float, ...]
 
 
 Range = Number | OneOf
@@ -56,6 +56,12 @@ SPACES: Mapping[tuple[Stage, str], Mapping[str, Range]] = {
         "caution": Number(1.0, 3000.0),
         "rehearsal": Number(0.0, 0.3, log=False),
         "evidence": OneOf(("feature-shift", "shift", "refusal-feature")),
+    },
+    (Stage.FINETUNING, "bds"): {
+        "scheduler": OneOf(("scalar", "neural")),
+        "transform": OneOf(("softmax", "sigmoid")),
+        "scheduler_lr": Number(1e-3, 0.3),
+        "temperature": OneOf((0.0, 1.0)),  # the posterior's mode, as released, and the posterior
     },
     (Stage.FINETUNING, "lisa"): {
         "num_alignment_steps": Number(1, 100, whole=True),
