@@ -455,7 +455,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (options.output is None) == (options.report is None):
         parser.error("give --output DIR to run, or --report RESULTS to make the page")
     if options.report is not None:
-        made = page(json.loads(options.report.read_text(encoding="utf-8"))["rows"])
+        try:
+            made = page(json.loads(options.report.read_text(encoding="utf-8"))["rows"])
+        except ConfigError as error:
+            parser.error(f"{options.report}: {error}")
         if options.write is None:
             print(made, end="")
         else:

@@ -57,7 +57,7 @@ from antibody_llm.attacks.kit import Exchange, lab_kit
 from antibody_llm.attacks.provider import screening_of
 from antibody_llm.bench.cell import MEASURES, NUM_PROMPTS, NUM_ROWS, num_prompts
 from antibody_llm.bench.purpose import described, purpose_of
-from antibody_llm.errors import OutputError
+from antibody_llm.errors import ConfigError, OutputError
 from antibody_llm.lab.rows import build_rows
 from antibody_llm.lab.world import REPORT
 from antibody_llm.runs.align import align
@@ -283,7 +283,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (options.output is None) == (options.report is None):
         parser.error("give --output DIR to run, or --report RESULTS to make a table")
     if options.report is not None:
-        print(markdown(json.loads(options.report.read_text(encoding="utf-8"))["rows"]))
+        try:
+            print(markdown(json.loads(options.report.read_text(encoding="utf-8"))["rows"]))
+        except ConfigError as error:
+            parser.error(f"{options.report}: {error}")
         return 0
     names = options.only.split(",")
     if unknown := [name for name in names if name not in EVASIONS]:

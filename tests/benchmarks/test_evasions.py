@@ -96,6 +96,14 @@ def test_the_table_gives_mean_and_worst_seed(tmp_path, capsys):
     assert shown.startswith("Of the half of the lab's world for `report`.")
 
 
+def test_rows_of_two_parts_of_the_world_make_no_table(tmp_path, capsys):
+    row = {"evasion": "frame", "defence": "sft", "harmful_score": 0.5}
+    (tmp_path / "results.json").write_text(json.dumps({"rows": [row, row | {"purpose": REPORT}]}))
+    with pytest.raises(SystemExit):
+        evasions.main(["--report", str(tmp_path / "results.json")])
+    assert "results.json: the results: some rows are of the whole" in capsys.readouterr().err
+
+
 def test_a_wrong_name_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         evasions.main(["--output", str(tmp_path), "--only", "fame"])

@@ -15,7 +15,7 @@ from typing import Any
 from ..defences.catalogue import make_repair
 from ..lab.rows import LabRows, build_rows
 from ..lab.tasks import find_task
-from ..lab.world import REPORT
+from ..lab.world import REPORT, Purpose
 from ..profiles.lab import FINITE, num_held
 from ..runs.align import align
 from ..runs.evaluate import evaluate
@@ -90,7 +90,7 @@ class Cell:
     learning_rate: float | None = None
     """Learning rate of the fine-tuning; None is the lab's default."""
     headline: bool = False
-    purpose: str | None = REPORT
+    purpose: Purpose | None = REPORT
     """The half of the world that the upload and the prompts are of; None is all of it, as before there were halves."""
 
     @classmethod

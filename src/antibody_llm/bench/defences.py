@@ -31,7 +31,7 @@ from ..data.roles import Stage
 from ..defences.catalogue import CATALOGUE
 from ..errors import ConfigError
 from ..files import write_text
-from ..lab.world import REPORT
+from ..lab.world import REPORT, Purpose
 from ..parsing import nearest
 from ..settings import Regime
 from .cell import EPOCHS, LONG, VARIANTS, Cell, Figures, Job
@@ -80,7 +80,7 @@ def plan(
     alignments: Sequence[str] = ALIGNMENTS,
     regime: Regime = "full",
     learning_rate: float | None = None,
-    purpose: str | None = REPORT,
+    purpose: Purpose | None = REPORT,
     seeds: int = 3,
     seeds_at: Mapping[float, int] | None = None,
 ) -> list[Entry]:

@@ -26,9 +26,12 @@ provider's rows and anchors are what models are fitted on, in either case.
 import hashlib
 from dataclasses import dataclass
 from functools import cache
+from typing import Final, Literal
 
-CALIBRATE, REPORT = "calibrate", "report"
-PURPOSES = (CALIBRATE, REPORT)
+Purpose = Literal["calibrate", "report"]
+CALIBRATE: Final = "calibrate"
+REPORT: Final = "report"
+PURPOSES: tuple[Purpose, ...] = (CALIBRATE, REPORT)
 """What the prompts of uploads and evaluations may be used for."""
 
 PROVIDER_CATEGORIES = ("glimdust", "torvbane", "quellrot", "braxfume")
