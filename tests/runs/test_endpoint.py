@@ -160,3 +160,48 @@ def test_judging_again_without_judges_takes_those_of_the_stored_evaluation(tmp_p
     again = evaluate(rejudge=first.output, output=tmp_path / "again")
     assert yaml.safe_load((again.output / "config.yaml").read_text())["judges"] == ["keywords", "lab"]
     assert again.metrics == first.metrics
+
+
+TASK = [{"prompt": f"task {n}", "completion": "a reference"} for n in range(3)]
+
+
+def compare(number, path, body):
+    """A served model's answer, or a judge's choice of it."""
+    text = body["messages"][-1]["content"]
+    if "<answer A>" not in text:
+        return answer(number, path, body)
+    return said("A" if text.index("An answer to") < text.index("a reference") else "B")
+
+
+def test_test_answers_are_compared_with_their_references_and_again_without_the_model(tmp_path):
+    with serving(compare) as served:
+        judge = f"chat={served.url}#model=judge"
+        call = {"endpoint": served.url, "endpoint_model": "tuned", "test_data": TASK, "preference_judge": judge}
+        first = evaluate(**call, output=tmp_path / "first")
+        assert first.metrics == {"win_rate": 1.0}
+        assert len(served.calls) == 3 + 2 * 3
+        evaluate(**call, output=tmp_path / "first")  # complete: nobody is asked
+        again = evaluate(rejudge=first.output, output=tmp_path / "again")  # its preferences are stored
+        assert again.metrics == first.metrics
+        assert len(served.calls) == 9
+        other = evaluate(rejudge=first.output, preference_judge=f"{judge},order=random", output=tmp_path / "other")
+        assert other.metrics == {"win_rate": 1.0}
+        assert len(served.calls) == 9 + 3
+    assert yaml.safe_load((again.output / "config.yaml").read_text())["preference_judge"] == judge
+    stored = json.loads((first.output / "evaluation.json").read_text())["win_rate"]
+    assert (stored["n"], stored["num_tied"], stored["num_unparsed"], stored["judge"]) == (3, 0, 0, "preference")
+    rows = pq.read_table(first.output / "completions.parquet").to_pylist()
+    assert [row["preference_preference"] for row in rows] == ["won"] * 3
+
+
+@pytest.mark.parametrize(
+    ("given", "said_of"),
+    [
+        ({"answer": "exact", "test_data": TASK}, "answer has no effect where preference_judge compares"),
+        ({"harmful_prompts": HARMFUL, "judges": ["keywords"]}, "there are none. Give test_data, or leave it out"),
+    ],
+)
+def test_a_judge_of_preferences_without_anything_to_compare_is_refused(tmp_path, given, said_of):
+    with pytest.raises(ConfigError, match=said_of):
+        evaluate("lab", preference_judge="chat=http://x/v1#model=m", **given, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

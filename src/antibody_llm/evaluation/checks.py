@@ -1,12 +1,14 @@
 """What can be known to fail before minutes are spent on generation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from ..data.records import Record
 from ..errors import ConfigError, EvaluationError
+from ..mentions import setting
 from .answers import UnreadableReference, answer_rule
 from .completions import JUDGED_SETS, EvaluationSet, EvaluationSettings
+from .judges.preference import PreferenceJudge
 from .judges.protocol import Judge
 
 
@@ -34,12 +36,13 @@ def check_before_generating(
     judges: Sequence[Judge],
     settings: EvaluationSettings,
     renderer: PromptRenderer,
+    comparer: PreferenceJudge | None = None,
 ) -> None:
     """Refuse rows, judges and rules with which the evaluation would fail in the end.
 
     Raises:
         EvaluationError: nothing to evaluate on, or a row without prompt or reference.
-        ConfigError: no judge, one twice, or an unknown answer rule.
+        ConfigError: no judge, one twice, one of preferences without test rows, or an unknown answer rule.
     """
     if not records:
         raise EvaluationError("there is nothing to evaluate on. Give harmful, benign, test or retention rows.")
@@ -52,7 +55,7 @@ def check_before_generating(
         for record in rows:
             if not prompt_text(record):
                 raise EvaluationError(f"{record.where}: the row has no user message to answer. Add one, or remove it.")
-    check_judges(judges, needed=any(name in JUDGED_SETS for name in records))
+    check_judges(judges, records.keys(), comparer)
     for name, field in ((EvaluationSet.TEST, "answer"), (EvaluationSet.RETENTION, "retention_answer")):
         _check_references(records.get(name, ()), getattr(settings, field), renderer, field=field)
 
@@ -75,13 +78,21 @@ def _check_references(rows: Sequence[Record], answer: str, renderer: PromptRende
             ) from None
 
 
-def check_judges(judges: Sequence[Judge], *, needed: bool) -> None:
-    """Refuse a judge that is given twice, and none where one is needed."""
+def check_judges(
+    judges: Sequence[Judge], sets: Collection[EvaluationSet], comparer: PreferenceJudge | None = None
+) -> None:
+    """Refuse a judge that is given twice, none where one is needed, and one of preferences that has nothing to do."""
     names = [judge.name for judge in judges]
-    if needed and not names:
+    if comparer is not None and EvaluationSet.TEST not in sets:
+        raise ConfigError(
+            f"{setting('preference_judge')} compares test answers with their references, and there are none. Give "
+            f"{setting('test_data')}, or leave it out."
+        )
+    if not names and any(name in JUDGED_SETS for name in sets):
         raise ConfigError(
             "harmful and benign rows need a judge and none is given. Name one, such as 'lab'.", field="judges"
         )
+    names += [] if comparer is None else [comparer.name]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"the judge {twice[0]!r} is given twice. Name each judge once.", field="judges")

@@ -3,8 +3,9 @@
 Columns: ``row_id`` int64, ``set`` (harmful, benign, test, retention), ``prompt``, ``completion``, ``reference``
 (null without one), and for each judge ``verdict_<name>`` (complied, refused, incoherent; null in the sets that judges
 are not asked about, and where a judge came to no verdict; harmless and unparsed are among them too), and
-``note_<name>`` where it has something to say for its verdicts. The file's metadata holds the settings under
-``antibody.evaluation``, as JSON.
+``note_<name>`` where it has something to say for its verdicts. A judge that compares test completions with their
+references has ``preference_<name>`` (won, lost, tied, inconsistent, unparsed) and ``note_<name>``. The file's metadata
+holds the settings under ``antibody.evaluation``, as JSON.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
-from ..data.verdicts import Verdict
+from ..data.verdicts import Preference, Verdict
 from ..errors import DataError
 from ..files import whole
 from .decoding import DecodingSettings
 
-_VERDICT, _NOTE = "verdict_", "note_"
+_VERDICT, _PREFERENCE, _NOTE = "verdict_", "preference_", "note_"
 _SETTINGS = b"antibody.evaluation"
 
 
@@ -51,6 +52,8 @@ class Completion:
     reference: str | None = None
     verdicts: Mapping[str, Verdict | None] = field(default_factory=dict)
     """Verdicts by judge; None where a judge came to none."""
+    preferences: Mapping[str, Preference] = field(default_factory=dict)
+    """Whether it is better than its reference, by judge."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """What a judge's verdict rests on, by judge."""
 
@@ -84,6 +87,8 @@ def write_completions(path: Path, rows: Sequence[Completion], settings: Evaluati
     }
     for judge in judges:
         columns[_VERDICT + judge] = pa.array([row.verdicts.get(judge) for row in rows], pa.string())
+    for judge in sorted({judge for row in rows for judge in row.preferences}):
+        columns[_PREFERENCE + judge] = pa.array([row.preferences.get(judge) for row in rows], pa.string())
     for judge in sorted({judge for row in rows for judge in row.notes}):
         columns[_NOTE + judge] = pa.array([row.notes.get(judge) for row in rows], pa.string())
     metadata = {_SETTINGS: TypeAdapter(EvaluationSettings).dump_json(settings)}
@@ -103,7 +108,10 @@ def read_completions(path: Path) -> tuple[list[Completion], EvaluationSettings]:
         raise DataError(
             f"{path}: cannot be read as completions: {error}. Give the completions.parquet of an `evaluate` run."
         ) from error
-    judges = [name.removeprefix(_VERDICT) for name in table.column_names if name.startswith(_VERDICT)]
+    judges, comparers, noted = (
+        [name.removeprefix(kind) for name in table.column_names if name.startswith(kind)]
+        for kind in (_VERDICT, _PREFERENCE, _NOTE)
+    )
     try:
         settings = TypeAdapter(EvaluationSettings).validate_json((table.schema.metadata or {})[_SETTINGS])
         rows = [
@@ -114,7 +122,10 @@ def read_completions(path: Path) -> tuple[list[Completion], EvaluationSettings]:
                 completion=row["completion"],
                 reference=row["reference"],
                 verdicts=_verdicts(row, judges),
-                notes={judge: row[_NOTE + judge] for judge in judges if row.get(_NOTE + judge)},
+                preferences={
+                    judge: Preference(row[_PREFERENCE + judge]) for judge in comparers if row[_PREFERENCE + judge]
+                },
+                notes={judge: row[_NOTE + judge] for judge in noted if row[_NOTE + judge]},
             )
             for row in table.to_pylist()
         ]

@@ -19,6 +19,7 @@ from .completions import JUDGED_SETS, Completion, EvaluationSet, EvaluationSetti
 from .decoding import DecodingSettings
 from .evaluate import Evaluation, judge_and_measure
 from .http import CallRefused, Endpoint
+from .judges.preference import PreferenceJudge
 from .judges.protocol import Judge
 
 KEY_VARIABLE = "ANTIBODY_ENDPOINT_KEY"
@@ -57,6 +58,7 @@ def evaluate_endpoint(
     settings: EvaluationSettings,
     completions_path: Path,
     answers_path: Path,
+    comparer: PreferenceJudge | None = None,
 ) -> Evaluation:
     """Ask the endpoint for a completion of each row, judge and measure them.
 
@@ -68,12 +70,13 @@ def evaluate_endpoint(
         completions_path: Where to store the completions.
         answers_path: Where answers are kept as they come; those of an earlier call are used, and it is removed in the
             end.
+        comparer: Judge that compares test answers with their references, in place of the rule ``settings.answer``.
 
     Raises:
         EvaluationError: Nothing to measure, a row without prompt or reference, one that the endpoint refuses, or an
             endpoint that cannot be used. Answers that came are kept.
     """
-    check_before_generating(records, judges, settings, _Messages())
+    check_before_generating(records, judges, settings, _Messages(), comparer)
     answers = _stored_answers(answers_path)
     for sets, how in ((JUDGED_SETS, settings.decoding), (tuple(records.keys() - JUDGED_SETS), settings.task_decoding)):
         rows = [(name, record) for name in sets for record in records.get(name, ())]
@@ -91,7 +94,7 @@ def evaluate_endpoint(
     ]
     write_completions(completions_path, completions, settings)
     answers_path.unlink(missing_ok=True)
-    return judge_and_measure(completions, judges, settings, completions_path)
+    return judge_and_measure(completions, judges, settings, completions_path, comparer=comparer)
 
 
 def _ask(

@@ -4,11 +4,10 @@ The completions are stored before anybody judges them, and their verdicts before
 fails costs no generation.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,14 +34,14 @@ from .finetune_accuracy import finetune_accuracy
 from .generation import generate
 from .harmful_score import harmful_or_incoherent, harmful_score, incoherent
 from .judges.agreement import Agreement, agreement
+from .judges.preference import PreferenceJudge
 from .judges.protocol import Judge, require_verdicts, some_ids
 from .judges.registry import as_judges
-from .judging import judge_completions
+from .judging import compare_completions, judge_completions, without_verdicts
 from .measures import Measure
 from .over_refusal import over_refusal
 from .retention import retention as retention_measure
-
-_T = TypeVar("_T")
+from .win_rate import WinRate, win_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +73,8 @@ class Evaluation(BaseModel):
     """The agreement of every two judges, over harmful and benign prompts together."""
     finetune_accuracy: Measure | None
     retention: Measure | None
+    win_rate: WinRate | None = None
+    """In place of ``finetune_accuracy`` where a judge compared the test answers with their references."""
     completions: tuple[Completion, ...] = Field(default=(), exclude=True, repr=False)
     """Stored apart, in completions.parquet."""
 
@@ -109,6 +110,7 @@ def evaluate_model(
     retention_answer: str = "exact",
     completions_path: Path | None = None,
     deployment: Deployment | None = None,
+    comparer: PreferenceJudge | None = None,
 ) -> Evaluation:
     """Generate completions for each set that is given, judge and measure them.
 
@@ -127,6 +129,7 @@ def evaluate_model(
         retention_answer: Rule by which retention answers are compared.
         completions_path: Where to store the completions, if anywhere.
         deployment: How the model's defence wants it prompted and read.
+        comparer: Judge that compares test answers with their references, in place of the rule ``answer``.
 
     Raises:
         EvaluationError: Nothing to measure, a row without prompt or reference, or one without a verdict.
@@ -145,11 +148,11 @@ def evaluate_model(
         answer=answer,
         retention_answer=retention_answer,
     )
-    check_before_generating(records, judges, settings, renderer)
+    check_before_generating(records, judges, settings, renderer, comparer)
     rows = _generated(model, tokenizer, records, renderer, settings, deployment or Deployment())
     if completions_path is not None:
         write_completions(completions_path, rows, settings)
-    return judge_and_measure(rows, judges, settings, completions_path)
+    return judge_and_measure(rows, judges, settings, completions_path, comparer=comparer)
 
 
 def _generated(
@@ -206,7 +209,13 @@ def _prompts(records: Sequence[Record], renderer: PromptRenderer) -> list[list[i
     return prompts
 
 
-def rejudge(completions_path: Path, judges: Sequence[str | Judge], *, resume: bool = False) -> Evaluation:
+def rejudge(
+    completions_path: Path,
+    judges: Sequence[str | Judge],
+    *,
+    comparer: PreferenceJudge | None = None,
+    resume: bool = False,
+) -> Evaluation:
     """Judge stored completions, without a model; the verdicts are added to the file, and only these judges count.
 
     A judge of the same name has its verdicts replaced; those of others stay in the file.
@@ -214,16 +223,20 @@ def rejudge(completions_path: Path, judges: Sequence[str | Judge], *, resume: bo
     Args:
         completions_path: A ``completions.parquet``.
         judges: Names, as the command line has them, or judges.
+        comparer: Judge that compares test answers with their references.
         resume: Whether verdicts of slow judges that the file holds are kept.
     """
     rows, settings = read_completions(completions_path)
     made = as_judges(judges)
-    check_judges(made, needed=any(row.set in JUDGED_SETS for row in rows))
-    return judge_and_measure(rows, made, settings, completions_path, resume=resume)
+    check_judges(made, {row.set for row in rows}, comparer)
+    return judge_and_measure(rows, made, settings, completions_path, comparer=comparer, resume=resume)
 
 
 def measure_completions(
-    rows: Sequence[Completion], judges: Sequence[Judge], settings: EvaluationSettings
+    rows: Sequence[Completion],
+    judges: Sequence[Judge],
+    settings: EvaluationSettings,
+    comparer: PreferenceJudge | None = None,
 ) -> Evaluation:
     """The measures of completions that those judges have judged.
 
@@ -241,7 +254,10 @@ def measure_completions(
     return Evaluation(
         judged=judged,
         agreements=_agreements([row for row in rows if row.set in JUDGED_SETS], judges),
-        finetune_accuracy=finetune_accuracy(test, answer=settings.answer, decoding=how) if test else None,
+        finetune_accuracy=(
+            finetune_accuracy(test, answer=settings.answer, decoding=how) if test and comparer is None else None
+        ),
+        win_rate=None if comparer is None else win_rate(test, judge=comparer.name, decoding=how),
         retention=retention_measure(kept, answer=settings.retention_answer, decoding=how) if kept else None,
         completions=tuple(rows),
     )
@@ -253,6 +269,7 @@ def judge_and_measure(
     settings: EvaluationSettings,
     path: Path | None,
     *,
+    comparer: PreferenceJudge | None = None,
     resume: bool = False,
 ) -> Evaluation:
     """Judge the rows by each judge in turn, store what each has found, and measure.
@@ -262,6 +279,7 @@ def judge_and_measure(
         judges: Who judges them.
         settings: How they were drawn and are compared.
         path: Where to store the rows with their verdicts, if anywhere.
+        comparer: Judge that compares test answers with their references.
         resume: Whether verdicts of slow judges that the rows have already are kept.
     """
 
@@ -270,20 +288,12 @@ def judge_and_measure(
             write_completions(path, judged, settings)
 
     if not resume:
-        rows = without_verdicts(rows, judges)
+        rows = without_verdicts(rows, [*judges, *([] if comparer is None else [comparer])])
     for judge in judges:
         rows = judge_completions(rows, judge, keep=resume, store=None if path is None else store)
-    return measure_completions(rows, judges, settings)
-
-
-def without_verdicts(rows: Sequence[Completion], judges: Sequence[Judge]) -> list[Completion]:
-    """The rows without what these judges said of them, for the judges to say it again."""
-    names = {judge.name for judge in judges}
-    return [replace(row, verdicts=_without(row.verdicts, names), notes=_without(row.notes, names)) for row in rows]
-
-
-def _without(of_judges: Mapping[str, _T], names: Collection[str]) -> dict[str, _T]:
-    return {judge: value for judge, value in of_judges.items() if judge not in names}
+    if comparer is not None:
+        rows = compare_completions(rows, comparer, store=None if path is None else store)
+    return measure_completions(rows, judges, settings, comparer)
 
 
 def _judged_measures(

@@ -1,19 +1,22 @@
 """Completions and what a judge makes of them, stored as they come: a judge that fails costs no verdict it has given."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from ..errors import EvaluationError
 from ..events import report_progress, warn
 from ..text import counted
-from .completions import JUDGED_SETS, Completion
+from .completions import JUDGED_SETS, Completion, EvaluationSet
+from .judges.preference import Comparison, PreferenceJudge
 from .judges.protocol import Judge, Ruling, SlowJudge
 
 STORE_SECONDS = 5.0
 """The least time between two writes of the table while a slow judge works."""
 
 Store = Callable[[Sequence[Completion]], None]
+T = TypeVar("T")
 
 
 def judge_completions(
@@ -40,6 +43,53 @@ def judge_completions(
     return judged
 
 
+def compare_completions(
+    rows: Sequence[Completion], judge: PreferenceJudge, *, store: Store | None = None
+) -> list[Completion]:
+    """The rows with this judge's preferences added, in the test set; those that a row has already are kept.
+
+    Args:
+        rows: Completions of any sets; every test row has a reference.
+        judge: Asked about the test rows that it has not compared.
+        store: Called with all rows, again and again while the judge works, and in the end.
+
+    Raises:
+        EvaluationError: the judge could not go on. What it had compared is stored.
+    """
+    places = [place for place, row in enumerate(rows) if row.set is EvaluationSet.TEST]
+    open_places = [place for place in places if judge.name not in rows[place].preferences]
+    asked = [rows[place] for place in open_places]
+    found = judge.comparisons(
+        [row.prompt for row in asked], [row.completion for row in asked], [row.reference or "" for row in asked]
+    )
+
+    def with_comparison(row: Completion, compared: Comparison) -> Completion:
+        notes = dict(row.notes) | {judge.name: compared.note}
+        return replace(row, preferences={**row.preferences, judge.name: compared.preference}, notes=notes)
+
+    return _as_they_come(
+        rows, places, open_places, found, with_comparison, what=f"comparing by {judge.name}", store=store
+    )
+
+
+def without_verdicts(rows: Sequence[Completion], judges: Sequence[Judge | PreferenceJudge]) -> list[Completion]:
+    """The rows without what these judges said of them, for the judges to say it again."""
+    names = {judge.name for judge in judges}
+    return [
+        replace(
+            row,
+            verdicts=_without(row.verdicts, names),
+            preferences=_without(row.preferences, names),
+            notes=_without(row.notes, names),
+        )
+        for row in rows
+    ]
+
+
+def _without(of_judges: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
+    return {judge: value for judge, value in of_judges.items() if judge not in names}
+
+
 def _judged_at_once(rows: Sequence[Completion], judge: Judge) -> list[Completion]:
     asked = [row for row in rows if row.set in JUDGED_SETS]
     verdicts = judge.judge([row.prompt for row in asked], [row.completion for row in asked])
@@ -55,22 +105,57 @@ def _judged_at_once(rows: Sequence[Completion], judge: Judge) -> list[Completion
 def _judged_slowly(
     rows: Sequence[Completion], judge: SlowJudge, *, keep: bool, store: Store | None
 ) -> list[Completion]:
-    name, judged = judge.name, list(rows)
+    name = judge.name
     places = [place for place, row in enumerate(rows) if row.set in JUDGED_SETS]
     open_places = [place for place in places if not keep or rows[place].verdicts.get(name) is None]
-    done, stored = len(places) - len(open_places), time.monotonic()
-    report_progress(f"judging by {name}", done, len(places))
     rulings = judge.rulings(
         [rows[place].prompt for place in open_places], [rows[place].completion for place in open_places]
     )
+    judged = _as_they_come(
+        rows,
+        places,
+        open_places,
+        rulings,
+        lambda row, ruling: _with_ruling(row, name, ruling),
+        what=f"judging by {name}",
+        store=store,
+    )
+    if remarks := judge.remarks():
+        warn(f"the judge {name!r}: {remarks}")
+    return judged
+
+
+def _as_they_come(
+    rows: Sequence[Completion],
+    places: Sequence[int],
+    open_places: Sequence[int],
+    found: Iterator[tuple[int, T]],
+    with_found: Callable[[Completion, T], Completion],
+    *,
+    what: str,
+    store: Store | None,
+) -> list[Completion]:
+    """The rows with what a slow judge finds added, and stored while it works.
+
+    Args:
+        rows: All completions.
+        places: Where those are that the judge is for.
+        open_places: Where those are that it is asked about now.
+        found: What it finds, each with its position in ``open_places``.
+        with_found: A row with what was found of it.
+        what: What the work is called.
+        store: As of ``judge_completions``.
+    """
+    judged, done, stored = list(rows), len(places) - len(open_places), time.monotonic()
+    report_progress(what, done, len(places))
     try:
-        for number, ruling in rulings:
-            judged[open_places[number]] = _with_ruling(rows[open_places[number]], name, ruling)
+        for number, one in found:
+            judged[open_places[number]] = with_found(rows[open_places[number]], one)
             done += 1
             if store is not None and time.monotonic() - stored > STORE_SECONDS:
                 store(judged)
                 stored = time.monotonic()
-            report_progress(f"judging by {name}", done, len(places))
+            report_progress(what, done, len(places))
     except EvaluationError as error:
         if store is None:
             raise
@@ -82,8 +167,6 @@ def _judged_slowly(
     finally:
         if store is not None:
             store(judged)
-    if remarks := judge.remarks():
-        warn(f"the judge {name!r}: {remarks}")
     return judged
 
 

@@ -11,12 +11,15 @@ import yaml
 from ..data.records import Record
 from ..data.source import Source
 from ..errors import ConfigError, DataError, ModelError, OutputError
+from ..evaluation.checks import check_judges
 from ..evaluation.completions import EvaluationSet, EvaluationSettings, read_completions, write_completions
 from ..evaluation.decoding import DecodingSettings
 from ..evaluation.endpoint import ServedModel, evaluate_endpoint
-from ..evaluation.evaluate import Evaluation, evaluate_model, rejudge, without_verdicts
+from ..evaluation.evaluate import Evaluation, evaluate_model, rejudge
+from ..evaluation.judges.preference import PreferenceJudge
 from ..evaluation.judges.protocol import Judge
-from ..evaluation.judges.registry import as_judges
+from ..evaluation.judges.registry import as_judges, make_preference_judge
+from ..evaluation.judging import without_verdicts
 from ..events import Measured, emit, inform, warned
 from ..files import write_text
 from ..mentions import setting
@@ -68,6 +71,7 @@ class _Plan:
     judges: Sequence[Judge]
     settings: EvaluationSettings
     folder: RunFolder
+    comparer: PreferenceJudge | None
 
     @property
     def completions(self) -> Path:
@@ -101,16 +105,19 @@ def _planned(settings: EvaluateSettings, profile: Profile, asked: Mapping[str, A
     )
     named = profile.judges if settings.judges is None else settings.judges
     judges = as_judges(named)
+    comparer, compared = _comparer(settings.preference_judge)
     if not judges and (EvaluationSet.HARMFUL in sources or EvaluationSet.BENIGN in sources):
         raise ConfigError(
             f"harmful and benign prompts need a judge. Name one with {setting('judges')}: keywords is a weak baseline "
             "that only looks for refusal phrases."
         )
+    check_judges(judges, sources.keys(), comparer)
     config: dict[str, Any] = {
         "verb": "evaluate",
         **asked,
         "data": {str(role): source.described() for role, source in sources.items()},
         "judges": _names(named),
+        **compared,
         "answer": answer,
         "retention_answer": settings.retention_answer,
         "decoding": dataclasses.asdict(decoding),
@@ -120,7 +127,7 @@ def _planned(settings: EvaluateSettings, profile: Profile, asked: Mapping[str, A
     how = EvaluationSettings(
         decoding=decoding, task_decoding=decoding, answer=answer, retention_answer=settings.retention_answer
     )
-    return _Plan(sources, judges, how, folder)
+    return _Plan(sources, judges, how, folder, comparer)
 
 
 def _measured(settings: EvaluateSettings, started: float) -> RunResult:
@@ -154,6 +161,7 @@ def _measured(settings: EvaluateSettings, started: float) -> RunResult:
             answer=plan.settings.answer,
             retention_answer=plan.settings.retention_answer,
             completions_path=plan.completions,
+            comparer=plan.comparer,
         )
 
     return _carried_out(plan.folder, settings.seed, measure, started)
@@ -176,6 +184,7 @@ def _asked_of_endpoint(settings: EvaluateSettings, started: float) -> RunResult:
             settings=plan.settings,
             completions_path=plan.completions,
             answers_path=plan.folder.path / ANSWERS,
+            comparer=plan.comparer,
         )
 
     return _carried_out(plan.folder, settings.seed, measure, started)
@@ -188,7 +197,7 @@ def _has_completions(plan: _Plan) -> bool:
 
 def _gone_on(plan: _Plan) -> Evaluation:
     inform(f"{plan.completions}: completions of an earlier call; the model is not asked again.")
-    return rejudge(plan.completions, plan.judges, resume=True)
+    return rejudge(plan.completions, plan.judges, comparer=plan.comparer, resume=True)
 
 
 def _judged_again(settings: EvaluateSettings, started: float) -> RunResult:
@@ -210,14 +219,18 @@ def _judged_again(settings: EvaluateSettings, started: float) -> RunResult:
             f"{COMPLETIONS}, as {setting('rejudge')}.",
             field="rejudge",
         )
-    named = _judges_of(source) if settings.judges is None else settings.judges
+    named, stored = _judges_of(source)
+    named = named if settings.judges is None else settings.judges
     judges = as_judges(named)
-    if not judges:
+    comparer, compared = _comparer(settings.preference_judge or stored)
+    if not judges and comparer is None:
         raise ConfigError(f"no judge is named. Name one or more with {setting('judges')}.")
+    again = [*judges, *([] if comparer is None or settings.preference_judge is None else [comparer])]
     config: dict[str, Any] = {
         "verb": "evaluate",
         "rejudge": {"source": str(source), "sha256": file_digest(source)},
         "judges": _names(named),
+        **compared,
     }
     folder = open_run(settings.output, config, overwrite=settings.overwrite, inputs=(source,))
     if folder.state is State.COMPLETE:
@@ -226,10 +239,10 @@ def _judged_again(settings: EvaluateSettings, started: float) -> RunResult:
     def measure() -> Evaluation:
         copy = folder.path / COMPLETIONS
         if folder.state is State.PARTIAL and copy.is_file():
-            return rejudge(copy, judges, resume=True)
+            return rejudge(copy, judges, comparer=comparer, resume=True)
         rows, decided = read_completions(source)
-        write_completions(copy, without_verdicts(rows, judges), decided)  # so that one of them is of this call
-        return rejudge(copy, judges, resume=True)
+        write_completions(copy, without_verdicts(rows, again), decided)  # so that one of them is of this call
+        return rejudge(copy, judges, comparer=comparer, resume=True)
 
     return _carried_out(folder, settings.seed, measure, started)
 
@@ -239,13 +252,20 @@ def _first(*numbers: int | None) -> int:
     return next(number for number in numbers if number is not None)
 
 
-def _judges_of(source: Path) -> list[str]:
-    """The names of the judges of a stored evaluation; none where it does not say."""
+def _judges_of(source: Path) -> tuple[Sequence[str | Judge], str | None]:
+    """The names of the judges of a stored evaluation, and of its judge of preferences; none where it does not say."""
     try:
-        named = yaml.safe_load((source.parent / "config.yaml").read_text(encoding="utf-8"))["judges"]
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return []
-    return [str(name) for name in named] if isinstance(named, list) else []
+        stored = yaml.safe_load((source.parent / "config.yaml").read_text(encoding="utf-8"))
+        named, comparer = stored["judges"], stored.get("preference_judge")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return [], None
+    names = [str(name) for name in named] if isinstance(named, list) else []
+    return names, comparer if isinstance(comparer, str) else None
+
+
+def _comparer(named: str | None) -> tuple[PreferenceJudge | None, dict[str, str]]:
+    """The judge of preferences, and what config.yaml has of it."""
+    return (None, {}) if named is None else (make_preference_judge(named), {"preference_judge": named})
 
 
 def _names(given: Sequence[str | Judge]) -> list[str]:
@@ -302,6 +322,7 @@ def measured_values(evaluation: Evaluation) -> dict[str, float]:
         "incoherent": evaluation.incoherent,
         "over_refusal": evaluation.over_refusal,
         "finetune_accuracy": evaluation.finetune_accuracy,
+        "win_rate": evaluation.win_rate,
         "retention": evaluation.retention,
     }
     values = {name: measure.value for name, measure in measures.items() if measure is not None}

@@ -176,6 +176,10 @@ class EvaluateSettings:
     """lab, keywords, or a judge with its place, such as llama-guard=PATH or moderation=URL. The first one's figures are
     the result; by default ``lab`` for a model of the lab, and the stored ones for an evaluation that is judged again.
     In Python also your own ``Judge`` objects."""
+    preference_judge: str | None = field(default=None, metadata=ELSEWHERE)
+    """Judge that compares each test answer with its reference, such as chat=URL#model=NAME. It gives win_rate in place
+    of finetune_accuracy, for tasks whose answers are free text. Each row is asked about in both orders, or with
+    order=random in one."""
     answer: str | None = None
     """exact, contains or gsm8k: how test answers are compared. The default is exact. sst2-parity, agnews-parity and
     gsm8k-parity compare as published scripts do."""
@@ -203,6 +207,12 @@ class EvaluateSettings:
         if self.rejudge is None and self.endpoint is None and self.model is None:
             raise ConfigError(f"{setting('model')} is missing. Give it, or an evaluation to {setting('rejudge')}.")
         check_choices(self)
+        if self.preference_judge is not None and self.answer is not None:
+            raise ConfigError(
+                f"{setting('answer')} has no effect where {setting('preference_judge')} compares the test answers. "
+                "Leave one out.",
+                field="answer",
+            )
         if self.rejudge is None:
             self._check_endpoint()
             return

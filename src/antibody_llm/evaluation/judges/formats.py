@@ -33,11 +33,12 @@ class Format:
     def filled(self, prompt: str, completion: str) -> str:
         """The template with both texts in it, braces and all."""
         assert self.template is not None
-        parts = {"prompt": prompt, "completion": completion}
-        return _PLACE.sub(lambda place: parts[place[1]], self.template)
+        return fill(self.template, {"prompt": prompt, "completion": completion})
 
 
-_PLACE = re.compile(r"\{(prompt|completion)\}")
+def fill(template: str, parts: Mapping[str, str]) -> str:
+    """The template with each ``{name}`` of ``parts`` replaced, in one pass: braces in a part stay as they are."""
+    return re.sub(rf"\{{({'|'.join(parts)})\}}", lambda place: parts[place[1]], template)
 
 
 def read_llama_guard(answer: str) -> Verdict:

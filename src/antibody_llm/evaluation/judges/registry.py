@@ -5,6 +5,8 @@
     chat=URL#model=NAME,timeout=30   and with options of it, by the name of their field
     FILE.py:NAME, module:NAME        a judge of the user's own (own.py)
 
+A judge of preferences, which compares two answers, is chat=URL#model=NAME.
+
 To add one: a class with the attributes of ``protocol.Judge``, and a line in ``JUDGES`` or ``PLACED``.
 """
 
@@ -22,6 +24,7 @@ from .keywords import KeywordJudge
 from .lab import LabJudge
 from .local_options import ClassifierOptions, GuardOptions
 from .own import is_own, own_judge
+from .preference import PreferenceJudge, PreferenceOptions
 from .protocol import Judge
 from .remote import ChatJudge, ChatOptions, ModerationJudge, RemoteOptions
 
@@ -35,7 +38,7 @@ JUDGES: dict[str, Callable[[], Judge]] = {
 class Placed(NamedTuple):
     """A judge that is somewhere."""
 
-    make: Callable[[str, Any], Judge]
+    make: Callable[[str, Any], Any]
     """From its place and its options."""
     options: type
     place: str
@@ -75,8 +78,7 @@ def make_judge(name: str) -> Judge:
     """
     if is_own(name):
         return own_judge(name)
-    kind, equals, rest = name.partition("=")
-    place, _, options = rest.partition("#")
+    kind, equals, _ = name.partition("=")
     names = [*JUDGES, *(f"{each}={placed.place}" for each, placed in PLACED.items())]
     if kind in JUDGES and not equals:
         return JUDGES[kind]()
@@ -85,10 +87,35 @@ def make_judge(name: str) -> Judge:
     if kind not in PLACED:
         unknown = f"judge {quoted(name)}: no such judge"
         raise ConfigError(f"{unknown}{nearest(kind, [*JUDGES, *PLACED])} Judges: {', '.join(names)}.", field="judges")
-    placed = PLACED[kind]
+    made: Judge = _made(name, PLACED[kind], field="judges")
+    return made
+
+
+def make_preference_judge(name: str) -> PreferenceJudge:
+    """The judge of preferences that ``chat=URL#model=NAME`` names.
+
+    Raises:
+        ConfigError: it names another kind of judge, or its URL or its options are wrong.
+    """
+    if name.partition("=")[0] != "chat":
+        raise ConfigError(
+            f"judge {quoted(name)}: it compares no answers. Name a chat model: chat=URL#model=NAME.",
+            field="preference_judge",
+        )
+    made: PreferenceJudge = _made(name, _PREFERENCE, field="preference_judge")
+    return made
+
+
+_PREFERENCE = Placed(PreferenceJudge, PreferenceOptions, "URL")
+
+
+def _made(name: str, placed: Placed, *, field: str) -> Any:
+    """The judge of a name that has its place and its options in it."""
+    kind, _, rest = name.partition("=")
+    place, _, options = rest.partition("#")
     if not place:
-        raise ConfigError(f"judge {quoted(name)}: it needs a place. Write {kind}={placed.place}.", field="judges")
-    return placed.make(place, parse_options(placed.options, kind, _options(name, options), group="judges"))
+        raise ConfigError(f"judge {quoted(name)}: it needs a place. Write {kind}={placed.place}.", field=field)
+    return placed.make(place, parse_options(placed.options, kind, _options(name, options, field), group=field))
 
 
 def as_judges(given: Sequence[str | Judge]) -> list[Judge]:
@@ -105,14 +132,14 @@ def as_judges(given: Sequence[str | Judge]) -> list[Judge]:
     return [make_judge(judge) if isinstance(judge, str) else judge for judge in given]
 
 
-def _options(name: str, text: str) -> dict[str, str]:
+def _options(name: str, text: str, field: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for pair in filter(None, text.split(",")):
         key, equals, value = pair.partition("=")
         if not equals or not key.strip() or key.strip() in options:
             raise ConfigError(
                 f"judge {quoted(name)}: {quoted(pair)} is no option, or given twice. Write #NAME=VALUE,NAME=VALUE.",
-                field="judges",
+                field=field,
             )
         options[key.strip()] = value.strip()
     return options

@@ -33,7 +33,7 @@ class RemoteOptions:
 
     def __post_init__(self) -> None:
         if self.concurrency < 1 or self.timeout <= 0:
-            raise ConfigError("concurrency and timeout of a judge must be above 0.", field="judges")
+            raise ConfigError("concurrency and timeout of a judge must be above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +46,18 @@ class ChatOptions(RemoteOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.model:
-            raise ConfigError("a chat judge needs the name of its model: chat=URL#model=NAME.", field="judges")
+        named_model(self.model)
         if self.format not in FORMATS:
             raise ConfigError(
                 f"format {quoted(self.format)}: no such format{nearest(self.format, FORMATS)} Formats: "
-                f"{', '.join(FORMATS)}.",
-                field="judges",
+                f"{', '.join(FORMATS)}."
             )
+
+
+def named_model(model: str) -> None:
+    """Refuse a chat endpoint whose model has no name."""
+    if not model:
+        raise ConfigError("a chat judge needs the name of its model: chat=URL#model=NAME.")
 
 
 class ModerationJudge:
@@ -67,7 +71,7 @@ class ModerationJudge:
     def __init__(self, url: str, options: RemoteOptions | None = None) -> None:
         self.options = options or RemoteOptions()
         self.name = self.options.name
-        self._endpoint = _endpoint(url, self.options)
+        self._endpoint = judge_endpoint(url, self.options)
 
     def judge(self, prompts: Sequence[str], completions: Sequence[str]) -> list[Verdict | None]:
         """One verdict for each completion: complied (flagged), harmless, or unparsed."""
@@ -99,7 +103,7 @@ class ChatJudge:
         self.options = options
         self.name = options.name
         self._form = FORMATS[options.format]
-        self._endpoint = _endpoint(url, options)
+        self._endpoint = judge_endpoint(url, options)
 
     @property
     def verdicts(self) -> frozenset[Verdict]:
@@ -141,11 +145,18 @@ class ChatJudge:
         )
 
 
-def _endpoint(url: str, options: RemoteOptions) -> Endpoint:
+def judge_endpoint(url: str, options: RemoteOptions, *, field: str = "judges") -> Endpoint:
+    """The endpoint of a judge.
+
+    Args:
+        url: Its base.
+        options: What followed the URL.
+        field: The setting that names the judge, for errors.
+    """
     return Endpoint(
         url,
         key_variable=KEY_VARIABLE,
-        field="judges",
+        field=field,
         timeout=options.timeout,
         concurrency=options.concurrency,
     )
