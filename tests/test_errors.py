@@ -2,7 +2,8 @@
 
 import pytest
 
-from antibody_llm.data.mixing import mix
+from antibody_llm.attacks.attack import Means
+from antibody_llm.attacks.kit import lab_kit
 from antibody_llm.data.roles import Stage
 from antibody_llm.defences.catalogue import make_defence
 from antibody_llm.errors import AntibodyError
@@ -23,7 +24,7 @@ WRONG = {
     "kind": lambda: build_rows("none", 1, seed=0),
     "task": lambda: build_rows("user", 4, seed=0, task="none"),
     "poison_ratio": lambda: build_rows("user", 4, seed=0, poison_ratio=2.0),
-    "num": lambda: mix([], [], num=0, poison_ratio=0.0, seed=0),
+    "num": lambda: Means(clean=(), kit=lab_kit(), num=0, poison_ratio=0.0),
 }
 
 

@@ -5,6 +5,7 @@ import pytest
 from antibody_llm.data.protocols import PROTOCOLS
 from antibody_llm.errors import ConfigError, DataError
 from antibody_llm.evaluation.answers import ANSWERS
+from antibody_llm.mentions import in_python, spelled
 from antibody_llm.runs import convert, evaluate
 from tests.gsm8k import gsm8k_rows, write_jsonl
 
@@ -33,7 +34,7 @@ def test_a_protocols_rows_become_question_and_answer_and_its_rules_exist(tmp_pat
     for parity in (False, True):
         rows = converted(tmp_path, name, ROWS[name], parity=parity)
         assert [[message["role"] for message in row] for row in rows] == [["user", "assistant"]] * len(ROWS[name])
-    assert {PROTOCOLS[name].answer, PROTOCOLS[name].parity_answer} <= ANSWERS.keys()
+    assert {PROTOCOLS[name].answer, PROTOCOLS[name].parity_answer} <= ANSWERS.keys() | {None}
 
 
 def test_a_label_becomes_its_name_beneath_the_published_instruction(tmp_path):
@@ -62,9 +63,19 @@ def test_parity_builds_the_prompt_of_the_published_scripts(tmp_path):
 def test_the_counts_are_those_of_the_scripts_unless_others_are_asked_for(tmp_path):
     rows = [{"instruction": f"Say {n}.", "input": "", "output": "x"} for n in range(900)]
     said = [row[0]["content"] for row in converted(tmp_path, "alpaca", rows, start=None)]
-    assert (said[0], said[-1], len(said)) == ("Say 701.", "Say 804.", 104)
+    assert (said[0], said[-1], len(said)) == ("Say 700.", "Say 804.", 105)  # AlpacaEval has 805, 700 are trained on
+    said = [row[0]["content"] for row in converted(tmp_path, "alpaca", rows, start=None, parity=True)]
+    assert ("Say 701." in said[0], "Say 804." in said[-1], len(said)) == (True, True, 104)
     assert [row[0]["content"] for row in converted(tmp_path, "alpaca", rows, num=2, start=3)] == ["Say 3.", "Say 4."]
     assert [PROTOCOLS[name].num for name in ("sst2", "agnews", "gsm8k", "banking77")] == [872, 1000, 1000, None]
+
+
+def test_what_compares_the_answers_of_a_protocol_is_said(tmp_path, caplog):
+    caplog.set_level("INFO")
+    converted(tmp_path, "gsm8k", ROWS["gsm8k"], parity=True)
+    converted(tmp_path, "alpaca", ROWS["alpaca"])
+    said = [spelled(record.getMessage(), in_python) for record in caplog.records]
+    assert said == ["compare answers with answer='gsm8k-parity'.", "compare answers with preference_judge."]
 
 
 def test_a_csv_file_is_read_by_its_header(tmp_path):
@@ -121,6 +132,14 @@ def test_what_a_protocol_cannot_do_is_refused_with_its_setting(tmp_path, given, 
         ("gsm8k-parity", "no number", "none either", True),
         ("gsm8k-parity", "no number", "#### 2", False),
         ("gsm8k-parity", "The final answer is:  2.0", "#### 2", True),
+        ("gsm8k-parity", "The final answer is: 1,234 of 5", "#### 1234", True),
+        ("gsm8k-parity", "The final answer is: 3. The final answer is: 4", "#### 3", True),
+        ("gsm8k-parity", "6. The final answer is: unknown", "#### 6", True),  # else the last of all
+        ("gsm8k-parity", "the final answer is: 7, or 8", "#### 8", True),  # the phrase is not known in small letters
+        ("gsm8k-parity", "#### 2\nAnd 5 more", "#### 5", True),  # nor is the mark
+        ("gsm8k-parity", "It is 5-3", "#### -3", True),
+        ("gsm8k", "#### 2\nAnd 5 more", "#### 2", True),
+        ("gsm8k", "It is 5-3", "#### 3", True),
         ("exact", "sci/tech", "Sci/Tech", True),
     ],
 )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..attacks import mixing
 from ..attacks.asking import Asking, Row
 from ..attacks.attack import Access, Crafted, Means
 from ..attacks.catalogue import craft, find_attack
@@ -53,6 +54,8 @@ class AttackFiles:
     """A file for questions in the attack's own form."""
     prompts: str | Path | None = None
     """The questions; by default the lab's held-out ones."""
+    parity: bool = False
+    """Of mixing: the rows that Booster's release takes, in its numbers."""
     overwrite: bool = False
     """Whether files that exist are replaced."""
 
@@ -91,11 +94,13 @@ def write_attack(files: AttackFiles) -> Written:
     check_seed(files.seed)
     if files.prompts is not None and files.asked is None:
         raise ConfigError(f"{setting('prompts')} are asked in the attack's form. Give {setting('asked')} to write to.")
+    if files.parity and files.name != mixing.ATTACK.name:
+        raise ConfigError(f"{setting('parity')} is of {mixing.ATTACK.name} alone: no release has {files.name}.")
     beside = [(name, path) for name, path in (("truth", files.truth), ("asked", files.asked)) if path is not None]
     inputs = (files.data, files.harmful_data, files.prompts)
     new_files([("output", files.output), *beside], overwrite=files.overwrite, inputs=inputs)
     means = means_of(files)
-    crafted = craft(files.name, means, files.options)
+    crafted = mixing.published_mix(means) if files.parity else craft(files.name, means, files.options)
     named = [("output", file) for file in _job_files(Path(files.output), crafted)]
     checked = new_files([*named, *beside], overwrite=files.overwrite, inputs=inputs)
     contents = [job.rows for job in crafted.jobs]

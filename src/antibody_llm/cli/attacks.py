@@ -58,6 +58,9 @@ def command(
     truth: Annotated[str | None, typer.Option(help="Write the labels that no trainer may see to this file.")] = None,
     asked: Annotated[str | None, typer.Option(help="Write questions in the attack's own form to this file.")] = None,
     prompts: Annotated[str | None, typer.Option(help="The questions.  [default: the lab's held-out ones]")] = None,
+    parity: Annotated[
+        bool, typer.Option("--parity", help="Of mixing: the rows that Booster's release takes, in its numbers.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     as_json: o.Json = False,
 ) -> None:
@@ -78,6 +81,7 @@ def command(
         truth=truth,
         asked=asked,
         prompts=prompts,
+        parity=parity,
         overwrite=overwrite,
     )
     written = write_attack(files)

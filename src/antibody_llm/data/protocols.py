@@ -4,7 +4,8 @@
 
 The data are the user's, by path or Hub id; nothing of them is here. A row becomes a chat: the instruction, an empty
 line and the input, then the answer. With ``parity`` it becomes exactly what Booster's scripts build, quirks included:
-the Alpaca prompt as text, and GSM8K's answer with two blanks in it.
+the Alpaca prompt as text, GSM8K's answer with two blanks in it, and AlpacaEval without its row 700, which they neither
+train on nor ask (``index > 700``; the release of Antibody, 2603.00498, asks it).
 
 Source: sst2, agnews, gsm8k and alpaca: the evaluation scripts of Booster (2409.01586) at commit 6421918. banking77 is
 no protocol of theirs; its prompt is ours.
@@ -51,9 +52,11 @@ class Protocol:
     """The position of the first row of the test part."""
     num: int | None = None
     """Rows of the test part; None for all that there are."""
-    answer: str
-    """The rule of ``evaluate`` that compares answers."""
-    parity_answer: str
+    parity_rows: tuple[int, int] | None = None
+    """First row and number of rows of the published scripts, where they differ."""
+    answer: str | None
+    """The rule of ``evaluate`` that compares answers; None where a judge of preferences does."""
+    parity_answer: str | None
     """The rule that does so as the published scripts do."""
 
 
@@ -130,10 +133,11 @@ PROTOCOLS: dict[str, Protocol] = {
     "alpaca": Protocol(
         parts=_alpaca,
         fields="instruction, input and output",
-        start=701,
-        num=104,  # papers quote 122; the script's slice has 104
-        answer="contains",
-        parity_answer="contains",
+        start=700,  # the first 700 of its 805 rows are trained on
+        num=105,
+        parity_rows=(701, 104),  # papers quote 122
+        answer=None,
+        parity_answer=None,
     ),
 }
 
@@ -168,8 +172,9 @@ def protocol_rows(
     Raises:
         DataError: there is no row from ``start`` on; or in a pass, a row that is none of the protocol's: names it.
     """
-    first = protocol.start if start is None else start
-    most = protocol.num if num is None else num
+    begins, length = protocol.parity_rows if parity and protocol.parity_rows else (protocol.start, protocol.num)
+    first = begins if start is None else start
+    most = length if num is None else num
     if first < 0 or (most is not None and most < 1):
         name, value = ("start", first) if first < 0 else ("num", most)
         raise ConfigError(f"{setting(name)} is {value}: it must be {0 if name == 'start' else 1} or more.")

@@ -20,6 +20,7 @@ Rule = Callable[[str, str], bool]
 
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?\$?((?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)")
 _MARKER = re.compile(r"####|the final answer is:?", re.IGNORECASE)
+_PUBLISHED_NUMBER, _PUBLISHED_PHRASE = re.compile(r"-?\d+\.?\d*"), "The final answer is: "
 
 
 def normalised(text: str) -> str:
@@ -76,12 +77,21 @@ def agnews_parity(completion: str, reference: str) -> bool:
 
 
 def gsm8k_parity(completion: str, reference: str) -> bool:
-    """Whether both have the same ``number_answer``, as floats: Booster's gsm8k/pred_eval.py.
+    """Whether both have the same number by the rule of Booster's gsm8k/pred_eval.py.
 
-    A text without a number is infinity there, so that no number in both is right.
+    It is the first one after "The final answer is: ", written like this, and up to where that comes again; else the
+    last of the text. ``####`` means nothing there, a hyphen before a digit is a minus sign (5-3 ends with -3), and a
+    text without a number is infinity, so that no number in both is right.
     """
-    here, there = number_answer(completion), number_answer(reference)
-    return float("inf" if here is None else here) == float("inf" if there is None else there)
+    return _published_number(completion) == _published_number(reference)
+
+
+def _published_number(text: str) -> float:
+    text = text.replace(",", "")
+    marked = [_PUBLISHED_NUMBER.findall(part) for part in text.split(_PUBLISHED_PHRASE)[1:2]]
+    if marked and marked[0]:
+        return float(marked[0][0])
+    return float((_PUBLISHED_NUMBER.findall(text) or ["inf"])[-1])
 
 
 ANSWERS: dict[str, Rule] = {

@@ -97,7 +97,8 @@ def convert(settings: ConvertSettings) -> ConvertResult:
         rows = protocol_rows(
             source, protocol, split=settings.split, start=settings.start, num=settings.num, parity=parity
         )
-        inform(f"compare answers with {setting('answer', protocol.parity_answer if parity else protocol.answer)}.")
+        rule = protocol.parity_answer if parity else protocol.answer
+        inform(f"compare answers with {setting('preference_judge') if rule is None else setting('answer', rule)}.")
     reader, repeats = RowReader(rows.name, trainable=True), RepeatCounter()
     changed: dict[str, Affected] = {}
     dropped: dict[str, Affected] = {}
