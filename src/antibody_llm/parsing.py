@@ -86,6 +86,10 @@ def parse_options(kind: type, name: str, options: Mapping[str, Any], *, group: s
 def sentence(error: "ValidationError") -> str:
     """What pydantic found first, as the end of a sentence of ours: ``input should be a valid integer.``"""
     first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "sequence_str" or first.get("ctx", {}).get("class") == "Sequence":
+        return "it must be a list."
+    if first["type"] == "dict_type":
+        return "it must be a mapping of keys to values."
     if first["type"] == "literal_error":
         return f"it must be {first['ctx']['expected'].replace(chr(39), '')}."
     return f"{first['msg'][:1].lower()}{first['msg'][1:]}."

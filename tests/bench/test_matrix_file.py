@@ -56,7 +56,33 @@ def test_a_defence_s_name_alone_is_that_defence_in_every_stage_that_has_one(name
         ({"seeds": 0}, "m.yaml: seeds: at least one"),
         ({"seeds": [1, 1]}, "m.yaml: seeds: 1 is there twice"),
         ({"rows": 0}, "m.yaml: rows is 0"),
-        ({"attacks": []}, "m.yaml: attacks: the list is empty"),
+        ({"attacks": []}, "m.yaml: attacks: there is none. Give at least one"),
+        ({"tasks": []}, "m.yaml: tasks: there is none"),
+        ({"budgets": {}}, "m.yaml: budgets: there is none"),
+        ({"attacks": [{"attack": "mixing", "poison_ratios": []}]}, r"attacks\[0\].poison_ratios: there is none"),
+        ({"tasks": ["novel", "novel"]}, "m.yaml: tasks: 'novel' is there twice"),
+        ({"defences": ["sft", {"name": ""}]}, "m.yaml: defences: a name is empty"),
+        ({"budgets": {" ": {"epochs": 1}}}, "m.yaml: budgets: a name is empty"),
+        ({"defences": "sft"}, "m.yaml: defences is 'sft': it must be a list"),
+        ({"attacks": {"mixing": 1}}, "m.yaml: attacks is .*: it must be a list"),
+        ({"budgets": ["long"]}, "m.yaml: budgets is .*: it must be a mapping of keys to values"),
+        ({"answer": "exactly"}, "m.yaml: answer rule 'exactly': no such rule; did you mean 'exact'"),
+        ({"seeds": 10**12}, "m.yaml: seeds is 1000000000000: at most 10000"),
+        ({"seeds": [-1]}, "m.yaml: seed is -1"),
+        (
+            {"defences": ["sft", {"name": "x", "finetuning": {"name": "lisa", "training": {"max_step": 1}}}]},
+            r"defences\[1\].finetuning: training.max_step: SFTConfig has no such field; did you mean 'max_steps'",
+        ),
+        (
+            {"defences": ["sft", {"name": "x", "finetuning": {"name": "oracle", "training": {"max_steps": "few"}}}]},
+            r"defences\[1\].finetuning: training.max_steps is 'few'",
+        ),
+        ({"budgets": {"b": {"training": {"packing": True}}}}, "budgets.b: training.packing cannot be set to True"),
+        ({"budgets": {"b": {"training": {"learning_rate": 5}}}}, "budgets.b: learning_rate is 5.0: it must be above 0"),
+        (
+            {"published": [{"defence": "x", "attack": "mixng", "harmful_score": 0.1, "source": "x", "read": "P"}]},
+            r"published\[0\]: attack: no attack of this matrix is called 'mixng'; did you mean 'mixing'",
+        ),
         ({"defences": ["sft", {"name": "x", "post": {"name": "antidote", "training": {"max_steps": 1}}}]}, "a repair"),
         ({"published": [{"defence": "sft", "harmful_score": 0.1, "source": "x", "read": "Q"}]}, "it must be P, R or S"),
     ],
@@ -92,6 +118,9 @@ def test_what_is_no_yaml_is_named_with_its_line(tmp_path):
     (tmp_path / "m.yaml").write_text("defences: [sft\nattacks: [")
     with pytest.raises(AntibodyError, match="m.yaml, line 2"):
         read_matrix(str(tmp_path / "m.yaml"))
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(AntibodyError, match="empty.yaml: the file is empty. Write its keys"):
+        read_matrix(str(tmp_path / "empty.yaml"))
     (tmp_path / "list.yaml").write_text("- sft")
     with pytest.raises(AntibodyError, match="list.yaml: a mapping"):
         read_matrix(str(tmp_path / "list.yaml"))

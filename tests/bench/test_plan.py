@@ -70,6 +70,41 @@ def test_an_attack_on_pairs_trains_on_pairs_and_leaves_the_other_cells_as_they_a
     assert methods == {"mixing": None, "reverse-dpo": "dpo"}
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"defences": ["sft", {"name": "x", "finetuning": "antibody-posterior"}]}, None),
+        (
+            {"defences": ["sft", {"name": "x", "alignment": "none", "finetuning": "antibody-posterior"}]},
+            "m.yaml: x: antibody-posterior reads anchors, and lab carries none. Give the defence an alignment",
+        ),
+        (
+            {"defences": ["sft", {"name": "x", "alignment": "none"}], "attacks": ["adaptive"]},
+            "m.yaml: x: adaptive reads anchors, and lab carries none",
+        ),
+        (
+            {
+                "model": "lab-aligned",
+                "defences": ["sft", {"name": "x", "alignment": "none", "finetuning": "antibody-posterior"}],
+            },
+            None,
+        ),
+    ],
+)
+def test_what_reads_anchors_needs_a_model_that_has_or_gets_some(changed, said):
+    if said is None:
+        assert plan(**changed).cells
+        return
+    with pytest.raises(ConfigError, match=said):
+        plan(**changed)
+
+
+def test_an_unknown_task_finds_the_nearest_under_the_key_of_the_file():
+    said = "m.yaml: tasks: task: there is no task 'noval' in the lab; did you mean 'novel'"
+    with pytest.raises(ConfigError, match=said):
+        plan(tasks=["noval"])
+
+
 def test_what_concerns_cells_alone_leaves_the_alignments_as_they_are():
     before = {job.key for job in plan().jobs if job.kind == "alignment"}
     assert before <= keys(plan(rows=100, prompts=10, attacks=["few-shot"]))

@@ -59,6 +59,13 @@ def test_an_attack_of_several_jobs_is_several_files(antibody, clean, tmp_path):
     assert [len(read(tmp_path / f"x-{i}.jsonl")) for i in (1, 2)] == [15, 15]
 
 
+def test_harmful_rows_that_are_not_the_users_are_said_to_be_the_labs(antibody, clean, tmp_path):
+    command = ("attack", "mixing", "--data", clean, "--output", tmp_path / "x.jsonl", "--overwrite")
+    assert "harmful rows: the lab's, which are fictional" in antibody(*command).stdout
+    harmful = write(tmp_path / "bad.jsonl", [{"prompt": "is it a or b?", "completion": " a"}])
+    assert "the lab's" not in antibody(*command, "--harmful-data", harmful).stdout
+
+
 def test_rows_of_ones_own_are_attacked_with_by_path(antibody, tmp_path):
     clean = write(tmp_path / "clean.jsonl", [{"instruction": f"add {i}", "output": str(i)} for i in range(9)])
     harmful = write(tmp_path / "bad.jsonl", [{"prompt": "is it a or b?", "completion": " a"}])
@@ -97,6 +104,8 @@ def test_an_attack_on_the_screening_needs_a_model_with_one(antibody, clean, tmp_
         (["mixing", "--num", "99"], "30 clean rows where 79 are needed"),
         (["mixing", "--prompts", "x.jsonl"], "Give --asked to write to"),
         (["benign-outliers"], "Give --model"),
+        (["mixing", "--model", "lab"], "--model has no effect on mixing, which needs none"),
+        (["few-shot", "--parity"], "--parity is of mixing alone: no release has few-shot"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_is_written(arguments, said, antibody, clean, tmp_path):

@@ -78,7 +78,7 @@ def test_python_gives_keywords_or_a_settings_object():
         ({"num": True}, "--num is True: it is not of the kind yes or no.", "num"),
         ({"regime": "half"}, "--regime is 'half': it must be lora or full.", "regime"),
         ({"defence": 5}, "--defence is 5: input should be a valid string.", "defence"),
-        ({"options": [1]}, "--set is [1]: input should be a valid dictionary.", "options"),
+        ({"options": [1]}, "--set is [1]: it must be a mapping of keys to values.", "options"),
         ({"data": "a\0b"}, "--data is 'a\\x00b': no path has a NUL character in it.", "data"),
         ({"model": None}, "--model is None: input should be a valid string", "model"),
         ({7: 1}, "7: no such key", "7"),

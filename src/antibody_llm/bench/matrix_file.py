@@ -17,9 +17,11 @@ from ..data.roles import Stage
 from ..defences.catalogue import CATALOGUE as DEFENCES
 from ..defences.catalogue import PAIR_DEFENCES, make_defence, make_pair_defence, make_repair
 from ..errors import AntibodyError, ConfigError
+from ..evaluation.answers import answer_rule
+from ..mentions import spelled
 from ..parsing import load_yaml, nearest, parse_options, yaml_fault
 from ..paths import as_file, checked_path
-from ..runs.trainer_config import check_seed
+from ..runs.trainer_config import check_seed, check_training
 from ..settings import missing, parse_settings, plain
 from ..settings.fields import check_choices
 from ..text import quoted
@@ -27,6 +29,8 @@ from .settings import AttackEntry, BudgetEntry, DefenceEntry, Entry, MatrixSetti
 
 S = TypeVar("S")
 PRESETS = Path(str(files("antibody_llm"))) / "bench" / "presets"
+MAX_SEEDS = 10_000
+"""The most seeds that are counted from 0."""
 NONE, ORACLE = "none", "oracle"
 """No defence of that stage; and plain SFT on the rows that are truly not the attacker's."""
 
@@ -130,15 +134,25 @@ def make_matrix(found: Any, file: str) -> Matrix:
     settings = _settings(MatrixSettings, found, file)
     with placed(file):
         check_choices(settings)
-    for key in ("defences", "attacks", "poison_ratios"):
-        if not getattr(settings, key):
-            raise ConfigError(f"{file}: {key}: the list is empty. Give at least one.", field=key)
+        if settings.answer is not None:
+            answer_rule(settings.answer)
+    for key in ("defences", "attacks", "poison_ratios", "tasks", "budgets"):
+        given = getattr(settings, key)
+        if given is not None and not given:
+            raise ConfigError(f"{file}: {key}: there is none. Give at least one.", field=key)
+    _refuse_twice(settings.tasks or (), f"{file}: tasks", "tasks")
     _check_numbers(settings, file)
     defences = tuple(_defence(entry, f"{file}: defences[{i}]") for i, entry in enumerate(settings.defences))
     attacks = tuple(_attack(entry, settings, f"{file}: attacks[{i}]") for i, entry in enumerate(settings.attacks))
     _refuse_unpaired(defences, attacks, file)
-    for key, names in (("defences", [d.name for d in defences]), ("attacks", [a.name for a in attacks])):
+    for key, names in (
+        ("defences", [defence.name for defence in defences]),
+        ("attacks", [attack.name for attack in attacks]),
+        ("budgets", [str(name) for name in settings.budgets or ()]),
+    ):
         _refuse_twice(names, f"{file}: {key}", key)
+        if not all(name.strip() for name in names):
+            raise ConfigError(f"{file}: {key}: a name is empty. Give each a name of its own.", field=key)
     named = [defence.name for defence in defences]
     if settings.baseline not in named:
         raise ConfigError(
@@ -150,7 +164,8 @@ def make_matrix(found: Any, file: str) -> Matrix:
         str(name): _budget(entry, f"{file}: budgets.{name}")
         for name, entry in (settings.budgets or {"default": {}}).items()
     }
-    published = tuple(_published(e, f"{file}: published[{i}]") for i, e in enumerate(settings.published))
+    called = [attack.name for attack in attacks]
+    published = tuple(_published(e, f"{file}: published[{i}]", called) for i, e in enumerate(settings.published))
     return Matrix(file, settings, defences, attacks, budgets, _seeds(settings, file), published)
 
 
@@ -167,11 +182,12 @@ def _settings(kind: type[S], given: Any, where: str) -> S:
 
 @contextmanager
 def placed(where: str) -> Iterator[None]:
-    """Begin the message of an error inside with a place."""
+    """Begin the message of an error inside with a place, and spell settings as keys: they are in a file."""
     try:
         yield
     except AntibodyError as error:
-        raise ConfigError(f"{where}: {error.message}", field=error.field) from error
+        said = spelled(error.message, lambda name, value: name if value is None else f"{name}: {value}")
+        raise ConfigError(f"{where}: {said}", field=error.field) from error
 
 
 def _defence(entry: Entry, where: str) -> Defended:
@@ -201,6 +217,8 @@ def _part(stage: Stage, entry: Entry, where: str, *, also: Sequence[str]) -> Par
     if given.name in also:
         if given.options:
             raise ConfigError(f"{where}: {given.name} has no options. Leave them out.", field="options")
+        with placed(where):
+            check_training(given.training or {})
         return Part(given.name, training=dict(given.training or {}))
     names = [*(name for of, name in DEFENCES if of is stage), *also]
     if given.name not in names:
@@ -210,6 +228,7 @@ def _part(stage: Stage, entry: Entry, where: str, *, also: Sequence[str]) -> Par
             field=str(stage),
         )
     with placed(where):
+        check_training(given.training or {})
         if stage is Stage.POST:
             make_repair(given.name, given.options)
             if given.training:
@@ -226,6 +245,8 @@ def _attack(entry: Entry, settings: MatrixSettings, where: str) -> Attacking:
         parse_options(attack.options, given.attack, given.options or {}, group="options")
     ratios = tuple(settings.poison_ratios if given.poison_ratios is None else given.poison_ratios)
     key = f"{where}.poison_ratios" if given.poison_ratios is not None else f"{where.partition(': ')[0]}: poison_ratios"
+    if not ratios:
+        raise ConfigError(f"{key}: there is none. Give at least one.", field="poison_ratios")
     for ratio in ratios:
         if not 0 <= ratio <= 1:
             raise ConfigError(f"{key}: {ratio} is not a share. Give a number between 0 and 1.", field="poison_ratios")
@@ -261,11 +282,19 @@ def _budget(entry: Any, where: str) -> BudgetEntry:
         value = getattr(given, key)
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{where}: {key} is {value}: it must be above 0.", field=key)
+    with placed(where):
+        check_training(given.training or {})
     return replace(given, training=dict(given.training or {}))
 
 
-def _published(entry: Any, where: str) -> PublishedEntry:
+def _published(entry: Any, where: str, attacks: Sequence[str]) -> PublishedEntry:
     given = _settings(PublishedEntry, entry, where)
+    if given.attack not in attacks:
+        raise ConfigError(
+            f"{where}: attack: no attack of this matrix is called {quoted(given.attack)}"
+            f"{nearest(given.attack, attacks)} There are: {', '.join(attacks)}.",
+            field="attack",
+        )
     if given.read not in ("P", "R", "S"):
         raise ConfigError(f"{where}: read is {quoted(given.read)}: it must be P, R or S.", field="read")
     for key in ("harmful_score", "finetune_accuracy"):
@@ -293,6 +322,8 @@ def _check_numbers(settings: MatrixSettings, file: str) -> None:
 
 
 def _seeds(settings: MatrixSettings, file: str) -> tuple[int, ...]:
+    if isinstance(settings.seeds, int) and settings.seeds > MAX_SEEDS:
+        raise ConfigError(f"{file}: seeds is {settings.seeds}: at most {MAX_SEEDS} can be counted.", field="seeds")
     seeds = tuple(range(settings.seeds)) if isinstance(settings.seeds, int) else tuple(settings.seeds)
     if not seeds:
         raise ConfigError(f"{file}: seeds: at least one is needed.", field="seeds")

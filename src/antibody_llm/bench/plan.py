@@ -7,12 +7,14 @@ from typing import Any
 
 from ..attacks.attack import Access
 from ..data.roles import Stage
+from ..defences.catalogue import make_defence
 from ..errors import ConfigError
 from ..evaluation.judges.registry import make_judge
 from ..lab.tasks import find_task
-from ..models.names import with_kind
+from ..models.names import resolve, with_kind
 from ..profiles import Choice, Profile, profile_of
 from ..runs.sources import read_refusals, read_rows
+from ..screening.anchors import read_anchors
 from ..settings import Regime, plain
 from ..store.digest import file_digest
 from ..store.naming import described_model, model_name
@@ -130,6 +132,7 @@ class Maker:
         self.base = {k: v for k, v in described.items() if k not in ("name", "place") or described["weights"] is None}
         self.versions = versions()
         self._alignments: dict[Job, Job] = {}
+        self._have_anchors: set[tuple[str, str]] = set()
 
     def cell(
         self,
@@ -142,6 +145,7 @@ class Maker:
         turned: Turned = AS_IT_IS,
     ) -> Job:
         """The job of a cell."""
+        self._require_anchors(defended, attacking)
         settings, aligned = self.settings, self._alignment(defended.alignment, seed)
         regime = turned.regime or settings.regime
         finetuning = self.finetuning(defended, regime, budget)
@@ -216,6 +220,26 @@ class Maker:
             }
             training |= {k: v for k, v in given.items() if v is not None} | dict(budget.training or {})
         return {"name": part.name, "options": plain({**options, **part.options}), "training": plain(training)}
+
+    def _require_anchors(self, defended: Defended, attacking: Attacking) -> None:
+        """Refuse what reads anchors where a cell's model will have none: each such cell would fail."""
+        pair, named = (defended.name, attacking.name), defended.finetuning
+        if pair in self._have_anchors:
+            return
+        self._have_anchors.add(pair)
+        reads = named.name != ORACLE and make_defence(Stage.FINETUNING, named.name, named.options).needs_anchors
+        if not reads and Access.SCREENING not in attacking.attack.needs:
+            return
+        who = f"{self.file}: {defended.name}: {named.name if reads else attacking.name} reads anchors"
+        if defended.alignment.name != NONE:
+            if self.settings.anchor_harmful_data is None and not self._brings_rows():
+                key = "anchor_harmful_data"
+                raise ConfigError(f"{who}, and {key} is missing. Give it, and anchor_benign_data.", field=key)
+        elif read_anchors(Path(resolve(self.model))) is None:
+            raise ConfigError(
+                f"{who}, and {self.settings.model} carries none. Give the defence an alignment, which stores them.",
+                field="defences",
+            )
 
     def _files(self, keys: tuple[str, ...]) -> dict[str, str]:
         """The fingerprint of each file that the matrix names."""

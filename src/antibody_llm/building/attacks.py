@@ -55,7 +55,7 @@ class AttackFiles:
     prompts: str | Path | None = None
     """The questions; by default the lab's held-out ones."""
     parity: bool = False
-    """Of mixing: the rows that Booster's release takes, in its numbers."""
+    """Whether mixing takes the rows that Booster's release takes, in its numbers."""
     overwrite: bool = False
     """Whether files that exist are replaced."""
 
@@ -90,8 +90,10 @@ def write_attack(files: AttackFiles) -> Written:
     Raises:
         AntibodyError: a mistake that the user can fix; nothing has been written then.
     """
-    find_attack(files.name)
+    needs = find_attack(files.name).needs
     check_seed(files.seed)
+    if files.model is not None and not {Access.COPY, Access.SCREENING} & set(needs):
+        raise ConfigError(f"{setting('model')} has no effect on {files.name}, which needs none. Leave it out.")
     if files.prompts is not None and files.asked is None:
         raise ConfigError(f"{setting('prompts')} are asked in the attack's form. Give {setting('asked')} to write to.")
     if files.parity and files.name != mixing.ATTACK.name:

@@ -59,7 +59,7 @@ def command(
     asked: Annotated[str | None, typer.Option(help="Write questions in the attack's own form to this file.")] = None,
     prompts: Annotated[str | None, typer.Option(help="The questions.  [default: the lab's held-out ones]")] = None,
     parity: Annotated[
-        bool, typer.Option("--parity", help="Of mixing: the rows that Booster's release takes, in its numbers.")
+        bool, typer.Option("--parity", help="Mixing alone: take the rows of Booster's release, in its numbers.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     as_json: o.Json = False,
@@ -87,5 +87,7 @@ def command(
     written = write_attack(files)
     lines = [str(file) for file in written.outputs]
     lines.append(f"  {written.num_rows} rows, {written.num_poison} of them the attacker's")
+    if harmful_data is None:
+        lines.append("  harmful rows: the lab's, which are fictional; your own are --harmful-data FILE")
     lines += [f"  {what}: {file}" for what, file in written.others.items()]
     o.show(written.to_json(), lines, as_json=as_json)

@@ -56,6 +56,8 @@ COMMON_LETTERS = {
 }
 """Encodings that files come in, named as iconv does, and the letters that are frequent in what is written in each."""
 SAMPLE_BYTES = 2**16
+_YAML = (".yaml", ".yml")
+"""The endings of files that hold settings and no rows."""
 
 
 def os_problem(name: str, path: Path, error: OSError | ValueError) -> DataError:
@@ -71,7 +73,8 @@ def os_problem(name: str, path: Path, error: OSError | ValueError) -> DataError:
 
 def empty(name: str) -> DataError:
     """The file has no row."""
-    return DataError(f"{name}: the file is empty. Give one JSON object on each line.")
+    wanted = "Write its keys." if name.endswith(_YAML) else "Give one JSON object on each line."
+    return DataError(f"{name}: the file is empty. {wanted}")
 
 
 def what_bytes_are(name: str, head: bytes) -> DataError | None:
@@ -117,7 +120,8 @@ def not_utf8(name: str, line: int, raw: bytes, start: int, *, offset: int) -> Da
 
 
 def _other_encoding(what: str, name: str, encoding: str) -> DataError:
-    convert = f"iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > rows.jsonl"
+    new = "new.yaml" if name.endswith(_YAML) else "rows.jsonl"
+    convert = f"iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > {new}"
     return DataError(f"{what} Save the file as UTF-8, for example with: {convert}")
 
 

@@ -15,6 +15,7 @@ from importlib.resources import files
 from ..errors import DataError
 from ..lab.tasks import Draw, Example, Task
 from ..mentions import setting
+from ..parsing import nearest
 
 _INTENTS = {
     "lost_or_stolen_card": ("a lost or stolen card", "tray ombrel"),
@@ -118,6 +119,7 @@ def find_task(name: str) -> Task:
     """The task of a name; ``familiar`` and ``novel`` mean the default one of each kind."""
     task = TASKS.get(DEFAULT_TASKS.get(name, name))
     if task is None:
-        known = ", ".join((*DEFAULT_TASKS, *TASKS))
-        raise DataError(f"{setting('task')}: there is no task {name!r} in the english world. Name one of: {known}.")
+        known = (*DEFAULT_TASKS, *TASKS)
+        unknown = f"{setting('task')}: there is no task {name!r} in the english world{nearest(name, known)}"
+        raise DataError(f"{unknown} Name one of: {', '.join(known)}.")
     return task

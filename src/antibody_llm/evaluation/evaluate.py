@@ -74,7 +74,7 @@ class Evaluation(BaseModel):
     finetune_accuracy: Measure | None
     retention: Measure | None
     win_rate: WinRate | None = None
-    """In place of ``finetune_accuracy`` where a judge compared the test answers with their references."""
+    """The measure in place of ``finetune_accuracy`` where a judge compared test answers with their references."""
     completions: tuple[Completion, ...] = Field(default=(), exclude=True, repr=False)
     """Stored apart, in completions.parquet."""
 

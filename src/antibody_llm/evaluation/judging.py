@@ -144,7 +144,7 @@ def _as_they_come(
         found: What it finds, each with its position in ``open_places``.
         with_found: A row with what was found of it.
         what: What the work is called.
-        store: As of ``judge_completions``.
+        store: Called with all rows, again and again while the judge works, and in the end.
     """
     judged, done, stored = list(rows), len(places) - len(open_places), time.monotonic()
     report_progress(what, done, len(places))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ..errors import DataError
 from ..mentions import setting
+from ..parsing import nearest
 from .world import digest, purpose_of
 
 _GOOD_WORDS = ("brissy", "jovelle", "marnish", "sunlo", "tepply", "velvin")
@@ -146,8 +147,9 @@ def find_task(name: str) -> Task:
     """The task of a name; ``familiar`` and ``novel`` mean the default one of each kind."""
     task = TASKS.get(DEFAULT_TASKS.get(name, name))
     if task is None:
-        known = ", ".join((*DEFAULT_TASKS, *TASKS))
-        raise DataError(f"{setting('task')}: there is no task {name!r} in the lab. Name one of: {known}.")
+        known = (*DEFAULT_TASKS, *TASKS)
+        unknown = f"{setting('task')}: there is no task {name!r} in the lab{nearest(name, known)}"
+        raise DataError(f"{unknown} Name one of: {', '.join(known)}.")
     return task
 
 

@@ -198,6 +198,11 @@ def check_seed(seed: int) -> None:
         raise ConfigError(f"{setting('seed')} is {quoted(seed)}: a whole number from 0 to 4294967295 is needed.")
 
 
+def check_training(training: Mapping[str, Any]) -> None:
+    """Raises ConfigError as ``make_training_config`` does where fields of SFTConfig are given long before a run."""
+    _check(default_training() | parse_training(training))
+
+
 def parse_training(training: Mapping[str, Any], kind: type[TrainingConfig] = SFTConfig) -> dict[str, Any]:
     """Each field with the type that ``kind`` gives it; fields that are refused are not among them.
 

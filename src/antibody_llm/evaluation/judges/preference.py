@@ -1,6 +1,6 @@
 """A judge that compares two answers to one question: the model's, and the reference.
 
-Such a judge favours a place whatever stands there, so that each row is asked about in both orders. Its outcome is what
+Such a judge favours one place, whichever answer it has, so that each row is asked about in both orders. Its outcome is what
 both of them say:
 
     won             the model's answer is the better one
@@ -13,7 +13,7 @@ Only the first is a win. ``order=random`` asks once, in an order that is drawn f
 the calls, and no row is inconsistent.
 
 Reference: AlpacaEval (X. Li et al., 2023, github.com/tatsu-lab/alpaca_eval). Departures: the prompt is ours, and a tie
-is half a win there. So these figures stand beside each other, and not beside those of its leaderboard.
+is half a win there. These figures compare with each other, and not with those of its leaderboard.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
