@@ -145,7 +145,7 @@ class Maker:
         turned: Turned = AS_IT_IS,
     ) -> Job:
         """The job of a cell."""
-        self._require_anchors(defended, attacking)
+        self.require_anchors(defended, attacking)
         settings, aligned = self.settings, self._alignment(defended.alignment, seed)
         regime = turned.regime or settings.regime
         finetuning = self.finetuning(defended, regime, budget)
@@ -221,8 +221,12 @@ class Maker:
             training |= {k: v for k, v in given.items() if v is not None} | dict(budget.training or {})
         return {"name": part.name, "options": plain({**options, **part.options}), "training": plain(training)}
 
-    def _require_anchors(self, defended: Defended, attacking: Attacking) -> None:
-        """Refuse what reads anchors where a cell's model will have none: each such cell would fail."""
+    def require_anchors(self, defended: Defended, attacking: Attacking) -> None:
+        """Refuse what reads anchors where a cell's model will have none: each such cell would fail.
+
+        Raises:
+            ConfigError: names the defence and what reads them.
+        """
         pair, named = (defended.name, attacking.name), defended.finetuning
         if pair in self._have_anchors:
             return

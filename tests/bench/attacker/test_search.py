@@ -143,6 +143,13 @@ def test_rows_that_are_given_as_files_have_no_halves_to_choose_by(tmp_path):
         searched(tmp_path, **files)
 
 
+def test_an_attack_that_could_only_fail_is_refused_before_the_first_trial(tmp_path):
+    defences = ["sft", {"name": "bare", "alignment": "none"}]
+    with pytest.raises(ConfigError, match=r"m.yaml: bare: adaptive reads anchors, and lab carries none"):
+        searched(tmp_path, defences=defences, attacks=["mixing", "adaptive"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_names_of_one_defence_share_a_study(tmp_path):
     twice = [{"name": "sft"}, {"name": "again"}]
     by_name, _ = found(tmp_path, budget=2, defences=twice)

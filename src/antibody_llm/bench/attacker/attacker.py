@@ -119,6 +119,8 @@ def attackers(matrix: Matrix) -> list[Attacker]:
     budget, task = next(iter(matrix.budgets.values())), maker.tasks[0]
     found = []
     for defended in matrix.defences:
+        for attacking in matrix.attacks:
+            maker.require_anchors(defended, attacking)
         training = {
             regime: maker.finetuning(defended, regime, budget)["training"]
             for regime in _regimes(matrix.settings.regime)

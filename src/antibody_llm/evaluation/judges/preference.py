@@ -1,7 +1,7 @@
 """A judge that compares two answers to one question: the model's, and the reference.
 
-Such a judge favours one place, whichever answer it has, so that each row is asked about in both orders. Its outcome is what
-both of them say:
+Such a judge favours one place, whichever answer it has, so that each row is asked about in both orders. Its outcome is
+what both of them say:
 
     won             the model's answer is the better one
     lost            the reference is
