@@ -225,7 +225,9 @@ def _judged_again(settings: EvaluateSettings, started: float) -> RunResult:
     comparer, compared = _comparer(settings.preference_judge or stored)
     if not judges and comparer is None:
         raise ConfigError(f"no judge is named. Name one or more with {setting('judges')}.")
-    again = [*judges, *([] if comparer is None or settings.preference_judge is None else [comparer])]
+    again: list[Judge | PreferenceJudge] = [*judges]
+    if comparer is not None and settings.preference_judge is not None:
+        again.append(comparer)
     config: dict[str, Any] = {
         "verb": "evaluate",
         "rejudge": {"source": str(source), "sha256": file_digest(source)},
