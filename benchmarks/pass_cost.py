@@ -120,10 +120,10 @@ def read(role: Role) -> Part:
 def read_onto_prompt(context: StepContext, batches: Batches) -> Run:
     """Forward of refusals alone, going on from the kept keys and values of the user's prompts."""
     rows = only(batches[Role.USER]).rows
-    past = rows[0].spans[0][0] - 1
+    past = rows[0].spans[0][0]
     ids = torch.tensor([row.input_ids for row in rows], device=context.device)
     refusals = torch.tensor([context.refusals.of(row, row.row_id) for row in rows], device=context.device)
-    inputs = torch.cat([ids[:, past : past + 1], refusals[:, :-1]], dim=1)
+    inputs = refusals[:, :-1]  # the forward of the completions predicts the first token
     kept: Any = DynamicCache()
 
     @torch.no_grad()
@@ -133,7 +133,7 @@ def read_onto_prompt(context: StepContext, batches: Batches) -> Run:
             cache.update(layer.keys, layer.values, number)
         mask = torch.ones(len(rows), past + inputs.shape[1], dtype=torch.long, device=context.device)
         logits = context.model(input_ids=inputs, attention_mask=mask, past_key_values=cache, use_cache=True).logits
-        return token_nll(logits, refusals)
+        return token_nll(logits, refusals[:, 1:])
 
     with torch.no_grad():
         context.model(input_ids=ids[:, :past], past_key_values=kept, use_cache=True)

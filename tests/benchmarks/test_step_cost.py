@@ -55,7 +55,7 @@ def passes(run):
         ("sft", (1, 1)),
         ("undefended", (1, 1)),
         ("finetune", (2, 1)),  # the second over the refusal's tokens alone
-        ("align", (4, 4)),
+        ("align", (6, 4)),  # the prompts of the harmful rows apart, once at w and once at w_pert
         ("published_finetune", (3, 1)),
         ("published_align", (5, 5)),
     ],

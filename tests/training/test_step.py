@@ -3,10 +3,13 @@ import copy
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import MistralConfig
 
+from antibody_llm.data.records import TokenizedRow
 from antibody_llm.likelihood.microbatch import MicroBatch, StepBatch
 from antibody_llm.primitives.perturb import perturbed_weights
 from antibody_llm.training.step import Clock, RowTerms, StepContext
+from tests.likelihood.test_refusals import SMALL, other
 from tests.tinylm import micro, plain_nll, random_refusals, random_rows, step, tick, tiny_llama
 
 
@@ -77,6 +80,51 @@ def test_a_constant_added_to_all_scores_changes_nothing():
         atol=0,
         rtol=0,
     )
+
+
+def sharing(model, rows, size):
+    """Sweeps of rows and of their refusals on shared prompts, and what they must be."""
+    context = StepContext(model, refusals=random_refusals())
+    harmful = step(rows, size)
+    refused = context.with_refusals(harmful)
+    refusals, completions = context.gradients_on_shared_prompts(refused, harmful)
+    plain = [
+        plain_gradient(model, [row for row, _ in batch.rows()], torch.ones(len(rows))) for batch in (refused, harmful)
+    ]
+    return [(refusals, *plain[0]), (completions, *plain[1])]
+
+
+@pytest.mark.parametrize("num_turns", [1, 2])
+@pytest.mark.parametrize("size", [8, 3, 1])
+def test_batches_of_the_same_prompts_have_the_gradients_that_each_has_by_itself(size, num_turns):
+    for sweep, expected, loss in sharing(tiny_llama(), random_rows(8, num_turns=num_turns), size):
+        assert_close(sweep.gradients, list(expected), atol=1e-6, rtol=1e-5)
+        assert sweep.loss == pytest.approx(loss, rel=1e-5)
+
+
+def one_token_prompts(rows):
+    return [
+        TokenizedRow(row.row_id, row.input_ids[row.spans[0][0] - 1 :], ((1, 1 + end - start),), row.template)
+        for row in rows
+        for start, end in row.spans
+    ]
+
+
+@pytest.mark.parametrize("why", ["checkpointing", "a sliding window", "prompts of one token"])
+def test_where_prompts_cannot_be_shared_each_batch_has_a_sweep_of_its_own(why, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("prompts were shared")
+
+    monkeypatch.setattr("antibody_llm.training.step.read_prompts", never)
+    model, rows = tiny_llama(), random_rows(4)
+    if why == "checkpointing":
+        model.gradient_checkpointing_enable()
+    elif why == "a sliding window":
+        model = other(MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=8))
+    else:
+        rows = one_token_prompts(rows)
+    for sweep, expected, _ in sharing(model, rows, 2):
+        assert_close(sweep.gradients, list(expected), atol=1e-6, rtol=1e-5)
 
 
 def test_a_repeated_row_is_not_counted():

@@ -6,14 +6,14 @@ at the start of a run (``check_completion_nll``).
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from ..data.collate import pad
 from ..errors import DataError, TrainingError
@@ -62,11 +62,13 @@ class CompletionLogits:
         logits: [B, W, V], with graph: W positions, from the first completion token of the micro-batch to the last.
         targets: [B, W]: the token that each position predicts; -100 where none is trained.
         turns: [B, W]: which of the row's trained turns a target belongs to, 0-based; -1 where none is trained.
+        first: The token whose prediction comes first in each row.
     """
 
     logits: Tensor
     targets: Tensor
     turns: Tensor
+    first: int
 
     @property
     def trained(self) -> Tensor:
@@ -78,9 +80,55 @@ class CompletionLogits:
         """[B, W], float32, nats: the NLL of each target; 0 where none is trained."""
         return token_nll(self.logits, self.targets)
 
+    def by_turn(self, num_turns: int) -> TurnNLL:
+        """The NLL summed over each of the rows' trained turns."""
+        nll = self.nll
+        members = [self.turns == k for k in range(num_turns)]
+        if num_turns == 1:
+            total = nll.sum(dim=1, keepdim=True)  # zero off the completion already
+        else:
+            total = torch.stack([(nll * member).sum(dim=1) for member in members], dim=1)
+        num_tokens = torch.stack([member.sum(dim=1) for member in members], dim=1)
+        return TurnNLL(total, num_tokens.to(total.dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What the rows of a micro-batch go on from: keys and values of earlier tokens, with their graph.
+
+    Attributes:
+        layers: Keys and values of each layer, [B, heads, P, D] both.
+        mask: [B, P], int64, 0 at padding, which is on the right.
+    """
+
+    layers: Sequence[tuple[Tensor, Tensor]]
+    mask: Tensor
+
+    def inputs(self, mask: Tensor) -> dict[str, object]:
+        """What a forward takes besides its tokens; the keys and values here stay as they are.
+
+        Args:
+            mask: [B, W], 0 at padding of the tokens that go on.
+        """
+        cache = DynamicCache()
+        for number, (keys, values) in enumerate(self.layers):
+            cache.update(keys, values, number)
+        return {
+            "attention_mask": torch.cat([self.mask, mask], dim=1),
+            "position_ids": self.mask.sum(dim=1, keepdim=True) + torch.arange(mask.shape[1], device=mask.device),
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+
 
 def completion_logits(
-    model: nn.Module, micro: MicroBatch, *, pad_id: int, cache: Cache | None = None, plain: bool = False
+    model: nn.Module,
+    micro: MicroBatch,
+    *,
+    pad_id: int,
+    cache: Cache | None = None,
+    past: Past | None = None,
+    plain: bool = False,
 ) -> CompletionLogits:
     """The logits at the trained turns of a micro-batch; arguments and errors are those of ``completion_nll``."""
     tensors = pad(micro.rows, pad_id, device=next(model.parameters()).device)
@@ -88,23 +136,32 @@ def completion_logits(
     if not (labels != IGNORED).any(dim=1).all():
         empty = next(row.row_id for row in micro.rows if not any(end > start for start, end in row.spans))
         raise DataError(f"row {empty} has no completion token to train on; its weight would be 0/0.")
-    inputs = {"input_ids": tensors["input_ids"], "attention_mask": tensors["attention_mask"]}
+    ids, mask = tensors["input_ids"], tensors["attention_mask"]
     # Position t predicts token t + 1: `first` predicts the first completion token of the micro-batch.
     first, last = 0, labels.shape[1] - 1
-    extra: dict[str, object] = {"use_cache": cache is not None}
+    extra: dict[str, object] = {"attention_mask": mask, "use_cache": cache is not None}
     if cache is not None:
         extra["past_key_values"] = cache
+    if past is not None:
+        ids = ids[:, :last]  # the last token predicts nothing
+        extra = past.inputs(mask[:, :last])
     if not plain and takes_logits_to_keep(model):
         first = min(row.spans[0][0] for row in micro.rows) - 1
         last = max(row.spans[-1][1] for row in micro.rows) - 1
         extra["logits_to_keep"] = torch.arange(first, last, device=labels.device)
-    logits = model(**inputs, **extra).logits
+    logits = model(input_ids=ids, **extra).logits
     predicted = slice(first + 1, last + 1)
-    return CompletionLogits(logits[:, : last - first], labels[:, predicted], turns[:, predicted])
+    return CompletionLogits(logits[:, : last - first], labels[:, predicted], turns[:, predicted], first)
 
 
 def completion_nll(
-    model: nn.Module, micro: MicroBatch, *, pad_id: int, cache: Cache | None = None, plain: bool = False
+    model: nn.Module,
+    micro: MicroBatch,
+    *,
+    pad_id: int,
+    cache: Cache | None = None,
+    past: Past | None = None,
+    plain: bool = False,
 ) -> TurnNLL:
     """NLL of every trained turn of a micro-batch, with its graph.
 
@@ -113,21 +170,14 @@ def completion_nll(
         micro: The rows.
         pad_id: The token to pad with; padding is masked and has no label.
         cache: An empty cache, to be filled with the keys and values of the whole rows.
+        past: What the rows go on from, if it has been read already.
         plain: Compute logits at every position, as ``check_completion_nll`` does to compare.
 
     Raises:
         DataError: a row has no completion token.
     """
-    found = completion_logits(model, micro, pad_id=pad_id, cache=cache, plain=plain)
-    nll = found.nll
-    num_turns = max(len(row.spans) for row in micro.rows)
-    members = [found.turns == k for k in range(num_turns)]
-    if num_turns == 1:
-        total = nll.sum(dim=1, keepdim=True)  # zero off the completion already
-    else:
-        total = torch.stack([(nll * member).sum(dim=1) for member in members], dim=1)
-    num_tokens = torch.stack([member.sum(dim=1) for member in members], dim=1)
-    return TurnNLL(total, num_tokens.to(total.dtype))
+    found = completion_logits(model, micro, pad_id=pad_id, cache=cache, past=past, plain=plain)
+    return found.by_turn(max(len(row.spans) for row in micro.rows))
 
 
 @contextmanager

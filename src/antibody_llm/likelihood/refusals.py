@@ -1,14 +1,13 @@
 """NLL of refusals to the prompts of a micro-batch, computed beside the training forward.
 
-    [x_1 .. x_P, y]   the training forward, which leaves its keys and values
-    [x_P, r]          the refusal: attends to x_1 .. x_{P-1} of the above and to itself
+    [x_1 .. x_P, y]   the training forward, which leaves its keys and values, and predicts r_1 where it predicts y_1
+    [r_1 .. r_{R-1}]  the refusal: attends to x_1 .. x_P of the above and to itself
 
 ``cached`` runs only the second line, without gradient, on the first line's keys and values: the prompt is computed once
-for both. x_P is fed again because its output, the prediction of r_1, is read from the same place; its first copy, y and
-the padding are masked, and r continues from x_P's position. ``separate`` is a short forward of [x, r] alone, for
-models whose layers are not plain causal attention (sliding window, recurrent, hybrid), under gradient checkpointing
-(which keeps no cache) and with a quantised base. The two agree up to rounding, and are compared once at the start of a
-run.
+for both. y and the padding are masked, and r continues from x_P's position. ``separate`` is a short forward of [x, r]
+alone, for models whose layers are not plain causal attention (sliding window, recurrent, hybrid), under gradient
+checkpointing (which keeps no cache) and with a quantised base. The two agree up to rounding, and are compared once at
+the start of a run.
 
 Source: the two NLLs of s_i in Antibody (2603.00498), Sec. 4.2; the arrangement is ours. The released code runs three
 forwards. A packed row with a 4-D mask gives the same numbers, but puts the refusal through the backward pass too.
@@ -27,7 +26,16 @@ from ..data.records import Template, TokenizedRow
 from ..errors import ConfigError, TrainingError
 from ..mentions import setting
 from ..primitives.likelihood import IGNORED, token_nll
-from .completion import TurnNLL, bare, completion_nll, evaluating, tolerance
+from .completion import (
+    CompletionLogits,
+    Past,
+    TurnNLL,
+    bare,
+    completion_logits,
+    completion_nll,
+    evaluating,
+    tolerance,
+)
 from .microbatch import MicroBatch
 
 
@@ -125,8 +133,9 @@ def completion_and_refusal_nll(
     ids = [refusals.of(micro.rows[i], micro.rows[i].row_id) for i, _ in pairs]
     if scoring is Scoring.CACHED:
         cache = DynamicCache()
-        completions = completion_nll(model, micro, pad_id=pad_id, cache=cache)
-        totals = _cached_refusal_totals(model, micro, pairs, ids, cache)
+        found = completion_logits(model, micro, pad_id=pad_id, cache=cache)
+        completions = found.by_turn(max(len(row.spans) for row in micro.rows))
+        totals = _cached_refusal_totals(model, micro, pairs, ids, cache, found)
     else:
         completions = completion_nll(model, micro, pad_id=pad_id)
         rows = tuple(refusals.row(micro.rows[i], micro.rows[i].row_id, turn=k) for i, k in pairs)
@@ -170,62 +179,65 @@ def completion_and_several_refusals(
         rows = tuple(refusals.row(row, number) for row, number in zip(micro.rows, column, strict=True))
         return MicroBatch(rows, micro.counted, micro.positions)
 
-    def mean(batch: MicroBatch, cache: Cache | None = None) -> Tensor:
-        return completion_nll(model, batch, pad_id=pad_id, cache=cache).mean[:, 0]
+    def mean(batch: MicroBatch) -> Tensor:
+        return completion_nll(model, batch, pad_id=pad_id).mean[:, 0]
 
     if scoring is Scoring.SEPARATE:
         separate = torch.stack([mean(refused(column)) for column in columns], dim=1)
         return (mean(micro) if with_completion else None), separate
     cache = DynamicCache()
-    means = []
-    completion = None
-    if with_completion:
-        completion = mean(micro, cache)
-    else:
-        means.append(mean(refused(columns.pop(0)), cache))
+    found = completion_logits(model, micro if with_completion else refused(columns.pop(0)), pad_id=pad_id, cache=cache)
+    first = found.by_turn(1).mean[:, 0]
+    means = [] if with_completion else [first]
     pairs = [(i, 0) for i in range(len(micro.rows))]
     for column in columns:
         ids = [refusals.of(row, number) for row, number in zip(micro.rows, column, strict=True)]
-        lengths = torch.tensor([float(len(r)) for r in ids], device=next(model.parameters()).device)
-        means.append(_cached_refusal_totals(model, micro, pairs, ids, cache) / lengths)
-    return completion, torch.stack(means, dim=1)
+        lengths = torch.tensor([float(len(r)) for r in ids], device=first.device)
+        means.append(_cached_refusal_totals(model, micro, pairs, ids, cache, found) / lengths)
+    return (first if with_completion else None), torch.stack(means, dim=1)
 
 
 @torch.no_grad()
 def _cached_refusal_totals(
-    model: nn.Module, micro: MicroBatch, pairs: list[tuple[int, int]], ids: list[tuple[int, ...]], cache: Cache
+    model: nn.Module,
+    micro: MicroBatch,
+    pairs: list[tuple[int, int]],
+    ids: list[tuple[int, ...]],
+    cache: Cache,
+    found: CompletionLogits,
 ) -> Tensor:
-    """[pairs], nats. Feeds [x_P, r_1 .. r_{R-1}] onto the keys and values of x_1 .. x_{P-1}."""
-    device = next(model.parameters()).device
-    width = max(len(r) for r in ids)
-    past = max(1, *(micro.rows[i].spans[k][0] - 1 for i, k in pairs))  # later positions are masked in every row
+    """[pairs], nats. Feeds [r_1 .. r_{R-1}] onto the keys and values of x_1 .. x_P.
+
+    Args:
+        model: The model.
+        micro: The rows whose forward came first.
+        pairs: The row and the turn of each refusal.
+        ids: The refusals.
+        cache: The keys and values of that forward.
+        found: What it predicted.
+    """
+    device = found.logits.device
+    rows = torch.tensor([i for i, _ in pairs], device=device)
+    starts = torch.tensor([micro.rows[i].spans[k][0] for i, k in pairs])  # P
+    after_prompt = found.logits.detach()[rows, (starts - 1 - found.first).to(device)]
+    first = token_nll(after_prompt[:, None], torch.tensor([[r[0]] for r in ids], device=device))[:, 0]
+    width, num_past = max(len(r) for r in ids) - 1, int(starts.max())  # later positions are masked in every row
+    if width == 0:
+        return first
     inputs = torch.zeros(len(pairs), width, dtype=torch.long)
     targets = torch.full((len(pairs), width), IGNORED)
-    mask = torch.zeros(len(pairs), past + width, dtype=torch.long)
-    starts = torch.tensor([micro.rows[i].spans[k][0] for i, k in pairs])
-    for n, ((i, _), refusal) in enumerate(zip(pairs, ids, strict=True)):
-        before = int(starts[n]) - 1  # x_1 .. x_{P-1}
-        inputs[n, : len(refusal)] = torch.tensor([micro.rows[i].input_ids[before], *refusal[:-1]])
-        targets[n, : len(refusal)] = torch.tensor(refusal)
-        mask[n, :before] = 1
-        mask[n, past : past + len(refusal)] = 1
-    rows = torch.tensor([i for i, _ in pairs], device=device)
-    all_rows = len(pairs) == len(micro.rows)
-    shared = DynamicCache()
+    for n, refusal in enumerate(ids):
+        inputs[n, : len(refusal) - 1] = torch.tensor(refusal[:-1])
+        targets[n, : len(refusal) - 1] = torch.tensor(refusal[1:])
+    kept: list[tuple[Tensor, Tensor]] = []
     layers: list[Any] = cache.layers  # plain attention keeps keys and values in every one
-    for number, layer in enumerate(layers):
-        keys, values = layer.keys[:, :, :past].detach(), layer.values[:, :, :past].detach()
-        if not all_rows:
-            keys, values = keys[rows], values[rows]
-        shared.update(keys, values, number)
-    logits = model(
-        input_ids=inputs.to(device),
-        attention_mask=mask.to(device),
-        position_ids=(starts[:, None] - 1 + torch.arange(width)).to(device),
-        past_key_values=shared,
-        use_cache=True,
-    ).logits
-    return token_nll(logits, targets.to(device)).sum(dim=1)
+    for layer in layers:
+        keys, values = layer.keys[:, :, :num_past].detach(), layer.values[:, :, :num_past].detach()
+        kept.append((keys, values) if len(pairs) == len(micro.rows) else (keys[rows], values[rows]))
+    past = Past(kept, (torch.arange(num_past) < starts[:, None]).long().to(device))
+    real = (targets != IGNORED).long().to(device)
+    logits = model(input_ids=inputs.to(device), **past.inputs(real)).logits
+    return first + token_nll(logits, targets.to(device)).sum(dim=1)
 
 
 def check_scoring(model: nn.Module, micro: MicroBatch, refusals: Refusals, *, pad_id: int, scoring: Scoring) -> None:

@@ -16,52 +16,20 @@ from torch import Tensor, nn
 from ..data.records import TokenizedRow
 from ..likelihood.completion import evaluating, tolerance
 from ..likelihood.microbatch import MicroBatch, StepBatch
-from ..likelihood.ranks import all_reduce, all_reduce_gradients
 from ..likelihood.reader import ModelReader
-from ..likelihood.refusals import Refusals, Scoring
+from ..likelihood.refusals import Refusals, Scoring, usable_scoring
+from ..likelihood.shared_prompts import check_shared_prompts, read_prompts
 from ..models.adapters import trainable_parameters
 from ..primitives.gradients import Gradients
 from ..screening.anchors import Anchors, absent_anchors
 from .sharding import check_sharding, require_shards, sharded_gradient, share_out
-
-
-@dataclass(frozen=True, slots=True)
-class RowTerms:
-    """One micro-batch's share of a weighted mean over rows,  sum_i e^a_i num_i / sum_i e^a_i den_i.
-
-    Attributes:
-        numerator: [B], with graph: for the token mean, the NLL summed over the row's completion tokens.
-        denominator: [B], no graph: for the token mean, the number of these tokens.
-        log_weight: [B], no graph: a_i. None if all are 0.
-        score: [B], no graph: the score that the weight was computed from, for the record.
-    """
-
-    numerator: Tensor
-    denominator: Tensor
-    log_weight: Tensor | None = None
-    score: Tensor | None = None
-
+from .sweep import RowTerms as RowTerms
+from .sweep import RunningMean as RunningMean
+from .sweep import Sweep as Sweep
 
 RowLoss = Callable[[MicroBatch], RowTerms]
 Batches = Mapping[str, StepBatch]
 """The rows of an optimiser step by role."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """The gradient of a loss over one whole step.
-
-    Attributes:
-        gradients: One per trainable parameter, summed over ranks: the gradient of the global mean.
-        loss: The global mean, nats per token (or per row, as the terms define it).
-        weights: [rows of this rank], in the order of ``StepBatch.rows()``: e^a_i / sum over all ranks; they add to 1.
-        scores: [rows of this rank], in the order of ``weights``, if the terms had scores.
-    """
-
-    gradients: Gradients
-    loss: float
-    weights: Tensor
-    scores: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,56 +211,59 @@ class StepContext(ModelReader):
         """
         if isinstance(loss, str):
             loss = {"token_mean_nll": self.token_mean_nll, "sequence_mean_nll": self.sequence_mean_nll}[loss]
-        gradients: Gradients | None = None
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # numerator, denominator, weights
-        c = torch.tensor(float("-inf"), device=self.device)
-        weights: list[Tensor] = []
-        scores: list[Tensor] = []
+        mean = RunningMean(self.gradient_of, self.device, sharded=self.sharded)
         for micro in batch.micro_batches:
-            terms = loss(micro)
-            counted = torch.tensor(micro.counted, device=self.device)
-            if terms.log_weight is None:
-                log_weight = torch.zeros_like(terms.denominator)
-                risen = torch.zeros((), device=self.device)
-            else:
-                log_weight = terms.log_weight.float()
-                local = torch.where(counted, log_weight, -torch.inf).max()
-                risen = torch.maximum(c, all_reduce(local, "max"))
-            if risen > c and gradients is not None:
-                factor = torch.exp(c - risen)
-                gradients = [g.mul_(factor.to(g.dtype)) for g in gradients]
-                sums *= factor
-                weights = [w * factor for w in weights]
-            c = risen
-            w = torch.where(counted, torch.exp(log_weight - c), 0.0)
-            numerator = (w * terms.numerator).sum()
-            part = self._gradient_of(numerator)
-            if gradients is None:
-                gradients = part
-            else:
-                torch._foreach_add_(gradients, part)
-            sums += torch.stack([numerator.detach(), (w * terms.denominator).sum(), w.sum()]).double()
-            weights.append(w)
-            if terms.score is not None:
-                scores.append(terms.score)
-        assert gradients is not None, "a step has at least one micro-batch on every rank"
-        if not self.sharded:
-            all_reduce_gradients(gradients)
-        all_reduce(sums)
-        numerator_sum, denominator_sum, weight_sum = sums.tolist()
-        torch._foreach_div_(gradients, denominator_sum)
-        return Sweep(
-            gradients,
-            loss=numerator_sum / denominator_sum,
-            weights=torch.cat(weights) / weight_sum,
-            scores=torch.cat(scores) if scores else None,
-        )
+            mean.add(loss(micro), micro)
+        return mean.sweep()
 
-    def _gradient_of(self, total: Tensor) -> Gradients:
-        """The gradient of a scalar of this rank; if the model is sharded, summed over ranks."""
+    def gradients_on_shared_prompts(self, *batches: StepBatch) -> list[Sweep]:
+        """Sweep batches of the same prompts for the gradient of each one's token mean; the prompts are computed once.
+
+        The same prompts are always computed in the same way, so that two gradients at neighbouring weights differ by
+        the weights alone. Where prompts cannot be shared, each batch has a sweep of its own.
+
+        Args:
+            batches: The same prompts in the same micro-batches, each batch with completions of its own. The graph of
+                one is in memory at a time, with that of the prompts; the longest belongs last.
+        """
+        if not self._shares_prompts(batches):
+            return [self.gradient("token_mean_nll", batch) for batch in batches]
+        means = [RunningMean(self.gradient_of, self.device, sharded=self.sharded) for _ in batches]
+        for micros in zip(*(batch.micro_batches for batch in batches), strict=True):
+            with self.autocast():
+                prompts = read_prompts(self.model, micros, pad_id=self.pad_id)
+            for mean, micro in zip(means, micros, strict=True):
+                with self.autocast():
+                    nll = prompts.completion_nll(self.model, micro, pad_id=self.pad_id)
+                mean.add(RowTerms(nll.row_total, nll.row_tokens), micro, keep_graph=mean is not means[-1])
+        return [mean.sweep() for mean in means]
+
+    def _shares_prompts(self, batches: Sequence[StepBatch]) -> bool:
+        if self.sharded or usable_scoring(self.model, Scoring.AUTO) is not Scoring.CACHED:
+            return False
+        return all(row.spans[0][0] > 1 for batch in batches for row, _ in batch.rows())  # else nothing is shared
+
+    def check_shared_prompts(self, *batches: StepBatch) -> None:
+        """Compare ``gradients_on_shared_prompts`` with separate forwards on the first micro-batch.
+
+        Raises:
+            TrainingError: they differ by more than rounding.
+        """
+        if self._shares_prompts(batches):
+            micros = [batch.micro_batches[0] for batch in batches]
+            with self.autocast():
+                check_shared_prompts(self.model, self.parameters, micros, pad_id=self.pad_id)
+
+    def gradient_of(self, total: Tensor, *, keep_graph: bool = False) -> Gradients:
+        """The gradient of a scalar of this rank; if the model is sharded, summed over ranks.
+
+        Args:
+            total: The scalar.
+            keep_graph: Whether another gradient will be taken through a part of its graph; never of a sharded model.
+        """
         if self.sharded:
             return sharded_gradient(total, self.parameters, self._all_parameters)
-        return list(torch.autograd.grad(total, self.parameters, materialize_grads=True))
+        return list(torch.autograd.grad(total, self.parameters, retain_graph=keep_graph, materialize_grads=True))
 
     def token_mean_nll(self, micro: MicroBatch) -> RowTerms:
         """The terms of the mean over all completion tokens of the step, which is Hugging Face's loss."""

@@ -18,7 +18,10 @@
 divides by |d| |g_a| instead, and the published numbers come from that, so "cosine" is the default.
 
 Norms, products and cosines run over all trainable weights together and over the whole optimiser step.
-Four forward and four backward passes; the release makes five of each and a deep copy of the model.
+Four forward and four backward passes; the release makes five of each and a deep copy of the model. The two at w_pert
+are over the same prompts, whose forward is made once for both (StepContext.gradients_on_shared_prompts). Their backward
+is not: grad h is needed apart from grad r, since lam_t depends on it. The rows of f and h are drawn independently, as
+in the release, so that these two passes share nothing.
 
 Reference: Antibody, ICLR 2026, https://arxiv.org/abs/2603.00498. Departures from the release: lam_t is kept in
 checkpoints (there a resumed run restarts its average); a harmful row is paired with another refusal each time, number
@@ -39,7 +42,7 @@ from ...likelihood.microbatch import StepBatch
 from ...primitives.gradients import Gradients, combined, difference, dot, norm, scaled, unit
 from ...primitives.perturb import perturbed_weights
 from ...training.defence import About, Defence
-from ...training.step import Batches, StepContext, StepResult
+from ...training.step import Batches, StepContext, StepResult, Sweep
 
 Normalisation = Literal["cosine", "kkt"]
 
@@ -86,8 +89,7 @@ def antibody_update(
     *,
     alignment_gradient: Callable[[], Gradients],
     harmful_gradient: Callable[[], Gradients],
-    attacked_gradient: Callable[[], Gradients],
-    refusal_gradient: Callable[[], Gradients],
+    attacked_gradients: Callable[[], tuple[Gradients, Gradients]],
     alpha: float,
     lam: Callable[[Gradients, Gradients], float | Tensor],
     lam2: float,
@@ -98,8 +100,7 @@ def antibody_update(
         params: Trainable weights, perturbed for two of the four passes and restored exactly.
         alignment_gradient: grad f here.
         harmful_gradient: grad h here, at w.
-        attacked_gradient: grad h here, at w_pert.
-        refusal_gradient: grad r here, at w_pert; not called if ``lam2`` is 0.
+        attacked_gradients: grad h and grad r here, at w_pert; the second is not looked at if ``lam2`` is 0.
         alpha: Radius of the simulated attack.
         lam: A function that gives lam_t from (g_a, d).
         lam2: Weight of the refusal term.
@@ -107,10 +108,9 @@ def antibody_update(
     g_a = alignment_gradient()  # pass 1, at w
     g_h = harmful_gradient()  # pass 2, at w
     with perturbed_weights(params, scaled(unit(g_h), -alpha)):  # w_pert
-        g_p = attacked_gradient()  # pass 3
-        refusing = [(lam2, refusal_gradient())] if lam2 else []  # pass 4
+        g_p, g_r = attacked_gradients()  # passes 3 and 4
     d = difference(g_h, g_p)
-    return combined(g_a, (lam(g_a, d), d), *refusing)
+    return combined(g_a, (lam(g_a, d), d), (lam2, g_r))
 
 
 class AntibodyAlignment(Defence):
@@ -135,22 +135,35 @@ class AntibodyAlignment(Defence):
         self.config = config
         self.lam: Tensor | None = None  # lam_{t-1}
 
+    def check(self, context: StepContext) -> None:
+        """Check as every defence does, and compare gradients on shared prompts with separate ones."""
+        super().check(context)
+        harmful = StepBatch.of(context.rows[Role.HARMFUL][:4])
+        context.check_shared_prompts(context.with_refusals(harmful), harmful)
+
     def step(self, context: StepContext, batches: Batches) -> StepResult:
         """Take one step, as in the head of this file."""
         harmful = batches[Role.HARMFUL]
         losses: dict[str, float] = {}
 
-        def gradient(name: str, batch: StepBatch) -> Gradients:
-            sweep = context.gradient("token_mean_nll", batch)
+        def kept(name: str, sweep: Sweep) -> Gradients:
             losses[name] = sweep.loss
             return sweep.gradients
 
+        def harmful_gradient() -> Gradients:  # on prompts read as at w_pert, so that d has no rounding of another form
+            (sweep,) = context.gradients_on_shared_prompts(harmful)
+            return kept("harmful", sweep)
+
+        def attacked_gradients() -> tuple[Gradients, Gradients]:
+            refused = [context.with_refusals(harmful)] if self.config.lam2 else []
+            *refusing, attacked = context.gradients_on_shared_prompts(*refused, harmful)
+            return kept("attacked", attacked), kept("refusal", refusing[0]) if refusing else []
+
         update = antibody_update(
             context.parameters,
-            alignment_gradient=lambda: gradient("alignment", batches[Role.ALIGNMENT]),
-            harmful_gradient=lambda: gradient("harmful", harmful),
-            attacked_gradient=lambda: gradient("attacked", harmful),
-            refusal_gradient=lambda: gradient("refusal", context.with_refusals(harmful)),
+            alignment_gradient=lambda: kept("alignment", context.gradient("token_mean_nll", batches[Role.ALIGNMENT])),
+            harmful_gradient=harmful_gradient,
+            attacked_gradients=attacked_gradients,
             alpha=self.config.alpha,
             lam=self._lambda,
             lam2=self.config.lam2,
