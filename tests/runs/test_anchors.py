@@ -8,6 +8,7 @@ import pytest
 from antibody_llm.cli.main import run
 from antibody_llm.data.records import Message, Record, Template
 from antibody_llm.errors import ConfigError, DataError, ModelError, OutputError
+from antibody_llm.events import Stopped, Wish
 from antibody_llm.files import held
 from antibody_llm.lab.rows import build_rows
 from antibody_llm.models.names import resolve
@@ -160,3 +161,16 @@ def test_what_cannot_become_anchors_is_refused_before_a_model_is_loaded(tmp_path
 def test_a_row_that_is_called_both_is_refused(model, polite):
     with pytest.raises(DataError, match="1 anchor rows are both harmful and benign"):
         anchors(model, anchor_benign_data=polite, anchor_harmful_data=polite[:1])
+
+
+def test_reading_anchors_is_heard_of_and_a_stop_meanwhile_leaves_the_old_ones(model, polite):
+    told = []
+    anchors(model, anchor_benign_data=polite, listen=told.append)
+    read = [(event.done, event.total) for event in told if event.kind == "progress" and event.what == "reading anchors"]
+    assert read[0] == (0, 148)  # two passes over 32 harmful and 42 benign rows
+    assert read == sorted(set(read))
+    assert read[-1] == (148, 148)
+    before = (model / "anchors.safetensors").read_bytes()
+    with pytest.raises(Stopped, match="stopped at reading anchors"):
+        anchors(model, anchor_benign_data=polite, listen=lambda event: Wish.STOP)
+    assert (model / "anchors.safetensors").read_bytes() == before

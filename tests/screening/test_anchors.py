@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from tests.tinylm import random_refusals, random_rows, tiny_llama
 from tests.training.helpers import anchor_rows
 from torch.testing import assert_close
+from transformers.models.llama.modeling_llama import LlamaModel
 
 from antibody_llm.errors import DataError, ModelError, TrainingError
 from antibody_llm.likelihood.reader import ModelReader
@@ -13,12 +15,15 @@ from antibody_llm.primitives.statistics import auroc
 from antibody_llm.screening.anchors import (
     ANCHORS,
     check_anchors,
+    checked_anchors,
     make_anchors,
     read_anchors,
+    with_measure,
     write_anchors,
 )
 from antibody_llm.screening.evidence import EvidenceKind
 from antibody_llm.screening.probe import fit_probe, held_out_shifts
+from antibody_llm.screening.reading import collect
 from antibody_llm.screening.states import normalised
 
 
@@ -27,8 +32,50 @@ def context(aligned=1, base=2):
 
 
 @pytest.fixture(scope="module")
-def anchors():
+def made():
     return make_anchors(context(), anchor_rows()[0], anchor_rows()[1][:10], num_refusals=2)
+
+
+@pytest.fixture(scope="module")
+def anchors(made):
+    """With what every measure needs."""
+    for measure in EvidenceKind:
+        made = with_measure(context(), made, measure)
+    return made
+
+
+def test_each_of_both_models_reads_every_prompt_once_and_no_answer_or_refusal(monkeypatch):
+    lengths, told = [], []
+    forward = LlamaModel.forward
+
+    def counted(self, *args, **kwargs):
+        lengths.append(kwargs["attention_mask"].sum(dim=1).tolist())
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", counted)
+    harmful, benign = anchor_rows()
+    made = make_anchors(context(), harmful, benign, progress=told.append)
+    prompts = [row.spans[0][0] for row in (*harmful, *benign)]
+    assert sorted(chain(*lengths)) == sorted(prompts * 2)
+    assert sum(told) == 2 * len(prompts)
+    assert {measure for measure in EvidenceKind if made.evidence.has(measure)} == {"feature-shift", "refusal-feature"}
+
+
+@pytest.mark.parametrize("measure", list(EvidenceKind))
+def test_evidence_of_anchors_is_that_which_an_upload_s_rows_are_read_for(anchors, made, measure):
+    direct = collect(context(), made.rows, [measure], probe=made.probe, num_refusals=2).of(measure)
+    assert_close(anchors.evidence.of(measure), direct, atol=1e-4, rtol=1e-4)
+
+
+def test_a_measure_is_read_on_demand_once_what_is_stored_has_been_compared(made):
+    read = checked_anchors(context(), made, EvidenceKind.SHIFT)
+    assert read.evidence.has(EvidenceKind.SHIFT)
+    assert not made.evidence.has(EvidenceKind.SHIFT)
+    assert checked_anchors(context(), read, EvidenceKind.SHIFT) is read
+    with pytest.raises(TrainingError, match="feature-shift of an anchor is"):
+        checked_anchors(context(1, 3), made, EvidenceKind.SHIFT)
+    with pytest.raises(ModelError, match=r"shift was not read of the model's anchors"):
+        made.log_ratio(EvidenceKind.SHIFT)
 
 
 def changes(num=14, seed=0):

@@ -1,7 +1,7 @@
 """Score the provider's anchors with an aligned model, and add anchors to a model that has been aligned before."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from ..data.records import Record, TokenizedRow
 from ..data.roles import ANCHOR_ROLES, Role
 from ..data.source import Source
 from ..errors import ConfigError, DataError, ModelError, OutputError
-from ..events import Measured, emit, warned
+from ..events import Measured, emit, report_progress, warned
 from ..files import TEMPORARY, disk_errors, held, is_held
 from ..likelihood.ranks import alone
 from ..mentions import setting
@@ -147,12 +147,13 @@ def _scored(
     harmful, benign, num_new = _merged(stored, rows[Role.ANCHOR_HARMFUL], rows[Role.ANCHOR_BENIGN])
     short = examples((row.template for row in (*harmful, *benign)), "anchors")
     reader = model_reader(loaded, before, renderer, refusals=refusals, examples=short, batch_size=batch_size)
+    progress = _reporting(len(harmful) + len(benign))
     if stored is None:
-        made = make_anchors(reader, harmful, benign)
+        made = make_anchors(reader, harmful, benign, progress=progress)
     else:
         shift_is_stored = stored.evidence.has(EvidenceKind.SHIFT)
         check_anchors(reader, stored, EvidenceKind.SHIFT if shift_is_stored else EvidenceKind.FEATURE_SHIFT)
-        made = make_anchors(reader, harmful, benign, num_refusals=stored.num_refusals)
+        made = make_anchors(reader, harmful, benign, num_refusals=stored.num_refusals, progress=progress)
     made.log_ratio(EvidenceKind.FEATURE_SHIFT)  # refuses anchors that it does not separate
     return made, num_new
 
@@ -266,7 +267,21 @@ def score_anchors(
         examples=[*anchor_harmful, *anchor_benign],
         batch_size=batch_size,
     )
-    return make_anchors(reader, rows[Role.ANCHOR_HARMFUL], rows[Role.ANCHOR_BENIGN])
+    harmful, benign = rows[Role.ANCHOR_HARMFUL], rows[Role.ANCHOR_BENIGN]
+    return make_anchors(reader, harmful, benign, progress=_reporting(len(harmful) + len(benign)))
+
+
+def _reporting(num_rows: int) -> Callable[[int], None]:
+    """What ``make_anchors`` calls, so that its passes are heard of: two over the rows."""
+    done = 0
+
+    def report(num: int) -> None:
+        nonlocal done
+        done += num
+        report_progress("reading anchors", done, 2 * num_rows)
+
+    report(0)
+    return report
 
 
 def check_anchor_records(harmful: Sequence[Record], benign: Sequence[Record]) -> None:

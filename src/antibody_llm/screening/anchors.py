@@ -5,11 +5,14 @@ an upload is the harmful one. With them an upload without harm has none, however
 that is all harm is not mistaken for one that is all benign.
 
 The rows must be new to the model: on rows that it was aligned on, it refuses more surely than it will elsewhere.
+
+Only what hidden states show is read when a model is aligned: two passes over the prompts. Measures of refusals and of
+answers need ten forwards more, and are read when a run asks for one (``checked_anchors``).
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -50,10 +53,10 @@ class Anchors:
     Attributes:
         rows: The labelled rows, harmful ones first.
         num_harmful: How many of them are harmful.
-        evidence: What was read of ``rows``.
+        evidence: What was read of ``rows``: feature-shift and refusal-feature, and others where they were asked for.
         probe: The directions fitted to them.
         held_out: [rows], feature-shift of each by a probe fitted without it.
-        num_refusals: k, the refusals that each row was scored against.
+        num_refusals: k, the refusals that each row is scored against, for measures that score some.
     """
 
     rows: tuple[TokenizedRow, ...]
@@ -75,7 +78,7 @@ class Anchors:
             ModelError: the measure does not tell the anchors apart, or was not read.
         """
         if not self.evidence.has(measure):
-            raise ModelError(f"the model's anchors hold no {measure}: align again, or choose another measure.")
+            raise ModelError(f"{measure} was not read of the model's anchors. Read it, or choose another measure.")
         harmful, benign = self.scores(measure)
         if (found := auroc(benign, harmful)) < MIN_AUROC:
             raise ModelError(
@@ -88,15 +91,21 @@ class Anchors:
 
 
 def make_anchors(
-    reader: ModelReader, harmful: Sequence[TokenizedRow], benign: Sequence[TokenizedRow], *, num_refusals: int = 4
+    reader: ModelReader,
+    harmful: Sequence[TokenizedRow],
+    benign: Sequence[TokenizedRow],
+    *,
+    num_refusals: int = 4,
+    progress: Callable[[int], None] | None = None,
 ) -> Anchors:
-    """Fit the probe to labelled rows and score them.
+    """Fit the probe to labelled rows and score them by the measures of hidden states.
 
     Args:
-        reader: The aligned model, the one before it, refusals.
+        reader: The aligned model, and the one before it.
         harmful: Harmful rows, with any answer; measures that read answers judge by that one.
         benign: Harmless rows, with any answer.
-        num_refusals: k, the refusals that each row is scored against.
+        num_refusals: k, the refusals that each row is scored against, for measures that score some.
+        progress: Called with the number of rows read, twice for all of them.
 
     Raises:
         DataError: fewer than ``MIN_ROWS`` of a label.
@@ -108,10 +117,45 @@ def make_anchors(
         require_one_answer([(f"{label} anchor row {i + 1}", len(row.spans)) for i, row in enumerate(rows)])
     rows = tuple(TokenizedRow(i, row.input_ids, row.spans, row.template) for i, row in enumerate((*harmful, *benign)))
     name = _called(len(harmful))
-    now, before = (states(reader, rows, before=when, name=name) for when in (NOW, BEFORE))
+    now, before = (states(reader, rows, before=when, name=name, progress=progress) for when in (NOW, BEFORE))
     probe = fit_probe(now, before, len(harmful))
-    evidence = collect(reader, rows, tuple(EvidenceKind), probe=probe, num_refusals=num_refusals, name=name)
+    (shift, state), (shift_before, _) = probe.read(now), probe.read(before)
+    readings = {("shift", NOW): shift, ("state", NOW): state, ("shift", BEFORE): shift_before}
+    evidence = Evidence(len(rows), torch.arange(len(rows)), readings, torch.full((len(rows),), -1), probe.offset)
     return Anchors(rows, len(harmful), evidence, probe, held_out_shifts(now, before, len(harmful)), num_refusals)
+
+
+def with_measure(reader: ModelReader, anchors: Anchors, measure: EvidenceKind) -> Anchors:
+    """The anchors with the evidence of a measure, which is read now if it was not read before.
+
+    Raises:
+        TrainingError: what is read of a row is not finite.
+    """
+    if anchors.evidence.has(measure):
+        return anchors
+    found = _collected(reader, anchors, range(len(anchors.rows)), measure)
+    readings = anchors.evidence.readings | found.readings
+    return replace(anchors, evidence=replace(anchors.evidence, readings=readings, nearest=found.nearest))
+
+
+def checked_anchors(reader: ModelReader, anchors: Anchors, measure: EvidenceKind) -> Anchors:
+    """``with_measure``, once some of what is stored has been read again and compared (``check_anchors``)."""
+    stored = measure
+    if not anchors.evidence.has(measure):
+        stored = EvidenceKind.FEATURE_SHIFT if measure.needs_base else EvidenceKind.REFUSAL_FEATURE
+    check_anchors(reader, anchors, stored)
+    return with_measure(reader, anchors, measure)
+
+
+def _collected(reader: ModelReader, anchors: Anchors, which: Sequence[int], measure: EvidenceKind) -> Evidence:
+    return collect(
+        reader,
+        [anchors.rows[i] for i in which],
+        [measure],
+        probe=anchors.probe,
+        num_refusals=anchors.num_refusals,
+        name=_called(anchors.num_harmful),
+    )
 
 
 def require_enough(num_harmful: int, num_benign: int) -> None:
@@ -194,14 +238,7 @@ def check_anchors(reader: ModelReader, anchors: Anchors, measure: EvidenceKind, 
         TrainingError: the evidence differs by more than rounding (both numbers are given), or is not finite.
     """
     some = (*range(num // 2), *range(anchors.num_harmful, anchors.num_harmful + num // 2))
-    again = collect(
-        reader,
-        [anchors.rows[i] for i in some],
-        [measure],
-        probe=anchors.probe,
-        num_refusals=anchors.num_refusals,
-        name=_called(anchors.num_harmful),
-    ).of(measure)
+    again = _collected(reader, anchors, some, measure).of(measure)
     stored = anchors.evidence.of(measure)
     spread = float(stored.max() - stored.min())
     difference = (again - stored[list(some)]).abs()

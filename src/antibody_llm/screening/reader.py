@@ -13,7 +13,7 @@ from ..errors import DataError, ModelError
 from ..likelihood.reader import ModelReader
 from ..mentions import setting
 from ..models.loading import LoadedModel
-from .anchors import Anchors, check_anchors
+from .anchors import Anchors, checked_anchors
 from .answers import AnswerReader
 from .cache import EvidenceCache, Found, cache_folder, digest_of, row_digest, weights_identity
 from .evidence import EvidenceKind
@@ -82,7 +82,6 @@ class EvidenceReader:
         self.base = loaded.base if measure.needs_base else None
         self._base_is_known = loaded.base is not None
         self.num_refusals = anchors.num_refusals if anchors else NUM_REFUSALS
-        self.ratio = None if anchors is None else anchors.log_ratio(measure)
         identities = self._weights()
         if identities[0] == identities[1]:
             raise ModelError(
@@ -90,7 +89,8 @@ class EvidenceReader:
                 f"between the two. {setting('base')} must be the model as it was before its alignment."
             )
         if anchors is not None:
-            check_anchors(models, anchors, measure)
+            self.anchors = checked_anchors(models, anchors, measure)
+        self.ratio = None if self.anchors is None else self.anchors.log_ratio(measure)
         far_is_known = anchors is not None and measure is EvidenceKind.FEATURE_SHIFT
         self.familiarity = read_familiarity(models, cast(Anchors, anchors)) if far_is_known else None
         identity = self._identity(identities)

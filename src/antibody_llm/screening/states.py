@@ -65,8 +65,16 @@ def states(
     *,
     before: bool,
     name: Callable[[TokenizedRow], str] = position,
+    progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Hidden states of the last token before each row's first answer, after every layer: [rows, L, D], float32.
+
+    Args:
+        reader: The aligned model, and the one before it.
+        rows: The rows, whose prompts alone are read.
+        before: Whether by the model before its alignment.
+        name: Names a row for errors.
+        progress: Called with the number of rows of each forward, after it.
 
     Raises:
         TrainingError: a state is not finite; its row is named.
@@ -76,7 +84,10 @@ def states(
         layers = decoder_layers(model)
 
         def of(micro: MicroBatch) -> Tensor:
-            return states_of(reader, model, layers, micro).flatten(1)
+            found = states_of(reader, model, layers, micro).flatten(1)
+            if progress is not None:
+                progress(len(micro.rows))
+            return found
 
         config: Any = model.config
         width = len(layers) * config.get_text_config().hidden_size

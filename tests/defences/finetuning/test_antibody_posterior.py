@@ -12,22 +12,21 @@ from antibody_llm.defences.finetuning.antibody_posterior import Weight, weights
 from antibody_llm.errors import ConfigError, DataError, ModelError, TrainingError
 from antibody_llm.primitives.mixture import harmful_share
 from antibody_llm.screening import harm as module
-from antibody_llm.screening.anchors import make_anchors, write_anchors
 from antibody_llm.screening.evidence import EvidenceKind
 from antibody_llm.screening.reading import collect
 from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat
 from tests.tinylm import plain_nll, random_refusals, step, tiny_llama
-from tests.training.helpers import ROWS, anchor_rows, made_anchors, trainer
+from tests.training.helpers import ROWS, made_anchors, trainer
 
 ANCHORS = made_anchors(tiny_llama(seed=0), tiny_llama(seed=9))
 """Half of its rows are harmful, half benign."""
 
 
-def started(user=None, aligned=0, base=9, **options):
+def started(user=None, aligned=0, base=9, anchors=ANCHORS, **options):
     model, before = tiny_llama(seed=aligned), tiny_llama(seed=base)
     rows = {**ROWS, "user": user or ROWS["user"]}
-    context = StepContext(model, rows=rows, refusals=random_refusals(), base=before, anchors=ANCHORS)
+    context = StepContext(model, rows=rows, refusals=random_refusals(), base=before, anchors=anchors)
     defence = make_defence(Stage.FINETUNING, "antibody-posterior", options)
     defence.start(context)
     return defence, context
@@ -92,17 +91,14 @@ def test_a_row_that_is_worth_nothing_gets_nothing(p, w):
     assert float(weights(harm, Weight.NET, 100.0)) == pytest.approx(w, abs=1e-3)
 
 
-def test_rows_are_scored_against_as_many_refusals_as_the_anchors_were(tmp_path, monkeypatch):
+def test_rows_are_scored_against_as_many_refusals_as_the_anchors_are(monkeypatch):
     monkeypatch.setattr("antibody_llm.screening.anchors.MIN_AUROC", 0.0)
-    base = tiny_llama(seed=9)
-    context = StepContext(tiny_llama(seed=0), refusals=random_refusals(), base=base)
-    write_anchors(tmp_path, make_anchors(context, *anchor_rows(), num_refusals=1))
-    anchors = ANCHORS
-    defence, context = started(list(anchors.rows), evidence="shift")
+    anchors = replace(ANCHORS, num_refusals=1)
+    assert not anchors.evidence.has(EvidenceKind.SHIFT)  # read at the start of this run
+    defence, context = started(list(anchors.rows), anchors=anchors, evidence="shift")
     found = [e for _, _, e in defence.state()["weights"].tolist()]
-    assert found == pytest.approx(
-        anchors.evidence.of(EvidenceKind.SHIFT).tolist(), abs=1e-4
-    )  # of the same rows, by k = 1
+    expected = collect(context, anchors.rows, [EvidenceKind.SHIFT], num_refusals=1).of(EvidenceKind.SHIFT)
+    assert found == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_a_row_that_reads_as_no_number_stops_the_run_instead_of_freeing_every_other(tmp_path):

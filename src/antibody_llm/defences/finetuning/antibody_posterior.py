@@ -58,7 +58,7 @@ from ...events import warn
 from ...likelihood.microbatch import MicroBatch
 from ...likelihood.reader import ModelReader
 from ...primitives.worth import net_worth
-from ...screening.anchors import Anchors, check_anchors, make_anchors, require_templates
+from ...screening.anchors import Anchors, checked_anchors, make_anchors, require_templates, with_measure
 from ...screening.evidence import EvidenceKind
 from ...screening.harm import read_harm
 from ...screening.posterior import TOLERANCE
@@ -160,8 +160,8 @@ class AntibodyPosterior(Defence):
         if self.believes_in_harm:
             require_templates(context.anchors, context.rows[Role.USER])
             with context.evidence_reader() as reader:
-                check_anchors(reader, context.anchors, self.config.evidence)
-                self._weigh(reader, context.anchors, context.rows[Role.USER])
+                anchors = checked_anchors(reader, context.anchors, self.config.evidence)
+                self._weigh(reader, anchors, context.rows[Role.USER])
             if self.config.refresh and context.continues:
                 warn(
                     "antibody-posterior.refresh is not used: this run goes on from a fine-tuned model, and evidence is "
@@ -173,7 +173,8 @@ class AntibodyPosterior(Defence):
         if self._is_stale(context):
             stored = context.anchors
             harmful, benign = stored.rows[: stored.num_harmful], stored.rows[stored.num_harmful :]
-            anchors = make_anchors(context, harmful, benign, num_refusals=stored.num_refusals)
+            made = make_anchors(context, harmful, benign, num_refusals=stored.num_refusals)
+            anchors = with_measure(context, made, self.config.evidence)
             self._weigh(context, anchors, context.rows[Role.USER])
         batch = batches[Role.USER]
         if not self.believes_in_harm:
