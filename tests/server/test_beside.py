@@ -12,7 +12,7 @@ from antibody_llm.cli.main import run
 from antibody_llm.server.beside import Kept, Supervisor, processes
 from antibody_llm.server.loading import settings_of
 from antibody_llm.server.parent import PARENT
-from antibody_llm.server.settings import DefenceSettings, OfferedModel, ServerSettings
+from antibody_llm.server.settings import DefenceSettings, OfferedModel, ServerSettings, WorkerSettings
 
 SLEEP = [sys.executable, "-S", "-c", "import sys, time; sys.stdin.read(); time.sleep(60)"]
 
@@ -47,6 +47,17 @@ def test_the_key_of_an_endpoint_is_in_the_environment_of_no_process_beside(tmp_p
     for environment in started:
         assert "PATH" in environment
         assert "KEY_OF_THE_ENDPOINT" not in environment
+
+
+def test_the_process_that_answers_takes_its_share_of_the_cores_beside_the_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr("antibody_llm.server.working.executor.num_cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **how: started.append(how["env"]) or StartedProcess())
+    settings = ServerSettings(home=tmp_path, models=(OfferedModel(name="lab"),), worker=WorkerSettings(count=2))
+    with processes(SimpleNamespace(settings=settings)):
+        pass
+    assert [environment.get("OMP_NUM_THREADS") for environment in started] == ["2", None, None]
 
 
 class StartedProcess:

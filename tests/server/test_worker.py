@@ -18,7 +18,7 @@ from antibody_llm.server.settings import GateSettings, OfferedModel, ScreeningSe
 from antibody_llm.server.stages import run
 from antibody_llm.server.verbs import LAB, Stop, resolved, servable
 from antibody_llm.server.worker import Worker, sweep
-from antibody_llm.server.working.executor import LocalExecutor
+from antibody_llm.server.working.executor import LocalExecutor, make_executor
 from tests.server.running import Server, chat_rows, upload
 from tests.server.stages_here import Script, ThreadExecutor
 
@@ -567,6 +567,25 @@ def test_a_stage_s_process_has_no_credentials_and_a_session_of_its_own(tmp_path,
     assert b"hidden" not in environment
     assert b"OMP_NUM_THREADS=1" in environment
     assert session == pid
+
+
+@pytest.mark.parametrize(
+    ("settings", "said", "threads"),
+    [
+        ({"count": 2}, None, 2),
+        ({"count": 3}, None, 1),
+        ({"count": 8}, None, 1),
+        ({"count": 1}, None, None),  # all cores, as torch counts them
+        ({"count": 2, "threads": 4}, None, 4),
+        ({"count": 2}, "3", None),  # the operator's variable is passed on
+    ],
+)
+def test_the_jobs_of_several_workers_share_the_cores(monkeypatch, settings, said, threads):
+    monkeypatch.setattr("antibody_llm.server.working.executor.num_cores", lambda: 5)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert make_executor(WorkerSettings(**settings)).threads == threads
 
 
 def test_a_stage_has_no_network_where_the_kernel_lets_it_give_that_up():

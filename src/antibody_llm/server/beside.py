@@ -25,6 +25,7 @@ from .context import Context
 from .inference.backends import LocalProcess
 from .parent import PARENT
 from .routes.inference import Inference, make_router
+from .working.executor import share_of_cores
 
 log = logging.getLogger("antibody.server")
 
@@ -53,7 +54,8 @@ def processes(context: Context) -> Iterator[Sequence[APIRouter]]:
         if len(os.fsencode(socket)) > LONGEST_SOCKET:
             socket = Path(short) / "inference.sock"
         keys = frozenset(model.inference_key_env for model in settings.models)
-        kept = [Kept("inference", [sys.executable, "-m", "antibody_llm.server.inference", str(socket)], withheld=keys)]
+        answers = [sys.executable, "-m", "antibody_llm.server.inference", str(socket)]
+        kept = [Kept("inference", answers, withheld=keys, threads=share_of_cores(settings.worker.count + 1))]
         given = json.dumps(asdict(settings), default=str)
         for number in range(settings.worker.count):
             kept.append(Kept(f"worker {number + 1}", [sys.executable, "-m", "antibody_llm.server.worker"], given, keys))
@@ -74,6 +76,8 @@ class Kept:
     """What it reads on standard input."""
     withheld: frozenset[str] = frozenset()
     """Variables of this process that it does not see."""
+    threads: int | None = None
+    """Threads that it computes with; None: as many as it likes."""
     process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
     started: float = field(default=0.0, init=False)
     pause: float = field(default=PAUSE, init=False)
@@ -83,6 +87,8 @@ class Kept:
         """Start it, now."""
         passed_on = {name: value for name, value in os.environ.items() if name not in self.withheld}
         environment = passed_on | {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
+        if self.threads is not None:
+            environment["OMP_NUM_THREADS"] = str(self.threads)
         environment[PARENT] = str(os.getpid())  # which may be killed while they still import their libraries
         self.started = time.monotonic()
         self.process = subprocess.Popen(

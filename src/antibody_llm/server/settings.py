@@ -169,7 +169,7 @@ class WorkerSettings:
     checkpoints: int = 2
     """Newest checkpoints of a job that the gate measures, and that can be asked where they pass; older ones cannot."""
     threads: int = 0
-    """Threads that a job computes with; 0: as many as the machine has cores."""
+    """Threads that a job computes with; 0: the machine's cores, divided by ``count``."""
     executor: str = "local"
     """Where a job's stages run: ``local``, or on a Ray cluster, ``ray://auto`` or ``ray://HOST:PORT``."""
     gpus: float = 0.0

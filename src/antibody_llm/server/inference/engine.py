@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from secrets import randbits
 
-import torch
-
 from ...data.encode import Renderer
 from ...errors import AntibodyError, DataError
 from ...models.deployment import Deployment
@@ -262,8 +260,3 @@ def _room(num_prompt: int, wanted: int | None, context: int | None) -> int:
             "context_length_exceeded",
         )
     return wanted or min(room, UNLIMITED)
-
-
-def use_threads(num: int) -> None:
-    """Threads that torch computes with in this process."""
-    torch.set_num_threads(num)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from ...bench.pools.local import num_cores
 from ..settings import WorkerSettings
 
 PASSED_ON = (
@@ -62,7 +63,7 @@ def make_executor(settings: WorkerSettings) -> Executor:
     """
     threads = settings.threads or None
     if settings.executor == "local":
-        return LocalExecutor(threads)
+        return LocalExecutor(threads or share_of_cores(settings.count))
     from .cluster import RayExecutor, address_of  # Ray is an extra
 
     return RayExecutor(
@@ -72,6 +73,17 @@ def make_executor(settings: WorkerSettings) -> Executor:
         memory_bytes=settings.memory_bytes,
         silence=settings.lease / 4,
     )
+
+
+def share_of_cores(num_processes: int) -> int | None:
+    """Threads for each of several processes of this machine; None: one has all cores, or ``OMP_NUM_THREADS`` says.
+
+    More threads than cores wait for each other at every operation, spinning: two processes of two threads each on two
+    cores are each many times slower than with one.
+    """
+    if num_processes < 2 or "OMP_NUM_THREADS" in os.environ:
+        return None
+    return max(1, num_cores() // num_processes)
 
 
 def stage_environment() -> dict[str, str]:
