@@ -95,9 +95,15 @@ def trained(role: Role) -> Part:
     return lambda context, batches: partial(there_and_back, context, only(batches[role]))
 
 
-def trained_refusals(context: StepContext, batches: Batches) -> Run:
-    """Forward and backward over harmful prompts with generic refusals."""
-    return partial(there_and_back, context, only(context.with_refusals(batches[Role.HARMFUL])))
+def trained_on_prompts(*, refusals: bool) -> Part:
+    """Forward and backward over harmful completions, and over refusals, on prompts that are computed once for both."""
+
+    def part(context: StepContext, batches: Batches) -> Run:
+        harmful = batches[Role.HARMFUL]
+        refused = [context.with_refusals(harmful)] if refusals else []
+        return partial(context.gradients_on_shared_prompts, *refused, harmful)
+
+    return part
 
 
 def trained_pairs(context: StepContext, batches: Batches) -> Run:
@@ -202,7 +208,8 @@ KINDS = {
     "harmful": Kind(trained(Role.HARMFUL), 1, 1),
     "benign": Kind(trained(Role.BENIGN), 1, 1),
     "user": Kind(trained(Role.USER), 1, 1),
-    "harmful prompts, refused": Kind(trained_refusals, 1, 1),
+    "harmful, on its prompts": Kind(trained_on_prompts(refusals=False), 1, 1),
+    "harmful and refusals, on their prompts": Kind(trained_on_prompts(refusals=True), 2, 2),
     "harmful rows and refusals": Kind(trained_pairs, 1, 1),
     "alignment, forward": Kind(read(Role.ALIGNMENT), 1, 0),
     "user, forward": Kind(read(Role.USER), 1, 0),
@@ -240,7 +247,11 @@ ONCE = {"user": 1}
 REWRITES = "rewrites the upload; its steps are plain"
 CASES = [
     Case(Stage.ALIGNMENT, "sft", {"alignment": 1}),
-    Case(Stage.ALIGNMENT, "antibody", {"alignment": 1, "harmful": 2, "harmful prompts, refused": 1}),
+    Case(
+        Stage.ALIGNMENT,
+        "antibody",
+        {"alignment": 1, "harmful, on its prompts": 1, "harmful and refusals, on their prompts": 1},
+    ),
     Case(Stage.ALIGNMENT, "adversarial-loss", {"alignment": 1, "harmful": 1}),
     Case(Stage.ALIGNMENT, "booster", {"alignment": 1, "harmful": 2}),
     Case(Stage.ALIGNMENT, "derta", {"alignment": 1, "harmful": 2}),

@@ -8,13 +8,19 @@ on q, k and v: the release's), each with clipping and AdamW:
     sft                  stock ``trl.SFTTrainer``                                 1 forward, 1 backward
     undefended           ``DefendedTrainer`` without a defence                    1, 1
     finetune             ``DefendedTrainer`` with Antibody, fine-tuning stage     1 + a short one, 1
-    align                ``DefendedTrainer`` with Antibody, alignment stage       4, 4
+    align                ``DefendedTrainer`` with Antibody, alignment stage       4, 4; for two of them the prompts once
     published_finetune   the released scheme, written from its description        3, 1
     published_align      the released scheme, written from its description        5, 5 and a deep copy of the model
 
 The last two read ordinary logits of all positions with Hugging Face's loss. The stock trainer's fused head takes every
 position on a CPU and computes its logits twice; ours reads completions only, once. That, and not the method, is how a
 defended step can undercut ``sft``: so every ratio to ``sft`` has one to ``undefended`` beside it.
+
+What ``align`` can come to, in multiplications of an undefended step: .98 for each of two gradients of the harmful
+loss (at w and at w_pert), .44 for that of the alignment loss, whose rows are shorter, and .24 for that of the refusal
+loss, whose prompts are the harmful rows' and have been computed: 2.64. lambda depends on each of the gradients, so
+that no two have one backward pass; and the rows of the alignment loss are drawn by themselves, so that no other
+prompt is shared. ``finetune``, with its forward over 11 tokens of a refusal, comes to 1.04.
 
 A batch is 8 rows of 64 prompt tokens; a completion has 96, a refusal 12; an alignment row is a prompt and its own
 refusal. No row is padded. No gradient checkpointing; float32 on a CPU, bf16 autocast on CUDA.
