@@ -133,9 +133,9 @@ def completion_logits(
     """The logits at the trained turns of a micro-batch; arguments and errors are those of ``completion_nll``."""
     tensors = pad(micro.rows, pad_id, device=next(model.parameters()).device)
     labels, turns = tensors["labels"], tensors["turns"]
-    if not (labels != IGNORED).any(dim=1).all():
-        empty = next(row.row_id for row in micro.rows if not any(end > start for start, end in row.spans))
-        raise DataError(f"row {empty} has no completion token to train on; its weight would be 0/0.")
+    for row in micro.rows:  # not asked of the tensors, which would wait for the GPU
+        if not any(end > start for start, end in row.spans):
+            raise DataError(f"row {row.row_id} has no completion token to train on; its weight would be 0/0.")
     ids, mask = tensors["input_ids"], tensors["attention_mask"]
     # Position t predicts token t + 1: `first` predicts the first completion token of the micro-batch.
     first, last = 0, labels.shape[1] - 1
