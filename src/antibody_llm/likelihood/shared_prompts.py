@@ -61,7 +61,7 @@ def read_prompts(model: nn.Module, micros: Sequence[MicroBatch], *, pad_id: int)
 
     Args:
         model: A causal language model with plain causal attention, bare or with a PEFT adapter.
-        micros: The same prompts in the same order, each micro-batch with completions of its own.
+        micros: Micro-batches of the same prompts in the same order, each with completions of its own.
         pad_id: The token to pad with.
     """
     lengths = shared_lengths(micros)

@@ -223,8 +223,8 @@ class StepContext(ModelReader):
         the weights alone. Where prompts cannot be shared, each batch has a sweep of its own.
 
         Args:
-            batches: The same prompts in the same micro-batches, each batch with completions of its own. The graph of
-                one is in memory at a time, with that of the prompts; the longest belongs last.
+            batches: Batches of the same prompts in the same micro-batches, each with completions of its own. The graph
+                of one is in memory at a time, with that of the prompts; the longest belongs last.
         """
         if not self._shares_prompts(batches):
             return [self.gradient("token_mean_nll", batch) for batch in batches]
