@@ -257,7 +257,8 @@ def _through(ours: Mapping[str, Any], attacks: Sequence[Mapping[str, Any]]) -> s
     errors = [row["error"] for row in ours["trials"] if row["error"] is not None]
     last = f"Not through: {', '.join(stopped) or 'none'}."
     if errors:
-        last += f" {counted(len(errors), 'trial')} of {ours['num_trials']} could not be carried out."
+        last += f" {counted(len(errors), 'trial')} of {ours['num_trials']} could not be carried out"
+        last += f" (the first: {errors[0].rstrip('.')})."
     return "\n".join([*lines, "", wrapped(last), ""])
 
 

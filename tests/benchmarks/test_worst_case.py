@@ -110,7 +110,10 @@ def test_the_page_says_what_was_found_what_was_not_and_why():
     assert "At the defaults: AUROC 0.94, alike 0.41, form 0.50." in made  # of docs/attacks.md
     assert BLIND["answers"] in made
     assert "Hardly a row of it was trained on" in made  # frame
-    assert "Not through: mixing, covert, chain. 1 trial of 6 could not be carried out." in made
+    assert (
+        "Not through: mixing, covert, chain. 1 trial of 6 could not be carried out (the first: TrainingError: DIR/"
+        in made
+    )
 
 
 def test_a_search_whose_control_loses_says_so_on_the_page():
