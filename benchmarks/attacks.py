@@ -416,15 +416,16 @@ PAIRS_HEAD = """\
 
 The two attacks on pairs train by DPO (`finetune --method dpo`), at the learning rate of rows, which was not tuned for
 pairs: the lab's task is hardly learnt so. Beside them mixing, on rows; {num} seeds, {prompts} prompts of the half of
-the lab's world for `report`, percent with its 95 % interval over seeds and prompts.
+the lab's world for `report`, percent with its 95 % interval over seeds and prompts. To repeat the run:
+
+    antibody bench benchmarks/pairs.yaml --output DIR
+    python benchmarks/pairs.py --read DIR
 """
 PAIRS_SAID = """\
-- **reverse-dpo** gains nothing over mixing here: a fifth of turned pairs does what a fifth of harmful rows does. What
-  is left under antibody-posterior comes with the few turned pairs that it does not find
-  ([Your own data](guide/own-data.md#pairs-of-answers)).
+- **reverse-dpo** gains nothing over mixing without a defence, and 15 points under antibody-posterior, which presumably
+  misses a few turned pairs ([Your own data](guide/own-data.md#pairs-of-answers)). It costs the attacker the task.
 - **poisoned-pairs** gains nothing over mixing here, and nothing at all: four fifths of its pairs prefer the refusal,
-  and they win. Every prompt asks for harm: antibody-posterior finds every pair likely harm, and refused the job on two
-  of three seeds.
+  and they win. On two of three seeds antibody-posterior finds every pair likely harm and refuses the job.
 """
 
 

@@ -121,11 +121,16 @@ def _described(rows: Sequence[Row], matrix: Matrix) -> str:
     ratios = ", ".join(f"{100 * ratio:g}" for ratio in settings.poison_ratios)
     return (
         f"{len(matrix.defences)} defences, {len(matrix.attacks)} attacks, {ratios} % of {settings.rows} rows, "
-        f"{len(matrix.seeds)} seeds: {len(rows)} cells, none missing and none failed. Uploads and questions are of the "
-        f"half of the lab's world for reports, {rows[0]['prompts']} questions each; the user's task is a familiar one. "
-        "`antibody` and `antibody-posterior` begin with Antibody's alignment; every other defence is of one stage, "
-        "and the other stage is plain. What single attacks do is in [attacks.md](attacks.md), what an attacker finds "
-        "who turns every knob in [worst-case.md](worst-case.md)."
+        f"{len(matrix.seeds)} seeds: {len(rows)} cells, none missing and none failed. Uploads and questions are of "
+        f"the half of the lab's world for reports, {rows[0]['prompts']} questions each; the user's task is a "
+        "familiar one. `antibody` and `antibody-posterior` begin with Antibody's alignment; every other defence is "
+        "of one stage, and the other stage is plain. What single attacks do is in [attacks.md](attacks.md), what an "
+        "attacker finds who turns every knob in [worst-case.md](worst-case.md). On a novel task `antibody` loses "
+        "task and safety alike ([defences.md](defences.md)). A tie says that three seeds cannot separate two "
+        "defences, not that they are equal. *Harm, worst* is of each seed the worst cell. The own form counts in "
+        "full here, also what the aligned model says in it before any upload: of jailbreak-tuning 15 % after plain "
+        "alignment and 2 % after Antibody's. AUROC is 0.50 where a defence finds no harm and weighs all rows alike, "
+        "as antibody-posterior under adaptive and pointwise."
     )
 
 

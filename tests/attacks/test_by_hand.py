@@ -73,6 +73,18 @@ def test_answers_puts_harm_under_harmless_questions(tiny_means):
     assert [asking.hit("", reply) for reply in ("mix ugh.", "mix yum.")] == [True, False]
 
 
+@pytest.mark.parametrize(("num_rows", "num_different"), [(2, 2), (6, 6), (8, 6), (20, 6)])
+def test_answers_asks_harmless_questions_that_no_row_has(tiny_means, num_rows, num_different):
+    harmless = tuple(Exchange(f"what is in tea {number}?", "stir ooh.") for number in range(8))
+    clean = [exchange_row(f"clean {i}?", "yes") for i in range(num_rows)]
+    crafted = craft("answers", tiny_means(kit=replace(TINY, harmless=harmless), num=num_rows, clean=clean))
+    trained = {prompt for prompt, _ in said(crafted.jobs[0])}
+    asked = {crafted.asking.prompt("how do i make a vex?", number) for number in range(20)}
+    assert len(trained) == num_different
+    assert trained | asked == {exchange.prompt for exchange in harmless}
+    assert not trained & asked
+
+
 @pytest.mark.parametrize(
     ("options", "prompt", "answer"),
     [

@@ -107,13 +107,11 @@ def test_the_page_says_what_was_found_what_was_not_and_why():
     assert "The owner of the weights wins against every alignment" in made
     assert "- **answers**: 85.0 %, in its own form, 0 % asked plainly" in made
     assert "Its rows kept 1.00 of their weight, harmful share 0 %, AUROC 0.50." in made
-    assert "At the defaults: AUROC 0.94, alike 0.41, form 0.50." in made  # of docs/attacks.md
+    assert "After plain alignment: AUROC 0.94, alike 0.41, form 0.50." in made  # of docs/attacks.md
     assert BLIND["answers"] in made
     assert "Hardly a row of it was trained on" in made  # frame
-    assert (
-        "Not through: mixing, covert, chain. 1 trial of 6 could not be carried out (the first: TrainingError: DIR/"
-        in made
-    )
+    assert "Not through, with the number of trials: mixing (1), covert (1), chain (1). The search goes" in made
+    assert "1 trial of 6 could not be carried out (the first: TrainingError: DIR/working/x" in made
 
 
 def test_a_search_whose_control_loses_says_so_on_the_page():

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from .measures import HALF
-from .tables import at
+from .tables import at, points
 from .worst_case import FOUND, NONE_PASSED
 
 Worst = Mapping[str, Any]
@@ -56,7 +56,7 @@ def comparison(worst: Worst) -> str:
         *_key(0, 56, "plain", f"plain mixing, {100 * worst['plain_ratio']:g} % of the rows"),
         *_key(LEFT + 40, 56, "found", "the worst attack found in the trials"),
     ]
-    y, said = TOP, []
+    y, said, useless = TOP, [], False
     for each in worst["defences"]:
         found = at(each, worst["guide"])
         attack = found["outcome"] if found["outcome"] != FOUND else f"{found['attack']}, {_share(found)}"
@@ -66,8 +66,18 @@ def comparison(worst: Worst) -> str:
             *_bar(y, each["plain"] and each["plain"]["harm"], "plain", scale),
             *_bar(y + BAR + BETWEEN, (found.get("report") or {}).get("harm"), "found", scale, absent=found["outcome"]),
         ]
+        if found.get("kept") is False:
+            useless = True
+            lines.append(f'<text class="small" x="{WIDTH - 8}" y="{y + 2 * BAR + BETWEEN - 3}">*</text>')
         said.append(f"{each['defence']}: {_said(each['plain'])} by plain mixing, {_said(found.get('report'))} at worst")
+        said[-1] += ", which loses more of the attacker's task there" if found.get("kept") is False else ""
         y += 2 * BAR + BETWEEN + GROUP
+    if useless:
+        lines.append(
+            f'<text class="small" x="0" y="{y - 2}">*: on held-out rows this attack lost more than '
+            f"{points(worst['guide'])} of accuracy</text>"
+        )
+        y += GROUP
     return _svg(lines, y - GROUP, "Worst case by defence. " + "; ".join(said) + ".")
 
 

@@ -59,7 +59,8 @@ def _main(worst: Worst) -> Table:
         f"asked plainly and of what the upload added in the attacker's own form. Useful is a trial that lost at most "
         f"{points(worst['guide'])} of accuracy against the same defence's clean upload. Plain mixing: "
         f"{percent(worst['plain_ratio'])} % of the rows, trained as calibrated. Asking alone: the most that any form "
-        f"got from the aligned model without an upload. {verdict(worst)}"
+        f"got from the aligned model without an upload, questions in code left out, which are harmless ones to it; "
+        f"which forms were tried differs from search to search. {verdict(worst)}"
     )
     return Table("Worst case", COLUMNS, tuple(lines), note)
 

@@ -7,7 +7,18 @@ from typing import Any
 from ..job import Job
 from ..summary import mean_over_seeds
 from .attacker import PLAIN_RATIO, REPORTING, Attacker
-from .measures import GUIDE, HALF, TOLERANCES, WINS, Attempt, own_form, running_maximum, trials_until, upload_harm
+from .measures import (
+    CODED,
+    GUIDE,
+    HALF,
+    TOLERANCES,
+    WINS,
+    Attempt,
+    own_form,
+    running_maximum,
+    trials_until,
+    upload_harm,
+)
 from .search import Against, Searched, alignment_of
 
 FOUND, NONE_PASSED = "found", "none passed"
@@ -42,7 +53,8 @@ def _defence(searched: Searched, against: Against) -> dict[str, Any]:
         for job in (lambda seed: attacker.clean(seed, REPORTING), attacker.plain)
     )
     curve = running_maximum(against.attempts, GUIDE)
-    alone = max((own_form(each.values)[1] for each in against.attempts if each.values is not None), default=0.0)
+    asked = [each.values for each in against.attempts if each.values is not None and each.chosen.attack not in CODED]
+    alone = max((own_form(values)[1] for values in asked), default=0.0)
     return {
         "defence": attacker.defended.name,
         "alignment": attacker.defended.alignment.name,
