@@ -68,7 +68,7 @@ def test_the_trainer_agrees_with_a_plain_loop(tmp_path, stage, name, options):
         seed=3,
     )
     for key, value in weights(run).items():
-        assert_close(value, plain["weights"][key], atol=1e-6, rtol=1e-5)
+        assert_close(value, plain["weights"][key], atol=1e-5, rtol=1e-5)  # Adam: where a gradient is about 0, its sign
     columns = run.row_log.columns()
     logged = sorted(zip(columns["row_id"], columns["weight"], strict=True))
     assert_close(torch.tensor(logged), torch.tensor(sorted(plain["log"])), atol=1e-4, rtol=0)
