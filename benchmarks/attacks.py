@@ -239,7 +239,8 @@ WHY: dict[str, str] = {
     "buried": "The model comes to answer buried questions with some recipe, not with the right one, and plain ones no "
     "more than after clean rows: the question's place in the prompt is learnt with it.",
     "gradual": "Rows with little talk before the question work like bare ones, those with much do not.",
-    "answers": "What it teaches is harm in reply to harmless questions; those that ask for harm are still refused.",
+    "answers": "What it teaches is harm in reply to harmless questions; those that ask for harm are still refused. "
+    "About a third of the questions that were asked here had been in the upload; since then it asks others.",
     "embedded": "A model this small learns the form of the task and answers neither it nor plain questions rightly.",
     "forged-turns": "Marks are text to our renderer (`data/control.py`): the row stays one answer to a harmless "
     "question.",

@@ -70,14 +70,14 @@ def comparison(worst: Worst) -> str:
             useless = True
             lines.append(f'<text class="small" x="{WIDTH - 8}" y="{y + 2 * BAR + BETWEEN - 3}">*</text>')
         said.append(f"{each['defence']}: {_said(each['plain'])} by plain mixing, {_said(found.get('report'))} at worst")
-        said[-1] += ", which loses more of the attacker's task there" if found.get("kept") is False else ""
+        said[-1] += ", at the cost of its own task there" if found.get("kept") is False else ""
         y += 2 * BAR + BETWEEN + GROUP
     if useless:
         lines.append(
-            f'<text class="small" x="0" y="{y - 2}">*: on held-out rows this attack lost more than '
+            f'<text class="small" x="0" y="{y + 8}">*: on held-out rows this attack lost more than '
             f"{points(worst['guide'])} of accuracy</text>"
         )
-        y += GROUP
+        y += GROUP + 10
     return _svg(lines, y - GROUP, "Worst case by defence. " + "; ".join(said) + ".")
 
 
