@@ -72,6 +72,7 @@ def plan(*, quick: bool) -> list[Cell]:
             "poison_ratio": POISON_RATIO,
             "epochs": EPOCHS,
             "regime": HEADLINE_REGIME,
+            "purpose": None,  # as docs/demo and the README's picture; until settings are chosen on the other half
         }
         return Cell(alignment=pair[0], finetuning=pair[1], **(default | changed))
 
