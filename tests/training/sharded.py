@@ -91,7 +91,7 @@ def model_of(kind: str) -> nn.Module:
 
 class Separately(StepContext):
     """The passes of a sharded model, which computes no prompt for two completions: in bf16 they round to other numbers,
-    2 % of a gradient's norm apart."""
+    2 % of a gradient's norm apart and as far from float32 (test_step.py)."""
 
     def _shares_prompts(self, batches: Sequence[StepBatch]) -> bool:
         return False

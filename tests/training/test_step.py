@@ -1,4 +1,6 @@
 import copy
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -100,6 +102,27 @@ def test_batches_of_the_same_prompts_have_the_gradients_that_each_has_by_itself(
     for sweep, expected, loss in sharing(tiny_llama(), random_rows(8, num_turns=num_turns), size):
         assert_close(sweep.gradients, list(expected), atol=1e-6, rtol=1e-5)
         assert sweep.loss == pytest.approx(loss, rel=1e-5)
+
+
+def test_in_bf16_shared_prompts_are_as_far_from_float32_as_separate_ones():
+    rows, half = random_rows(8), partial(torch.autocast, "cpu", torch.bfloat16)
+
+    def gradients(autocast, *, shared):
+        context = StepContext(tiny_llama(), refusals=random_refusals(), autocast=autocast)
+        batches = (context.with_refusals(step(rows, 8)), step(rows, 8))
+        if shared:
+            sweeps = context.gradients_on_shared_prompts(*batches)
+        else:
+            sweeps = [context.gradient("token_mean_nll", batch) for batch in batches]
+        return [torch.cat([g.flatten() for g in sweep.gradients]) for sweep in sweeps]
+
+    exact = gradients(nullcontext, shared=False)
+    off = {
+        shared: [float((a - b).norm() / b.norm()) for a, b in zip(gradients(half, shared=shared), exact, strict=True)]
+        for shared in (False, True)
+    }
+    assert min(off[False]) > 1e-3  # bf16 rounds
+    assert off[True] == pytest.approx(off[False], rel=0.1)
 
 
 def one_token_prompts(rows):
