@@ -9,23 +9,18 @@ digits and without what belongs to one machine; a matrix that lacks a cell is re
 ``img`` beside the page. The test beside this makes page and picture again and compares them with the committed ones.
 """
 
-import argparse
-import json
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from antibody_llm.bench.matrix_file import Matrix, read_matrix
 from antibody_llm.bench.outputs import PARQUET, heat_map
 from antibody_llm.bench.summary import MEAN, Ranking, rankings
 from antibody_llm.bench.tables import Table, tables
 from antibody_llm.bench.work import FORMS, MEASURES, SCREENED
-from antibody_llm.files import write_text
+from kept import Page, keep_or_show, row_a_line, rows_in, wrapped
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "lab_core.json"
@@ -63,7 +58,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a cell is missing, or one that is there failed.
     """
-    rows: list[dict[str, Any]] = [slim(row) for row in pq.read_table(folder / PARQUET).to_pylist()]
+    rows = [slim(row) for row in rows_in(folder)]
     missing = expected() - {cell(row) for row in rows}
     failed = [row for row in rows if "error" in row]
     if missing or failed:
@@ -143,40 +138,19 @@ def _wrapped_table(table: Table) -> str:
     return replace(table, note=wrapped(table.note)).markdown()
 
 
-def wrapped(text: str) -> str:
-    """Text of lines that the docs have."""
-    return "\n".join(textwrap.wrap(text, 118, break_long_words=False, break_on_hyphens=False))
+def kept(folder: Path) -> str:
+    """The committed figures, of the folder of the matrix."""
+    return row_a_line(read(folder), preset=PRESET)
+
+
+def shown(figures: Mapping[str, Any]) -> Page:
+    """The page of such figures, with its picture."""
+    rows = filled(figures["rows"])
+    return page(rows), {PICTURE: picture(rows)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--read", type=Path, metavar="DIR", help="folder of the matrix")
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FILE", help="where its figures go")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="such figures to make the page of")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="where the page goes  [default: stdout]")
-    options = parser.parse_args(arguments)
-    if (options.read is None) == (options.report is None):
-        parser.error("give --read DIR to store figures, or --report FILE to make the page")
-    source = options.report or options.read / PARQUET
-    if not source.is_file():
-        parser.error(f"{source}: there is no such file; antibody bench writes it when it ends")
-    if options.read is not None:
-        try:
-            rows = read(options.read)
-        except ValueError as error:
-            parser.error(str(error))
-        lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
-        write_text(options.output, f'{{"preset": "{PRESET}", "rows": [\n{lines}\n]}}\n')
-        return 0
-    stored = filled(json.loads(source.read_text(encoding="utf-8"))["rows"])
-    made = page(stored)
-    if options.write is None:
-        print(made, end="")
-        return 0
-    (options.write.parent / "img").mkdir(exist_ok=True)
-    write_text(options.write.parent / PICTURE, picture(stored))
-    write_text(options.write, made)
-    return 0
+    return keep_or_show(arguments, doc=__doc__, results=RESULTS, left=PARQUET, keep=kept, show=shown)
 
 
 if __name__ == "__main__":

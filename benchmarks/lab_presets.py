@@ -10,19 +10,15 @@ at most five above. Today's setting stays where its interval reaches down to tha
 another one is better. Where no setting keeps the tasks, that of the highest accuracy is chosen.
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from antibody_llm.bench.outputs import PARQUET
 from antibody_llm.evaluation.measures import wilson_interval
-from antibody_llm.files import write_text
+from kept import keep_or_show, row_a_line, rows_in
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "lab_presets.json"
@@ -100,25 +96,17 @@ def table(tried: Sequence[Tried]) -> list[dict[str, Any]]:
     return rows
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--read", type=Path, metavar="DIR", required=True, help="folder of the matrix")
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FILE", help="where its figures go")
-    options = parser.parse_args(arguments)
-    source = options.read / PARQUET
-    if not source.is_file():
-        parser.error(f"{source}: there is no such file; antibody bench writes it when it ends")
-    try:
-        tried = read(pq.read_table(source).to_pylist())
-    except ValueError as error:
-        parser.error(str(error))
-    rows = table(tried)
-    lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
-    write_text(options.output, f'{{"tasks": ["familiar", "novel"], "rows": [\n{lines}\n]}}\n')
+def kept(folder: Path) -> str:
+    """The figures to commit; they are shown, with a star at what is chosen."""
+    rows = table(read(rows_in(folder)))
     for row in rows:
         figures = ["/".join(f"{100 * share:.1f}" for share in row[key]) for key in KEYS]
         print(f"{'*' if row['chosen'] else ' '} {row['defence']:22} {row['setting']:28} {'  '.join(figures)}")
-    return 0
+    return row_a_line(rows, tasks=["familiar", "novel"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return keep_or_show(arguments, doc=__doc__, results=RESULTS, left=PARQUET, keep=kept)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,13 @@
 The first command goes on where it was stopped. The page of attacks (benchmarks/attacks.py) has the figures.
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from antibody_llm.bench.outputs import PARQUET
-from antibody_llm.files import write_text
+from kept import keep_or_show, row_a_line, rows_in
 
 RESULTS = Path(__file__).resolve().parent / "results" / "attacks_pairs.json"
 SHARES = ("harmful_score", "finetune_accuracy", "over_refusal")
@@ -33,16 +29,9 @@ def read(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--read", type=Path, metavar="DIR", required=True, help="folder of the matrix")
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FILE", help="where its figures go")
-    options = parser.parse_args(arguments)
-    source = options.read / PARQUET
-    if not source.is_file():
-        parser.error(f"{source}: there is no such file; antibody bench writes it when it ends")
-    lines = ",\n".join(f"  {json.dumps(row)}" for row in read(pq.read_table(source).to_pylist()))
-    write_text(options.output, f'{{"rows": [\n{lines}\n]}}\n')
-    return 0
+    return keep_or_show(
+        arguments, doc=__doc__, results=RESULTS, left=PARQUET, keep=lambda folder: row_a_line(read(rows_in(folder)))
+    )
 
 
 if __name__ == "__main__":

@@ -9,11 +9,9 @@ its worst_case.json with fewer digits and without what belongs to one machine. T
 beside the page. The test beside this makes page and pictures again and compares them with the committed ones.
 """
 
-import argparse
 import json
 import re
 import sys
-import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,8 +20,8 @@ from typing import Any
 from antibody_llm.bench.attacker.pictures import comparison, curves
 from antibody_llm.bench.attacker.tables import at, interval, percent, points, verdict
 from antibody_llm.bench.attacker.worst_case import FOUND
-from antibody_llm.files import write_text
 from antibody_llm.text import counted
+from kept import Page, keep_or_show, wrapped
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "worst_case.json"
@@ -31,6 +29,8 @@ ATTACKS = ROOT / "benchmarks" / "results" / "attacks.json"
 PAGE = ROOT / "docs" / "worst-case.md"
 COMPARISON, CURVES = "img/worst-case.svg", "img/worst-case-trials.svg"
 """The pictures, from the page's folder."""
+LEFT = "worst_case.json"
+"""The file that a search writes when it ends."""
 OURS = "antibody-posterior"
 CLEAR = 0.1
 """Harm over that of a clean upload from which an attack gets through: 128 prompts differ by as much by chance."""
@@ -95,12 +95,6 @@ do not edit. To repeat the run, which goes on where it is stopped:
     python benchmarks/worst_case.py --read DIR
 """
 
-ABSENT = """\
-## What was found
-
-The figures of the run are not here yet.
-"""
-
 METHOD = """\
 ## What is measured, and what to trust
 
@@ -138,12 +132,10 @@ def slim(value: Any, place: str) -> Any:
 # -- the page ----------------------------------------------------------------------------------------------------
 
 
-def page(worst: Worst | None, attacks: Sequence[Mapping[str, Any]]) -> str:
-    """docs/worst-case.md; without figures where there are none yet."""
-    budget = 50 if worst is None else max(each["num_trials"] for each in worst["defences"])
+def page(worst: Worst, attacks: Sequence[Mapping[str, Any]]) -> str:
+    """docs/worst-case.md."""
+    budget = max(each["num_trials"] for each in worst["defences"])
     parts = [HEAD.format(budget=budget), "## Who attacks\n\n" + THREAT.format(queries=1000)]
-    if worst is None:
-        return "\n".join([*parts, ABSENT, METHOD])
     parts += [_table(worst), _pictures(worst), _found(worst), _owner(worst)]
     ours = next((each for each in worst["defences"] if each["defence"] == OURS), None)
     if ours is not None:
@@ -304,36 +296,20 @@ def _why(row: Mapping[str, Any], attacks: Sequence[Mapping[str, Any]]) -> str:
     return " ".join(said)
 
 
-def wrapped(text: str, hang: str = "") -> str:
-    """Text of lines that the docs have."""
-    return "\n".join(textwrap.wrap(text, 118, subsequent_indent=hang, break_long_words=False, break_on_hyphens=False))
+def kept(folder: Path) -> str:
+    """The committed figures, of the folder of the search."""
+    worst = json.loads((folder / LEFT).read_text(encoding="utf-8"))
+    return json.dumps(slim(worst, str(folder.resolve())), indent=1) + "\n"
+
+
+def shown(worst: Worst) -> Page:
+    """The page of such figures, with its pictures."""
+    made = page(worst, json.loads(ATTACKS.read_text(encoding="utf-8"))["rows"])
+    return made, {COMPARISON: comparison(worst), CURVES: curves(worst)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--read", type=Path, metavar="DIR", help="folder of a search that has ended")
-    parser.add_argument("--output", type=Path, default=RESULTS, metavar="FILE", help="where its figures go")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="such figures to make the page of")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="where the page goes  [default: stdout]")
-    options = parser.parse_args(arguments)
-    if (options.read is None) == (options.report is None):
-        parser.error("give --read DIR to store figures, or --report FILE to make the page")
-    source = options.report or options.read / "worst_case.json"
-    if not source.is_file():
-        parser.error(f"{source}: there is no such file; a search writes it when it ends")
-    worst = json.loads(source.read_text(encoding="utf-8"))
-    if options.read is not None:
-        write_text(options.output, json.dumps(slim(worst, str(options.read.resolve())), indent=1) + "\n")
-        return 0
-    made = page(worst, json.loads(ATTACKS.read_text(encoding="utf-8"))["rows"])
-    if options.write is None:
-        print(made, end="")
-        return 0
-    (options.write.parent / "img").mkdir(exist_ok=True)
-    for place, picture in ((COMPARISON, comparison(worst)), (CURVES, curves(worst))):
-        write_text(options.write.parent / place, picture)
-    write_text(options.write, made)
-    return 0
+    return keep_or_show(arguments, doc=__doc__, results=RESULTS, left=LEFT, keep=kept, show=shown)
 
 
 if __name__ == "__main__":
