@@ -29,6 +29,8 @@ ATTACKS = ROOT / "benchmarks" / "results" / "attacks.json"
 PAGE = ROOT / "docs" / "worst-case.md"
 COMPARISON, CURVES = "img/worst-case.svg", "img/worst-case-trials.svg"
 """The pictures, from the page's folder."""
+REMARK = "remark"
+"""What is to be known of the committed run alone; a run that is read anew has none."""
 LEFT = "worst_case.json"
 """The file that a search writes when it ends."""
 OURS = "antibody-posterior"
@@ -140,7 +142,8 @@ def page(worst: Worst, attacks: Sequence[Mapping[str, Any]]) -> str:
     ours = next((each for each in worst["defences"] if each["defence"] == OURS), None)
     if ours is not None:
         parts.append(_through(ours, attacks))
-    return "\n".join([*parts, METHOD])
+    remark = [f"{wrapped(worst[REMARK])}\n"] if REMARK in worst else []
+    return "\n".join([*parts, METHOD, *remark])
 
 
 def _table(worst: Worst) -> str:
