@@ -12,8 +12,15 @@ from .judges.preference import PreferenceJudge
 from .judges.protocol import Judge
 
 
-class PromptRenderer(Protocol):
-    """What turns a row's prompt into tokens: ``data.encode.Renderer``."""
+class ReferenceReader(Protocol):
+    """What reads the answers that completions are compared with."""
+
+    def reference_text(self, record: Record) -> str | None:
+        """The text of the row's closing answer, calls of tools as the template writes them; None without one."""
+
+
+class PromptRenderer(ReferenceReader, Protocol):
+    """What turns a row's prompt into tokens, too: ``data.encode.Renderer``."""
 
     @property
     def stop_ids(self) -> Sequence[int]:
@@ -21,9 +28,6 @@ class PromptRenderer(Protocol):
 
     def encode_prompt(self, record: Record) -> list[int]:
         """Tokens of everything before the last assistant message, ready for the model to answer."""
-
-    def reference_text(self, record: Record) -> str | None:
-        """The text of the row's closing answer, calls of tools as the template writes them; None without one."""
 
 
 def prompt_text(record: Record) -> str:
@@ -35,7 +39,7 @@ def check_before_generating(
     records: Mapping[EvaluationSet, Sequence[Record]],
     judges: Sequence[Judge],
     settings: EvaluationSettings,
-    renderer: PromptRenderer,
+    reader: ReferenceReader,
     comparer: PreferenceJudge | None = None,
 ) -> None:
     """Refuse rows, judges and rules with which the evaluation would fail in the end.
@@ -57,13 +61,13 @@ def check_before_generating(
                 raise EvaluationError(f"{record.where}: the row has no user message to answer. Add one, or remove it.")
     check_judges(judges, records.keys(), comparer)
     for name, field in ((EvaluationSet.TEST, "answer"), (EvaluationSet.RETENTION, "retention_answer")):
-        _check_references(records.get(name, ()), getattr(settings, field), renderer, field=field)
+        _check_references(records.get(name, ()), getattr(settings, field), reader, field=field)
 
 
-def _check_references(rows: Sequence[Record], answer: str, renderer: PromptRenderer, *, field: str) -> None:
+def _check_references(rows: Sequence[Record], answer: str, reader: ReferenceReader, *, field: str) -> None:
     readable = answer_rule(answer, field=field)
     for record in rows:
-        reference = renderer.reference_text(record)
+        reference = reader.reference_text(record)
         if reference is None:
             raise EvaluationError(
                 f"{record.where}: the row has no reference answer. A test row ends with the assistant's answer; append "

@@ -38,12 +38,7 @@ class ServedModel:
 
 
 class _Messages:
-    """What checks of rows need to know of a template that only the server has."""
-
-    stop_ids: Sequence[int] = ()
-
-    def encode_prompt(self, record: Record) -> list[int]:
-        raise NotImplementedError("the server has the template")
+    """Reads references as they are written: the template is the server's."""
 
     def reference_text(self, record: Record) -> str | None:
         last = record.messages[-1]
