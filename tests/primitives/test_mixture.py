@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from antibody_llm.primitives.density import kernel_width
 from antibody_llm.primitives.mixture import (
+    halved_log_ratio,
     harm_posterior,
     harmful_share,
     log_density_ratio,
@@ -111,3 +113,75 @@ def test_a_ratio_that_is_not_finite_raises_instead_of_making_all_rows_harmless(b
     for read in (harmful_share, lambda values: harm_posterior(values, 0.0), lambda values: harm_posterior(values, 0.5)):
         with pytest.raises(ValueError, match="not finite"):
             read(ratio)
+
+
+def drawn_halves(parts, num, harmful, benign, seed):
+    """An upload of the labelled classes' own halves, in these parts: harm low, harm high, benign low, benign high."""
+    generator = torch.Generator().manual_seed(seed)
+    halves = [half for side in (harmful, benign) for half in side.sort().values.chunk(2)]
+    picked = [
+        half[torch.randint(len(half), (round(part * num),), generator=generator)]
+        for half, part in zip(halves, parts, strict=True)
+    ]
+    return torch.cat(picked)
+
+
+HARMFUL, BENIGN = gaussian(3.0, 300, 4), gaussian(0.0, 500, 5)
+
+
+def test_the_ratio_by_halves_is_that_of_the_most_likely_parts():
+    scores = drawn_halves((0.2, 0.1, 0.4, 0.3), 400, HARMFUL, BENIGN, 6)
+    width = min(kernel_width(HARMFUL), kernel_width(BENIGN))
+    halves = [half for side in (HARMFUL, BENIGN) for half in side.sort().values.chunk(2)]
+    p = torch.stack(
+        [torch.exp(torch.distributions.Normal(half, width).log_prob(scores[:, None])).mean(1) for half in halves]
+    )
+    free = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([free], max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimiser.zero_grad()
+        value = -(torch.softmax(free, 0) @ p).log().sum()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    v = torch.softmax(free.detach(), 0)
+    ratio = ((v[0] * p[0] + v[1] * p[1]) / (v[0] + v[1]) / ((v[2] * p[2] + v[3] * p[3]) / (v[2] + v[3]))).log()
+    above = (scores > 1.5).nonzero()[
+        :, 0
+    ]  # midway between the medians: further up the ratio may not fall, further down not rise
+    up = above[scores[above].argsort()]
+    found = halved_log_ratio(HARMFUL, BENIGN)(scores)
+    assert_close(found[up], ratio[up].cummax(0).values, atol=0.05, rtol=0.02)
+    assert harmful_share(found) == pytest.approx(float(v[0] + v[1]), abs=2e-3)
+
+
+def test_harm_that_is_all_of_the_lower_half_counts_in_full_only_by_halves():
+    scores = drawn_halves((0.2, 0.0, 0.7, 0.1), 3000, HARMFUL, BENIGN, 7)
+    assert harmful_share(halved_log_ratio(HARMFUL, BENIGN)(scores)) == pytest.approx(0.2, abs=0.03)
+    assert harmful_share(log_density_ratio(HARMFUL, BENIGN)(scores)) < 0.15
+
+
+@pytest.mark.parametrize("parts", [(0, 0, 1.0, 0), (0, 0, 0, 1.0), (0, 0, 0.5, 0.5)])
+@pytest.mark.parametrize("num", [30, 3000])
+def test_by_halves_an_upload_without_harm_has_none_at_all(parts, num):
+    assert harmful_share(halved_log_ratio(HARMFUL, BENIGN)(drawn_halves(parts, num, HARMFUL, BENIGN, 8))) == 0
+
+
+def test_by_halves_a_score_further_up_is_never_less_harmful():
+    outlier = torch.cat([BENIGN, torch.tensor([9.0]).double()])
+    scores = torch.linspace(-6, 20, 400).double()
+    assert bool((halved_log_ratio(HARMFUL, outlier)(scores).diff() >= 0).all())
+
+
+def test_halves_that_read_alike_are_not_told_apart():
+    harmful = gaussian(2.0, 300, 4)
+    scores = drawn_halves((0.2, 0.0, 0.7, 0.1), 300, harmful, BENIGN, 7)
+    assert_close(halved_log_ratio(harmful, BENIGN)(scores), log_density_ratio(harmful, BENIGN)(scores))
+
+
+@pytest.mark.parametrize("bad", [(torch.ones(1), torch.zeros(3)), (torch.ones(2), torch.ones(3))])
+def test_halves_of_nothing_are_refused(bad):
+    with pytest.raises(ValueError, match=r"labelled row"):
+        halved_log_ratio(*bad)

@@ -1,10 +1,7 @@
 import random
 
-import pytest
-import torch
-
 from antibody_llm.data.records import Message, Record, Template
-from antibody_llm.screening.report import NUM_CHARACTERS_SHOWN, NUM_ROWS_SHOWN, MostSuspicious, smoothed, visible
+from antibody_llm.screening.report import NUM_CHARACTERS_SHOWN, NUM_ROWS_SHOWN, MostSuspicious, visible
 
 
 def record(text):
@@ -26,14 +23,6 @@ def test_a_long_text_is_cut_and_says_so():
     kept.offer(0, 1.0, record("x" * (NUM_CHARACTERS_SHOWN + 7)))
     (row,) = kept.sorted()
     assert row.turns[0][1] == "x" * NUM_CHARACTERS_SHOWN + " [... 7 more characters]"
-
-
-@pytest.mark.parametrize(
-    "scores", [torch.randn(50).double(), torch.tensor([0.0] * 9 + [1.0]).double(), torch.ones(4).double()]
-)
-def test_a_density_integrates_to_one(scores):
-    where = torch.linspace(-20, 20, 20_001, dtype=torch.float64)
-    assert float(torch.trapezoid(smoothed(scores, where), where)) == pytest.approx(1.0, abs=1e-3)
 
 
 def test_characters_that_turn_hide_or_control_text_are_shown_by_their_number():

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from antibody_llm.data.records import Template, TokenizedRow
 from antibody_llm.likelihood.tokens import TokenTable
-from antibody_llm.primitives.mixture import LogRatio
+from antibody_llm.primitives.mixture import LogRatio, halved_log_ratio
 from antibody_llm.screening.token_evidence import TokenProbe, TokenRule
 from antibody_llm.screening.token_harm import judge_answers, with_prompts
 
@@ -15,7 +15,7 @@ RULE = TokenRule(
     token=LogRatio(torch.tensor([2.0], dtype=torch.float64), -1.0),
     row=LogRatio(torch.tensor([10.0], dtype=torch.float64), -5.0),
     auroc=1.0,
-    judges=(torch.ones(2), torch.zeros(2)),
+    judges=(torch.linspace(0.7, 1.3, 20), torch.linspace(-0.3, 0.3, 20)),
 )
 ROWS = [TokenizedRow(i, (5, 6, 7), ((1, 3),), Template.TEXT) for i in range(4)]
 
@@ -25,9 +25,9 @@ def table(*values):
 
 
 def test_a_token_is_as_harmful_as_its_row_times_its_own_part():
-    # E = 1, 0, 0.1, 0: Lam = 5, -5, -4, -5
     found = judge_answers(RULE, table(1.0, 0.5, 0.0, -2.0, 0.1, 0.1, 0.0, 0.0), ROWS)
-    lam = [5.0, -5.0, -4.0, -5.0]
+    lam = halved_log_ratio(*RULE.judges)(torch.tensor([1.0, 0.0, 0.1, 0.0])).tolist()
+    assert lam[0] > 1 > -1 > max(lam[1:])
     grid = [i / 10000 for i in range(1, 10000)]
     best = max(grid, key=lambda s: sum(math.log(s * math.exp(x) + 1 - s) for x in lam))
     assert found.share == pytest.approx(best, abs=1e-4)

@@ -12,6 +12,18 @@ Sources: estimating class shares under fixed class densities, M. Saerens, P. Lat
 outputs of a classifier to new a priori probabilities", Neural Computation 14, 2002 (their EM and this search have the
 same maximum); the slope's prior against perfect separation, as in J. Platt, "Probabilistic outputs for support vector
 machines", 1999.
+
+``halved_log_ratio`` allows for an upload whose rows of a class are easier or harder to tell than the labelled ones: of
+each class the lower and the upper half are two densities, and their parts in the upload are learnt from it too.
+
+    p_k(e)   density of the k-th half of the labelled scores, Gaussian kernels of one width
+    v        argmax sum_i log(sum_k v_k p_k(e_i)), sum_k v_k = 1, k over the four halves              concave
+    Lam(e)   log sum_harm v_k p_k / sum_harm v_k - log sum_benign v_k p_k / sum_benign v_k, where the share of harm is
+             sum_harm v_k; made to rise with e, from midway between the medians on: further up is never less harmful
+
+v is found by the EM of Saerens et al. Where no row looks harmful, the halves of harm count equally. Where the lower
+half of harm and the upper half of benign read alike (AUROC below ``MIN_APART``), nobody could say which of the two a
+row is of, and Lam is that of all labelled scores, as above.
 """
 
 import math
@@ -21,9 +33,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .density import interpolated, kernel_width, log_density
+from .statistics import auroc
+
 SLOPE_SPREAD = 3.0
 """Standard deviation of the Gaussian prior on each slope, in units of 1 / (standard deviation of the score)."""
+MIN_APART = 0.8
 _NEWTON_STEPS = 100
+_EM_STEPS = 500
+_SETTLED = 1e-7
+_GRID = 1024
 _BISECTIONS = 50  # one more would round to 0 or 1
 
 
@@ -88,6 +107,61 @@ def log_density_ratio(harmful: Tensor, benign: Tensor, *, spread: float = SLOPE_
             break
     slope = w[:-1] / scale
     return LogRatio(slope, float(w[-1] - (slope * mean).sum()))
+
+
+def halved_log_ratio(harmful: Tensor, benign: Tensor) -> Callable[[Tensor], Tensor]:
+    """Lam of an upload from its scores, [n] to [n], by the halves of either class; see the head of this file.
+
+    Args:
+        harmful: [n_h], at least two.
+        benign: [n_b], at least two.
+
+    Raises:
+        ValueError: a class has less than two, or a score is not finite or the same for all.
+    """
+    if min(len(harmful), len(benign)) < 2:
+        raise ValueError("both classes need at least two labelled rows")
+    labelled = torch.cat([harmful, benign]).double()
+    if not bool(torch.isfinite(labelled).all()) or not bool(labelled.std() > 0):
+        raise ValueError("a score is not finite, or the same for all labelled rows")
+    halves = [half for side in (harmful, benign) for half in side.double().sort().values.chunk(2)]
+    if auroc(halves[3], halves[0]) < MIN_APART:
+        return log_density_ratio(harmful, benign)
+    midway = float(harmful.double().median() + benign.double().median()) / 2
+    width = min(kernel_width(side.double()) for side in (harmful, benign))
+
+    def log_ratio(scores: Tensor) -> Tensor:
+        scores = scores.double()
+        _require_finite(scores)
+        everywhere = torch.cat([scores, labelled])
+        grid = torch.linspace(float(everywhere.min()), float(everywhere.max()), _GRID, dtype=torch.float64)
+        middle = int(torch.searchsorted(grid, midway))
+        on_grid = torch.stack([log_density(half, grid, width) for half in halves])
+        parts = _shares(interpolated(grid, on_grid, scores))
+        harm, rest = parts[:2], parts[2:]
+        if float(harm.sum()) < _SETTLED:
+            harm = torch.full_like(harm, 0.5)
+        ratio = _mixed(on_grid[:2], harm) - _mixed(on_grid[2:], rest)
+        falling, rising = ratio[:middle].flip(0).cummin(dim=0).values.flip(0), ratio[middle:].cummax(dim=0).values
+        return interpolated(grid, torch.cat([falling, rising]), scores)
+
+    return log_ratio
+
+
+def _mixed(log_densities: Tensor, parts: Tensor) -> Tensor:
+    """The log-density of a mixture: [n], of [K, n] and its parts [K] of any sum."""
+    return torch.logsumexp(log_densities + (parts / parts.sum()).log()[:, None], dim=0)
+
+
+def _shares(log_densities: Tensor) -> Tensor:
+    """v: the most likely parts [K] of a mixture of fixed densities [K, n], by EM from equal ones."""
+    parts = torch.full((len(log_densities),), 1 / len(log_densities), dtype=torch.float64)
+    for _ in range(_EM_STEPS):
+        new = torch.softmax(log_densities + parts.log()[:, None], dim=0).mean(dim=1)
+        moved, parts = float((new - parts).abs().max()), new
+        if moved < _SETTLED:
+            break
+    return parts
 
 
 def harmful_share(log_ratio: Tensor, *, alpha: float = 1.0, beta: float = 1.0) -> float:

@@ -19,6 +19,7 @@ from ..files import write_text
 from ..mentions import setting
 from ..models.loading import LoadedModel, load_model
 from ..models.names import resolve
+from ..primitives.mixture import halved_log_ratio
 from ..profiles import profile_of
 from ..screening.anchors import anchors_fingerprint, read_anchors
 from ..screening.evidence import EvidenceKind
@@ -220,7 +221,7 @@ def _judged_answers(scanned: Scan, reader: EvidenceReader) -> Judgement | None:
     if reader.answers is None:
         return None
     evidence, repeated = scanned.table.answers()
-    return judge_upload(evidence, *reader.answers.rule.judges, repeated=repeated)
+    return judge_upload(evidence, *reader.answers.rule.judges, repeated=repeated, ratio=halved_log_ratio)
 
 
 def _as_run(result: ScreenResult) -> RunResult:

@@ -35,6 +35,7 @@ likelihood ratio tests under nonstandard conditions", JASA 82, 1987, case 5.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -49,6 +50,8 @@ from ..primitives.mixture import (
     share_log_likelihood,
 )
 
+Ratio = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
+"""Evidence of harmful and of benign anchors to a function that gives Lam of an upload's rows."""
 LEVEL = 0.01
 """Level of the test: an upload without harm is called harmful about once in a hundred."""
 PRIOR = 2.0
@@ -107,6 +110,7 @@ def judge_upload(
     *,
     repeated: Tensor | None = None,
     unfamiliar: Tensor | None = None,
+    ratio: Ratio = log_density_ratio,
 ) -> Judgement:
     """Judge an upload by its evidence and that of the anchors.
 
@@ -116,6 +120,7 @@ def judge_upload(
         benign: [n_b], evidence of the benign anchors.
         repeated: [n], bool, rows that repeat an earlier one. None: none.
         unfamiliar: [n], bool, rows that are unlike every anchor. None: none.
+        ratio: Lam of the rows, from the evidence of both classes of anchors.
 
     Raises:
         ValueError: there is no row, or a class has no anchor.
@@ -125,10 +130,10 @@ def judge_upload(
     none = torch.zeros(len(evidence), dtype=torch.bool)
     repeated, unfamiliar = none if repeated is None else repeated, none if unfamiliar is None else unfamiliar
     known, distinct = ~unfamiliar, ~repeated
-    log_ratio = log_density_ratio(harmful, benign)(evidence)
+    log_ratio = ratio(harmful, benign)(evidence)
     p_value, (low, high) = 1.0, (0.0, 1.0)
     if bool(known.any()):
-        p_value, (low, high) = _of_familiar(evidence[known], log_ratio[known], distinct[known], harmful, benign)
+        p_value, (low, high) = _of_familiar(evidence[known], log_ratio[known], distinct[known], harmful, benign, ratio)
     open_share = float(unfamiliar.double().mean())
     low, high = low * (1 - open_share), min(1.0, high * (1 - open_share) + open_share)
     verdict = Finding.HARM if p_value < LEVEL else Finding.NO_HARM
@@ -151,10 +156,13 @@ def judge_upload(
 
 
 def _of_familiar(
-    evidence: Tensor, log_ratio: Tensor, distinct: Tensor, harmful: Tensor, benign: Tensor
+    evidence: Tensor, log_ratio: Tensor, distinct: Tensor, harmful: Tensor, benign: Tensor, ratio: Ratio
 ) -> tuple[float, tuple[float, float]]:
     """p and the interval of the share, over the familiar rows, of which there is at least one."""
-    (low, high), (least, most) = drawn_interval(evidence, harmful, benign), likelihood_interval(log_ratio[distinct])
+    (low, high), (least, most) = (
+        drawn_interval(evidence, harmful, benign, ratio),
+        likelihood_interval(log_ratio[distinct]),
+    )
     return share_p_value(log_ratio[distinct]), (min(low, least), max(high, most))
 
 
@@ -183,7 +191,9 @@ def likelihood_interval(log_ratio: Tensor) -> tuple[float, float]:
     return edge(best, 0.0), edge(best, 1.0)
 
 
-def drawn_interval(evidence: Tensor, harmful: Tensor, benign: Tensor) -> tuple[float, float]:
+def drawn_interval(
+    evidence: Tensor, harmful: Tensor, benign: Tensor, ratio: Ratio = log_density_ratio
+) -> tuple[float, float]:
     """Interval of the share when anchors and rows are drawn again; it is wide where either are few."""
     seen = evidence
     if len(evidence) > MAX_RESAMPLED:
@@ -191,6 +201,6 @@ def drawn_interval(evidence: Tensor, harmful: Tensor, benign: Tensor) -> tuple[f
         seen = evidence.sort().values[(middle * len(evidence)).long()]
 
     def share_of(h: Tensor, b: Tensor, rows: Tensor) -> float:
-        return harmful_share(log_density_ratio(harmful[h], benign[b])(seen[rows]))
+        return harmful_share(ratio(harmful[h], benign[b])(seen[rows]))
 
     return resampled_interval(share_of, (len(harmful), len(benign), len(seen)), num=NUM_DRAWS)

@@ -6,7 +6,6 @@ around them, are shown by their number.
 
 import heapq
 import io
-import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data.records import Record
+from ..primitives.density import density
 from .answers import Span
 from .evidence import EvidenceKind
 
@@ -154,7 +154,7 @@ def _histogram(evidence: Tensor, anchors: tuple[Tensor, Tensor] | None, share: f
         where = torch.linspace(float(edges[0]), float(edges[-1]), 400, dtype=torch.float64)
         parts = (("harmful", HARM, share, anchors[0]), ("benign", BENIGN, 1 - share, anchors[1]))
         for label, colour, part, scores in parts:
-            height = smoothed(scores.double(), where) * part * len(evidence) * width
+            height = density(scores.double(), where) * part * len(evidence) * width
             axis.plot(where.tolist(), height.tolist(), color=colour, label=f"{label} anchors × {100 * part:.1f} %")
     axis.set_yscale("symlog", linthresh=1)  # a few harmful rows among many benign ones must still be seen
     axis.set_ylim(bottom=0)
@@ -164,19 +164,6 @@ def _histogram(evidence: Tensor, anchors: tuple[Tensor, Tensor] | None, share: f
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
-
-
-def smoothed(scores: Tensor, where: Tensor) -> Tensor:
-    """Density of ``scores`` at ``where``: Gaussian kernels of Silverman's width.
-
-    Source: B. Silverman, "Density Estimation for Statistics and Data Analysis", 1986, eq. (3.31).
-    """
-    low, high = torch.quantile(scores, torch.tensor([0.25, 0.75], dtype=scores.dtype))
-    spread = min(float(scores.std()), float(high - low) / 1.34) or float(scores.std()) or 1.0
-    width = 0.9 * spread * len(scores) ** -0.2
-    z = (where[:, None] - scores) / width
-    density: Tensor = torch.exp(-z.square() / 2).mean(dim=1) / (width * math.sqrt(2 * math.pi))
-    return density
 
 
 def _edges(values: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class TokenRule:
     Attributes:
         probe: v.
         token: Lam of a token's e_t.
-        row: Lam of a row's E.
+        row: Lam of a row's E, by itself: the same whatever else is uploaded.
         auroc: AUROC of e_t, held out: harmful tokens of composed answers against harmless ones.
         judges: E of the composed rows with harm and of those without, held out.
     """

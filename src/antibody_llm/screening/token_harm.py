@@ -1,10 +1,15 @@
 """P(harm) of every token of an upload, given how much harm its answers and its prompts show.
 
-    Lam_i  log p(E_i | harm) - log p(E_i | harmless) of row i's answers, Lam_t of their tokens     token_evidence.py
+    Lam_i  log p(E_i | harm) - log p(E_i | harmless) of row i's answers, by halves of each class  primitives/mixture.py
     pi     the share of rows with harm in an answer that is most likely given every Lam_i          primitives/mixture.py
+    Lam_t  the same of a token, by the composed answers alone                                      token_evidence.py
     p_i = pi exp(Lam_i) / (pi exp(Lam_i) + 1 - pi)           an answer of row i holds harm
     q_t = 1 / (1 + exp(-Lam_t))                              token t is part of it, if one does
     P_t = 1 - (1 - p_i q_t) (1 - p^x_i)                      p^x_i: the prompt asks for harm, by its evidence (harm.py)
+
+Answers of an upload read less harmful than held-out anchors, and its harmless ones are mostly easier than composed
+ones, which are made to be hard. So either class may lean to its lower or its upper half: by one ratio for every upload
+the estimated share of harmful answers was a third of the true one.
 
 Where no answer shows harm pi is 0, and so is every p_i; where no prompt does either, every P_t is 0. An answer to a
 harmful prompt counts as harm as a whole, whatever it says: of a refusal that costs nothing, since the aligned model
@@ -19,7 +24,7 @@ from torch import Tensor
 
 from ..data.records import TokenizedRow
 from ..likelihood.tokens import TokenTable, num_trained
-from ..primitives.mixture import harm_posterior, harmful_share
+from ..primitives.mixture import halved_log_ratio, harm_posterior, harmful_share
 from .token_evidence import TokenRule, row_evidence
 
 
@@ -54,7 +59,7 @@ def judge_answers(
         rows: The rows, at least one.
         prior: Beta(a, b) on the share.
     """
-    ratio = rule.row(row_evidence(evidence, rows))
+    ratio = halved_log_ratio(*rule.judges)(row_evidence(evidence, rows))
     share = harmful_share(ratio, alpha=prior[0], beta=prior[1])
     probability = harm_posterior(ratio, share)
     part = torch.sigmoid(rule.token(evidence.values.cpu()))
