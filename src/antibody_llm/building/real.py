@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..english.presets import TAUGHT_ROWS, TEACHING
@@ -149,7 +150,8 @@ def teach(settings: TeachSettings) -> Taught:
     """Teach a prepared model the English world by plain fine-tuning of all weights on rows that refuse nothing.
 
     The result is an ordinary folder. It names no model before it, since it is the base of every alignment. Teaching
-    that was stopped goes on.
+    that was stopped goes on. On a machine that is faster in bfloat16 that is used, unless ``training``
+    says otherwise.
 
     Args:
         settings: The model, and how much it is taught.
@@ -167,7 +169,7 @@ def teach(settings: TeachSettings) -> Taught:
         defence="sft",
         regime="full",
         seed=settings.seed,
-        training=settings.training,
+        training=({"bf16": True} if has_bfloat16() else {}) | dict(settings.training or {}),
         overwrite=settings.overwrite,
         **TEACHING,
     )
@@ -178,6 +180,13 @@ def teach(settings: TeachSettings) -> Taught:
     _put_in_place(new, output)
     shutil.rmtree(scratch, ignore_errors=True)
     return Taught(output=output, num_rows=num, seconds=run.seconds)
+
+
+def has_bfloat16() -> bool:
+    """Whether this machine multiplies in bfloat16 faster than in float32."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def free_folder(given: str | Path, *, overwrite: bool) -> Path:

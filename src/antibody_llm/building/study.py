@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from ..english.presets import EVALUATION_ROWS, USER_ROWS
@@ -30,7 +29,7 @@ from ..runs.trainer_config import check_seed
 from ..runs.verb import verb
 from ..settings.real import StudySettings
 from .files import write_rows
-from .real import free_folder
+from .real import free_folder, has_bfloat16
 
 TASKS = ("familiar", "novel")
 POOL = 3
@@ -133,7 +132,7 @@ def _matrix(
         "defences": [
             {
                 "name": f"{finetuning} after {alignment}",
-                "alignment": {"name": alignment, "training": training},
+                "alignment": {"name": alignment, "training": dict(training)},
                 "finetuning": finetuning,
             }
             for alignment, among in defences.items()
@@ -148,10 +147,3 @@ def _matrix(
         "batch_size": 32,
         **files,
     }
-
-
-def has_bfloat16() -> bool:
-    """Whether this machine multiplies in bfloat16 faster than in float32."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
