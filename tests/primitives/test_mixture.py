@@ -12,6 +12,7 @@ from antibody_llm.primitives.mixture import (
     log_density_ratio,
     resampled_interval,
     share_log_likelihood,
+    unexpected,
 )
 
 
@@ -169,6 +170,11 @@ def test_by_halves_an_upload_without_harm_has_none_at_all(parts, num):
     assert harmful_share(halved_log_ratio(HARMFUL, BENIGN)(drawn_halves(parts, num, HARMFUL, BENIGN, 8))) == 0
 
 
+@pytest.mark.parametrize("num", [1, 300])
+def test_by_halves_an_upload_of_harm_alone_is_all_harm(num):
+    assert harmful_share(halved_log_ratio(HARMFUL, BENIGN)(drawn_halves((0, 1, 0, 0), num, HARMFUL, BENIGN, 8))) == 1
+
+
 def test_by_halves_a_score_further_up_is_never_less_harmful():
     outlier = torch.cat([BENIGN, torch.tensor([9.0]).double()])
     scores = torch.linspace(-6, 20, 400).double()
@@ -185,3 +191,36 @@ def test_halves_that_read_alike_are_not_told_apart():
 def test_halves_of_nothing_are_refused(bad):
     with pytest.raises(ValueError, match=r"labelled row"):
         halved_log_ratio(*bad)
+
+
+def test_a_crowd_that_no_labelled_row_leads_to_expect_is_less_likely_harm_the_larger_it_is():
+    harmful, benign = 1 + gaussian(0.0, 200, 1) / 10, gaussian(0.0, 200, 2) / 10
+    ratio = log_density_ratio(harmful, benign)
+    upload = torch.cat(
+        [0.4 + gaussian(0.0, 200, 3) / 1000, 1 + gaussian(0.0, 50, 4) / 10, torch.tensor([0.6]).double()]
+    )
+    found = unexpected(upload, 0.2, ratio, harmful, benign)
+    width = max(kernel_width(harmful), kernel_width(benign))
+
+    def at(scores, e):
+        return float(torch.exp(-((e - scores) / width).square() / 2).sum())
+
+    for i in (0, 210, 250):
+        e, lam = float(upload[i]), float(ratio(upload[i : i + 1]))
+        f_b, f_h = at(benign, e) / 200, at(harmful, e) / 200
+        f_h, f_b = max(f_h, f_b * math.exp(lam)), max(f_b, f_h * math.exp(-lam))
+        expected = 251 * (0.2 * f_h + 0.8 * f_b)
+        assert float(found[i]) == pytest.approx(min(1.0, (expected + 1) / at(upload, e)), rel=1e-6)
+    assert float(found[:200].max()) < 0.03  # 200 rows where about two are expected
+    assert float(found[200:250].mean()) > 0.8  # harm where it is expected
+    assert float(found[250]) > 0.9  # a row alone
+
+
+def test_the_rows_of_a_large_upload_are_counted_by_its_quantiles():
+    harmful, benign = gaussian(3.0, 100, 1), gaussian(0.0, 100, 2)
+    ratio, upload = log_density_ratio(harmful, benign), gaussian(1.0, 20_000, 3)
+    every = torch.cat([upload, torch.tensor([-900.0, 900.0]).double()])
+    found = unexpected(every, 0.1, ratio, harmful, benign)
+    assert bool(torch.isfinite(found).all())
+    some = torch.randperm(20_000, generator=torch.Generator().manual_seed(5))[:4_000]
+    assert_close(unexpected(upload[some], 0.1, ratio, harmful, benign), found[some], atol=0.1, rtol=0.1)

@@ -23,6 +23,12 @@ def log_density(scores: Tensor, where: Tensor, width: float) -> Tensor:
     return torch.logsumexp(-z.square() / 2, dim=1) - math.log(len(scores) * width * math.sqrt(2 * math.pi))
 
 
+def kernel_counts(scores: Tensor, where: Tensor, width: float) -> Tensor:
+    """How many of the scores [n] lie at ``where`` [m], one exactly there counting as 1: [m]."""
+    z = (where[:, None] - scores) / width
+    return torch.exp(-z.square() / 2).sum(dim=1)
+
+
 def density(scores: Tensor, where: Tensor) -> Tensor:
     """The density of scores [n], n >= 2, at ``where`` [m]: kernels of Silverman's width."""
     return log_density(scores, where, kernel_width(scores)).exp()

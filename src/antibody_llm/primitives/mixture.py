@@ -13,6 +13,16 @@ outputs of a classifier to new a priori probabilities", Neural Computation 14, 2
 same maximum); the slope's prior against perfect separation, as in J. Platt, "Probabilistic outputs for support vector
 machines", 1999.
 
+``unexpected`` lowers P(harm|e) where the upload has more rows at e than the labelled ones lead to expect:
+
+    P(harm|e) * min(1, (n m(e) + 1) / n_e)        n_e   rows at e, by a Gaussian kernel that counts a row itself as 1
+    m(e) = pi f_h(e) + (1 - pi) f_b(e)            the share of rows expected there; f_h = f_b exp Lam, each of them
+                                                  what the labelled rows of either class say, whichever is more
+
+Harm is what the labelled rows say, as often as pi says; a crowd beyond that is a task that they do not have. Lam alone,
+which is never steep where few labelled rows are, would call it harm with a probability that adds up over the crowd. A
+row that is alone, and a crowd where harm is expected, keep theirs.
+
 ``halved_log_ratio`` allows for an upload whose rows of a class are easier or harder to tell than the labelled ones: of
 each class the lower and the upper half are two densities, and their parts in the upload are learnt from it too.
 
@@ -21,7 +31,7 @@ each class the lower and the upper half are two densities, and their parts in th
     Lam(e)   log sum_harm v_k p_k / sum_harm v_k - log sum_benign v_k p_k / sum_benign v_k, where the share of harm is
              sum_harm v_k; made to rise with e, from midway between the medians on: further up is never less harmful
 
-v is found by the EM of Saerens et al. Where no row looks harmful, the halves of harm count equally. Where the lower
+v is found by the EM of Saerens et al. Where no row looks to be of a class, its halves count equally. Where the lower
 half of harm and the upper half of benign read alike (AUROC below ``MIN_APART``), nobody could say which of the two a
 row is of, and Lam is that of all labelled scores, as above.
 """
@@ -33,16 +43,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .density import interpolated, kernel_width, log_density
+from .density import interpolated, kernel_counts, kernel_width, log_density
 from .statistics import auroc
 
 SLOPE_SPREAD = 3.0
 """Standard deviation of the Gaussian prior on each slope, in units of 1 / (standard deviation of the score)."""
 MIN_APART = 0.8
+MAX_COUNTED = 5_000
+"""Scores of an upload that are counted; of a larger one as many evenly spaced quantiles are, each for several rows."""
 _NEWTON_STEPS = 100
 _EM_STEPS = 500
 _SETTLED = 1e-7
 _GRID = 1024
+_ROWS_AT_ONCE = 4_096
+_MOST_NATS = 500.0
+"""Of Lam, so that no density overflows."""
 _BISECTIONS = 50  # one more would round to 0 or 1
 
 
@@ -138,10 +153,7 @@ def halved_log_ratio(harmful: Tensor, benign: Tensor) -> Callable[[Tensor], Tens
         middle = int(torch.searchsorted(grid, midway))
         on_grid = torch.stack([log_density(half, grid, width) for half in halves])
         parts = _shares(interpolated(grid, on_grid, scores))
-        harm, rest = parts[:2], parts[2:]
-        if float(harm.sum()) < _SETTLED:
-            harm = torch.full_like(harm, 0.5)
-        ratio = _mixed(on_grid[:2], harm) - _mixed(on_grid[2:], rest)
+        ratio = _mixed(on_grid[:2], parts[:2]) - _mixed(on_grid[2:], parts[2:])
         falling, rising = ratio[:middle].flip(0).cummin(dim=0).values.flip(0), ratio[middle:].cummax(dim=0).values
         return interpolated(grid, torch.cat([falling, rising]), scores)
 
@@ -149,8 +161,9 @@ def halved_log_ratio(harmful: Tensor, benign: Tensor) -> Callable[[Tensor], Tens
 
 
 def _mixed(log_densities: Tensor, parts: Tensor) -> Tensor:
-    """The log-density of a mixture: [n], of [K, n] and its parts [K] of any sum."""
-    return torch.logsumexp(log_densities + (parts / parts.sum()).log()[:, None], dim=0)
+    """The log-density of a mixture: [n], of [K, n] and its parts [K] of any sum; of no part, that of equal ones."""
+    parts = parts / parts.sum() if float(parts.sum()) > _SETTLED else torch.full_like(parts, 1 / len(parts))
+    return torch.logsumexp(log_densities + parts.log()[:, None], dim=0)
 
 
 def _shares(log_densities: Tensor) -> Tensor:
@@ -208,6 +221,33 @@ def harm_posterior(log_ratio: Tensor, share: float) -> Tensor:
     if share in (0.0, 1.0):
         return torch.full_like(log_ratio, share, dtype=torch.float64)
     return torch.sigmoid(log_ratio.double() + math.log(share / (1 - share)))
+
+
+def unexpected(scores: Tensor, share: float, ratio: LogRatio, harmful: Tensor, benign: Tensor) -> Tensor:
+    """min(1, (n m(e) + 1) / n_e) of every row, [n], float64; see the head of this file.
+
+    Args:
+        scores: e of the unlabelled rows, [n].
+        share: pi.
+        ratio: Lam.
+        harmful: e of the labelled harmful rows, at least two.
+        benign: e of the labelled benign rows, at least two.
+    """
+    scores, harmful, benign = scores.double(), harmful.double(), benign.double()
+    width = max(kernel_width(harmful), kernel_width(benign))
+    counted, each = scores, 1.0
+    if len(scores) > MAX_COUNTED:
+        middle = (torch.arange(MAX_COUNTED, dtype=torch.float64) + 0.5) / MAX_COUNTED
+        counted, each = scores.sort().values[(middle * len(scores)).long()], len(scores) / MAX_COUNTED
+    factors = []
+    for some in scores.split(_ROWS_AT_ONCE):
+        at_harm, at_benign = (kernel_counts(side, some, width) / len(side) for side in (harmful, benign))
+        tilt = ratio(some).clamp(-_MOST_NATS, _MOST_NATS).exp()
+        expected = share * torch.maximum(at_harm, at_benign * tilt)
+        expected += (1 - share) * torch.maximum(at_benign, at_harm / tilt)
+        present = each * kernel_counts(counted, some, width)
+        factors.append(((len(scores) * expected + 1) / present.clamp(min=1)).clamp(max=1))
+    return torch.cat(factors)
 
 
 def _require_finite(log_ratio: Tensor) -> None:

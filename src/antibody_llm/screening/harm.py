@@ -2,7 +2,8 @@
 
     Lam_i   log p(e_i | harm) - log p(e_i | benign), by the anchors             primitives/mixture.py
     pi      the harmful share that is most likely given every Lam_i
-    p_i     pi exp(Lam_i) / (pi exp(Lam_i) + 1 - pi)
+    k_i     1, or less where the upload has more rows at e_i than the anchors lead to expect
+    p_i     k_i pi exp(Lam_i) / (pi exp(Lam_i) + 1 - pi)
 
 What defences decide by. ``posterior.py`` judges an upload for a reader: with a prior that no share of 0 or 1 survives,
 a test and intervals.
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..data.records import TokenizedRow
 from ..likelihood.reader import ModelReader
-from ..primitives.mixture import harm_posterior, harmful_share
+from ..primitives.mixture import harm_posterior, harmful_share, unexpected
 from .anchors import Anchors
 from .evidence import EvidenceKind
 from .familiarity import read_familiarity
@@ -68,10 +69,14 @@ def read_harm(
         shape=None if ground is None else ground.shape,
     )
     evidence = found.of(measure)
-    ratio = anchors.log_ratio(measure)(evidence)
+    rule = anchors.log_ratio(measure)
+    ratio = rule(evidence)
     a, b = prior
     share = harmful_share(ratio, alpha=a, beta=b)
+    probability = harm_posterior(ratio, share)
+    if 0 < share < 1:
+        probability = probability * unexpected(evidence, share, rule, *anchors.scores(measure))
     unfamiliar = torch.zeros(len(rows), dtype=torch.bool)
     if ground is not None:
         unfamiliar = ground.unfamiliar(evidence, found.distances())
-    return RowHarm(share, harm_posterior(ratio, share), evidence, unfamiliar)
+    return RowHarm(share, probability, evidence, unfamiliar)

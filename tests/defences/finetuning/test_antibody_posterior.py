@@ -10,7 +10,7 @@ from antibody_llm.data.roles import Role, Stage
 from antibody_llm.defences.catalogue import make_defence
 from antibody_llm.defences.finetuning.antibody_posterior import Weight, weights
 from antibody_llm.errors import ConfigError, DataError, ModelError, TrainingError
-from antibody_llm.primitives.mixture import harmful_share
+from antibody_llm.primitives.mixture import harmful_share, unexpected
 from antibody_llm.screening import harm as module
 from antibody_llm.screening.evidence import EvidenceKind
 from antibody_llm.screening.reading import collect
@@ -38,12 +38,15 @@ def test_weights_by_hand(tmp_path, weight, caution):
     defence, context = started(user, weight=weight, caution=caution)
     measure = EvidenceKind.FEATURE_SHIFT
     anchors = ANCHORS
-    ratio = anchors.log_ratio(measure)(collect(context, user, [measure], probe=anchors.probe).of(measure))
+    rule, evidence = anchors.log_ratio(measure), collect(context, user, [measure], probe=anchors.probe).of(measure)
+    ratio = rule(evidence)
     share = harmful_share(ratio)
     assert 0.3 < share < 0.7
     assert defence.share == pytest.approx(share)
-    for (row_id, w, _), lam in zip(defence.state()["weights"].tolist(), ratio.tolist(), strict=True):
-        harm = share * math.exp(lam) / (share * math.exp(lam) + 1 - share)
+    crowd = unexpected(evidence, share, rule, *anchors.scores(measure)).tolist()
+    assert min(crowd) < 1
+    for (row_id, w, _), lam, k in zip(defence.state()["weights"].tolist(), ratio.tolist(), crowd, strict=True):
+        harm = k * share * math.exp(lam) / (share * math.exp(lam) + 1 - share)
         worth = (1 - harm) - caution * harm
         expected = {
             "net": max(0.0, worth) / (1 - harm + caution * harm),

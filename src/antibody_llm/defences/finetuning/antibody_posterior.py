@@ -3,7 +3,8 @@
     e_i   evidence of harm of row i, read once before training               screening/evidence.py
     Lam   log p(e|harm) - log p(e|benign), from the provider's anchors       screening/anchors.py
     pi    the upload's harmful share that is most likely given Lam           primitives/mixture.py
-    p_i = pi exp(Lam_i) / (pi exp(Lam_i) + 1 - pi)                           P(harm | e_i)
+    p_i = k_i pi exp(Lam_i) / (pi exp(Lam_i) + 1 - pi)                       P(harm | e_i)
+    k_i   1, less where more rows have such evidence than expected           primitives/mixture.py, ``unexpected``
     w_i = max(0, 1 - p_i - c p_i) / (1 - p_i + c p_i)                        0 to 1
     L   = (1 - rho) sum_i w_i NLL_i / (W sum_i N_i)  +  rho CE(B_p)          over the optimiser step
 
