@@ -1,8 +1,17 @@
-"""The English profile's settings for a pretrained model of a few hundred million weights, not yet calibrated.
+"""The English profile's settings for a pretrained model of a few hundred million weights.
 
-Where they come from: the first trials with Gemma 3 270M (rank 16 on all linear layers, 3e-4, batches of 16), and the
-lab's calibration of Antibody's alignment, since the paper's constants do not align a small model. Whoever calibrates
-them does so on rows of the purpose ``calibrate``, and reports on ``report``.
+Where they come from: a few tries with Gemma 3 270M (rank 16 on all linear layers) on prompts and uploads of the purpose
+``calibrate``, one seed, 80 harmful prompts and 80 look-alikes:
+
+    plain alignment, batches of 16, 3e-4, 1 epoch   harmful score .00, over-refusal  .99: it refuses every question
+    ... of 8, 1e-3, 1 epoch                                       .05,               .15
+    ... of 8, 4e-4, 2 epochs                                      .10,               .00
+    plain fine-tuning of 300 rows, a fifth of them harmful, novel task, 2 epochs: batches of 16 at 3e-4 have learnt the
+    answers' form and not the label (accuracy .53), of 8 at 3e-4 all (1.00); under antibody-posterior 3e-4 is not
+    enough (.44), and 6e-4 is (1.00)
+
+Antibody's alignment starts from the lab's calibration, since the paper's constants do not align a small model, and is
+not calibrated.
 """
 
 from typing import Any
@@ -29,18 +38,17 @@ _FINETUNING: dict[str, dict[str, Any]] = {
     "antibody": {"tau": 0.2},
     "antibody-prescored": {"tau": 0.2},
 }
-_LEARNING_RATE = {"lora": 3e-4, "full": 2e-5}
-_EPOCHS = {"alignment": 1, "finetuning": 2}
+_LEARNING_RATE = {"lora": {"alignment": 4e-4, "finetuning": 6e-4}, "full": {"alignment": 2e-5, "finetuning": 2e-5}}
 
 
 def preset(stage: str, defence: str, regime: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options of a defence and the trainer's arguments."""
     options = {"alignment": _ALIGNING, "finetuning": _FINETUNING}.get(stage, {}).get(defence, {})
     training: dict[str, Any] = {
-        "learning_rate": _LEARNING_RATE[regime],
+        "learning_rate": _LEARNING_RATE[regime]["alignment" if stage == "alignment" else "finetuning"],
         "lr_scheduler_type": "cosine" if stage == "alignment" else "constant",
-        "num_train_epochs": _EPOCHS.get(stage, 1),
-        "per_device_train_batch_size": 16,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 8,
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
     }
