@@ -205,15 +205,23 @@ def test_a_crowd_that_no_labelled_row_leads_to_expect_is_less_likely_harm_the_la
     def at(scores, e):
         return float(torch.exp(-((e - scores) / width).square() / 2).sum())
 
-    for i in (0, 210, 250):
+    assert float(ratio(upload[:200]).max()) < 0 < float(ratio(upload[200:250]).min())
+    for i in (0, 10):
         e, lam = float(upload[i]), float(ratio(upload[i : i + 1]))
         f_b, f_h = at(benign, e) / 200, at(harmful, e) / 200
         f_h, f_b = max(f_h, f_b * math.exp(lam)), max(f_b, f_h * math.exp(-lam))
         expected = 251 * (0.2 * f_h + 0.8 * f_b)
         assert float(found[i]) == pytest.approx(min(1.0, (expected + 1) / at(upload, e)), rel=1e-6)
     assert float(found[:200].max()) < 0.03  # 200 rows where about two are expected
-    assert float(found[200:250].mean()) > 0.8  # harm where it is expected
-    assert float(found[250]) > 0.9  # a row alone
+    assert found[200:].tolist() == [1.0] * 51  # what is nearer to harm
+
+
+def test_a_row_alone_keeps_its_probability_whichever_side_it_is_on():
+    harmful, benign = 1 + gaussian(0.0, 200, 1) / 10, gaussian(0.0, 200, 2) / 10
+    upload = torch.cat([gaussian(0.0, 200, 3) / 10, torch.tensor([0.45, 0.6]).double()])
+    assert unexpected(upload, 0.01, log_density_ratio(harmful, benign), harmful, benign)[
+        200:
+    ].tolist() == pytest.approx([1.0, 1.0], abs=0.01)
 
 
 def test_the_rows_of_a_large_upload_are_counted_by_its_quantiles():

@@ -128,6 +128,8 @@ def test_the_settings_of_the_page_pass_the_check(code, tmp_path, monkeypatch):
         (tmp_path / name).write_text("")
     (tmp_path / "antibody.yaml").write_text(code.replace("/models/", f"{tmp_path}/models/"))
     settings = load_settings(tmp_path / "antibody.yaml")
+    if settings.telemetry.otlp:
+        pytest.importorskip("opentelemetry.sdk", reason="traces need the extra [traces]")
     if settings.database:  # a machine that is not here
         monkeypatch.setattr(serve, "_storage", lambda settings: [])
     monkeypatch.setattr(serve, "_cluster", lambda settings: [])

@@ -13,7 +13,8 @@ outputs of a classifier to new a priori probabilities", Neural Computation 14, 2
 same maximum); the slope's prior against perfect separation, as in J. Platt, "Probabilistic outputs for support vector
 machines", 1999.
 
-``unexpected`` lowers P(harm|e) where the upload has more rows at e than the labelled ones lead to expect:
+``unexpected`` lowers P(harm|e) where e is on the benign side, Lam(e) < 0, and the upload has more rows there than the
+labelled ones lead to expect:
 
     P(harm|e) * min(1, (n m(e) + 1) / n_e)        n_e   rows at e, by a Gaussian kernel that counts a row itself as 1
     m(e) = pi f_h(e) + (1 - pi) f_b(e)            the share of rows expected there; f_h = f_b exp Lam, each of them
@@ -21,7 +22,7 @@ machines", 1999.
 
 Harm is what the labelled rows say, as often as pi says; a crowd beyond that is a task that they do not have. Lam alone,
 which is never steep where few labelled rows are, would call it harm with a probability that adds up over the crowd. A
-row that is alone, and a crowd where harm is expected, keep theirs.
+row that is alone, a crowd where harm is expected, and whatever is nearer to harm keep theirs.
 
 ``halved_log_ratio`` allows for an upload whose rows of a class are easier or harder to tell than the labelled ones: of
 each class the lower and the upper half are two densities, and their parts in the upload are learnt from it too.
@@ -57,7 +58,7 @@ _SETTLED = 1e-7
 _GRID = 1024
 _ROWS_AT_ONCE = 4_096
 _MOST_NATS = 500.0
-"""Of Lam, so that no density overflows."""
+"""Lam beyond this is taken for it, so that no density overflows."""
 _BISECTIONS = 50  # one more would round to 0 or 1
 
 
@@ -224,7 +225,7 @@ def harm_posterior(log_ratio: Tensor, share: float) -> Tensor:
 
 
 def unexpected(scores: Tensor, share: float, ratio: LogRatio, harmful: Tensor, benign: Tensor) -> Tensor:
-    """min(1, (n m(e) + 1) / n_e) of every row, [n], float64; see the head of this file.
+    """min(1, (n m(e) + 1) / n_e) of every row on the benign side, 1 of others: [n], float64; the head of this file.
 
     Args:
         scores: e of the unlabelled rows, [n].
@@ -242,11 +243,13 @@ def unexpected(scores: Tensor, share: float, ratio: LogRatio, harmful: Tensor, b
     factors = []
     for some in scores.split(_ROWS_AT_ONCE):
         at_harm, at_benign = (kernel_counts(side, some, width) / len(side) for side in (harmful, benign))
-        tilt = ratio(some).clamp(-_MOST_NATS, _MOST_NATS).exp()
+        log_ratio = ratio(some).clamp(-_MOST_NATS, _MOST_NATS)
+        tilt = log_ratio.exp()
         expected = share * torch.maximum(at_harm, at_benign * tilt)
         expected += (1 - share) * torch.maximum(at_benign, at_harm / tilt)
         present = each * kernel_counts(counted, some, width)
-        factors.append(((len(scores) * expected + 1) / present.clamp(min=1)).clamp(max=1))
+        factor = ((len(scores) * expected + 1) / present.clamp(min=1)).clamp(max=1)
+        factors.append(torch.where(log_ratio < 0, factor, 1.0))
     return torch.cat(factors)
 
 

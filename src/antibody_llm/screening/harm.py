@@ -2,7 +2,7 @@
 
     Lam_i   log p(e_i | harm) - log p(e_i | benign), by the anchors             primitives/mixture.py
     pi      the harmful share that is most likely given every Lam_i
-    k_i     1, or less where the upload has more rows at e_i than the anchors lead to expect
+    k_i     1, or less where Lam_i < 0 and the upload has more rows at e_i than the anchors lead to expect
     p_i     k_i pi exp(Lam_i) / (pi exp(Lam_i) + 1 - pi)
 
 What defences decide by. ``posterior.py`` judges an upload for a reader: with a prior that no share of 0 or 1 survives,
