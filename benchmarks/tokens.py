@@ -48,7 +48,7 @@ from antibody_llm.attacks.attack import Crafted, Means
 from antibody_llm.attacks.catalogue import CATALOGUE, craft
 from antibody_llm.attacks.kit import lab_clean, lab_kit, lab_questions
 from antibody_llm.cli.options import quiet
-from antibody_llm.data.encode import encode_rows
+from antibody_llm.data.encode import Renderer, encode_rows
 from antibody_llm.data.records import TokenizedRow
 from antibody_llm.defences.finetuning.antibody_tokens import AntibodyTokensConfig, doubts
 from antibody_llm.evaluation.asked import ask_model, asked_measures
@@ -60,7 +60,7 @@ from antibody_llm.lab.rows import record
 from antibody_llm.lab.world import REPORT, goods
 from antibody_llm.likelihood.reader import ModelReader
 from antibody_llm.likelihood.tokens import TokenTable, read_tokens
-from antibody_llm.models.loading import load_model
+from antibody_llm.models.loading import LoadedModel, load_model
 from antibody_llm.models.names import resolve
 from antibody_llm.primitives.discriminant import Moments, fisher
 from antibody_llm.primitives.statistics import auroc
@@ -123,15 +123,26 @@ class Provider:
     say: Callable[[Sequence[int]], str]
 
 
-@cache
-def provider(model: str) -> Provider:
-    """Read the anchors of an aligned model, with one more pass for the evidence that is only compared with."""
+def readers(model: str) -> tuple[LoadedModel, ModelReader, Anchors, Renderer]:
+    """An aligned model of the lab, what reads it and the one before it, its anchors, and what encodes rows for it."""
     loaded = load_model(model)
     anchors = cast(Anchors, read_anchors(Path(resolve(model))))
     renderer = make_renderer(loaded)
     short = examples((row.template for row in anchors.rows), "anchors")
     before = before_alignment(loaded)
     reader = model_reader(loaded, before, renderer, refusals=REFUSALS, examples=short, batch_size=64)
+    return loaded, reader, anchors, renderer
+
+
+def encoded(rows: Sequence[Any], renderer: Renderer) -> list[TokenizedRow]:
+    """Rows of an upload, none left out."""
+    return encode_rows([record(row, i) for i, row in enumerate(rows)], renderer, skip_too_long=False).rows
+
+
+@cache
+def provider(model: str) -> Provider:
+    """Read the anchors of an aligned model, with one more pass for the evidence that is only compared with."""
+    loaded, reader, anchors, renderer = readers(model)
     answers = composed(anchors, reader.refusals, longest=renderer.max_length)
     moments = evidence._moments(reader, answers)
     half = moments[0].product.shape[0] // 2
@@ -147,7 +158,7 @@ def provider(model: str) -> Provider:
         evidence.read_token_rule(reader, anchors),
         {name: _direction(moments, part) for name, part in parts.items()},
         shares[1] - shares[0],
-        lambda rows: encode_rows([record(row, i) for i, row in enumerate(rows)], renderer, skip_too_long=False).rows,
+        lambda rows: encoded(rows, renderer),
         lambda ids: str(loaded.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)),
     )
 

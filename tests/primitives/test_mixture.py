@@ -149,9 +149,8 @@ def test_the_ratio_by_halves_is_that_of_the_most_likely_parts():
     optimiser.step(loss)
     v = torch.softmax(free.detach(), 0)
     ratio = ((v[0] * p[0] + v[1] * p[1]) / (v[0] + v[1]) / ((v[2] * p[2] + v[3] * p[3]) / (v[2] + v[3]))).log()
-    above = (scores > 1.5).nonzero()[
-        :, 0
-    ]  # midway between the medians: further up the ratio may not fall, further down not rise
+    # From midway between the medians on the ratio may not fall.
+    above = (scores > 1.5).nonzero()[:, 0]
     up = above[scores[above].argsort()]
     found = halved_log_ratio(HARMFUL, BENIGN)(scores)
     assert_close(found[up], ratio[up].cummax(0).values, atol=0.05, rtol=0.02)
@@ -219,9 +218,8 @@ def test_a_crowd_that_no_labelled_row_leads_to_expect_is_less_likely_harm_the_la
 def test_a_row_alone_keeps_its_probability_whichever_side_it_is_on():
     harmful, benign = 1 + gaussian(0.0, 200, 1) / 10, gaussian(0.0, 200, 2) / 10
     upload = torch.cat([gaussian(0.0, 200, 3) / 10, torch.tensor([0.45, 0.6]).double()])
-    assert unexpected(upload, 0.01, log_density_ratio(harmful, benign), harmful, benign)[
-        200:
-    ].tolist() == pytest.approx([1.0, 1.0], abs=0.01)
+    found = unexpected(upload, 0.01, log_density_ratio(harmful, benign), harmful, benign)
+    assert found[200:].tolist() == pytest.approx([1.0, 1.0], abs=0.01)
 
 
 def test_the_rows_of_a_large_upload_are_counted_by_its_quantiles():

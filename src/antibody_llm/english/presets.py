@@ -10,6 +10,9 @@ Where they come from: a few tries with Gemma 3 270M (rank 16 on all linear layer
     answers' form and not the label (accuracy .53), of 8 at 3e-4 all (1.00); under antibody-posterior 3e-4 is not
     enough (.44), and 6e-4 is (1.00)
 
+All of it: benchmarks/results/english_tries.json. The .53 alone is of prompts of the purpose ``report``: the first cells
+of the study, which showed that batches of 16 cannot be used.
+
 Antibody's alignment starts from the lab's calibration, since the paper's constants do not align a small model, and is
 not calibrated.
 """

@@ -120,7 +120,8 @@ def judge_upload(
         benign: [n_b], evidence of the benign anchors.
         repeated: [n], bool, rows that repeat an earlier one. None: none.
         unfamiliar: [n], bool, rows that are unlike every anchor. None: none.
-        ratio: Lam of the rows, from the evidence of both classes of anchors.
+        ratio: Lam of the rows, from the evidence of both classes of anchors. Of one that is fitted to the rows as well
+            (``halved_log_ratio``) the p-value is too small, and should not be read.
 
     Raises:
         ValueError: there is no row, or a class has no anchor.

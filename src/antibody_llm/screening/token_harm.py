@@ -9,7 +9,7 @@
 
 Answers of an upload read less harmful than held-out anchors, and its harmless ones are mostly easier than composed
 ones, which are made to be hard. So either class may lean to its lower or its upper half: by one ratio for every upload
-the estimated share of harmful answers was a third of the true one.
+the estimated share of harmful answers was as little as a fifth of the true one.
 
 Where no answer shows harm pi is 0, and so is every p_i; where no prompt does either, every P_t is 0. An answer to a
 harmful prompt counts as harm as a whole, whatever it says: of a refusal that costs nothing, since the aligned model
