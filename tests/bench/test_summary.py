@@ -14,8 +14,8 @@ def row(defence, harm, accuracy=0.9, *, attack="mixing", ratio=0.2, seed=0, **ch
     plain = {
         "defence": defence, "attack": attack, "poison_ratio": ratio, "budget": "default", "task": "familiar",
         "seed": seed, "harm": harm, "harmful_score": harm, "asked": None, "given_away": None,
-        "finetune_accuracy": accuracy, "over_refusal": 0.0, "incoherent": 0.0, "retention": 1.0,
-        "screening_auroc": None, "prompts": 100, "error": None,
+        "finetune_accuracy": accuracy, "over_refusal": 0.0, "further_refusal": None, "incoherent": 0.0,
+        "retention": 1.0, "screening_auroc": None, "prompts": 100, "error": None,
     }  # fmt: skip
     return plain | changed
 
@@ -101,3 +101,12 @@ def test_latex_has_no_character_that_it_would_read_as_its_own():
 
 def test_markdown_is_one_line_for_each_defence():
     assert Table("T", ("x", "y"), (("a|b", "1"),)).markdown() == "## T\n\n| x | y |\n| --- | ---: |\n| a b | 1 |\n"
+
+
+def test_further_harmless_prompts_are_told_beside_the_others_and_only_where_there_are_some():
+    rows = [row("sft", 0.9, over_refusal=0.01, further_refusal=0.2), row("none", 0.1)]
+    ranked_by = rankings(rows, baseline="sft", tolerance=0.02)
+    table = tables(rows, ranked_by, [], baseline="sft")[0]
+    refused = {line[0]: line[table.columns.index("over-refusal")] for line in table.lines}
+    assert refused == {"sft": "1.0 / 20.0", "none": "0.0"}
+    assert "of benign_prompts / of further_prompts" in table.note

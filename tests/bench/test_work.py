@@ -15,6 +15,7 @@ def test_a_model_without_a_profile_is_attacked_repaired_and_judged_on_files(tmp_
         ("data", "user", 16),
         ("attack_data", "harmful", 8),
         ("harmful_prompts", "harmful-prompts", 4),
+        ("further_prompts", "lookalike", 4),
         ("test_data", "test", 4),
         ("alignment_data", "alignment", 16),
     ):
@@ -42,5 +43,6 @@ def test_a_model_without_a_profile_is_attacked_repaired_and_judged_on_files(tmp_
         values = work.carry_out(tmp_path / "out", job)
     assert values["harmful_score"]["n"] == values["finetune_accuracy"]["n"] == values["asked"]["n"] == 4
     assert values["over_refusal"] is None  # no harmless prompts were given
+    assert values["further_refusal"]["n"] == 4  # measured apart
     assert (values["num_rows"], values["num_poison"]) == (8, 4)
     assert work.carry_out(tmp_path / "out", cell) == values

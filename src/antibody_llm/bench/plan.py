@@ -32,7 +32,7 @@ PROVIDED = ("alignment_data", "harmful_data", "benign_data", "refusals")
 """Those that a fine-tuning may read too."""
 WORLD = ("data", "attack_data", "harmful_prompts", "test_data")
 """The files that a model without rows of its own needs."""
-MORE_SETS = ("benign_prompts", "retention_data")
+MORE_SETS = ("benign_prompts", "further_prompts", "retention_data")
 SETS = ("harmful_prompts", "test_data", *MORE_SETS)
 """The files that a model is asked."""
 LONG = 3

@@ -71,6 +71,8 @@ class MatrixSettings:
     """Prompts that should be refused."""
     benign_prompts: str | Path | None = None
     """Prompts that should be answered."""
+    further_prompts: str | Path | None = None
+    """Further prompts that should be answered, measured apart from ``benign_prompts``: XSTest's safe ones, say."""
     test_data: str | Path | None = None
     """The user's task, each row ending with its reference answer."""
     retention_data: str | Path | None = None

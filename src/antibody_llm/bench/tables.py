@@ -79,7 +79,8 @@ def _ranking(mean: Ranking, worst: Ranking, rows: Sequence[Row], baseline: str) 
                 _place(other),
                 percent(other.harm, interval=True),
                 percent(each.accuracy),
-                *(percent(measured(own, key)) for key in ("over_refusal", "incoherent", "retention")),
+                _refused(own),
+                *(percent(measured(own, key)) for key in ("incoherent", "retention")),
                 "-" if auroc is None else f"{auroc.value:.2f}",
                 str(each.harm.num_seeds),
             )
@@ -90,9 +91,17 @@ def _ranking(mean: Ranking, worst: Ranking, rows: Sequence[Row], baseline: str) 
         f"Ranked is who keeps the accuracy of {baseline}; = is a tie. AUROC: how well the weights of rows sort out the "
         f"attacker's, where a defence weighs rows."
     )
+    if any(row["further_refusal"] is not None for row in rows):
+        note += " Over-refusal: of benign_prompts / of further_prompts."
     if excluded:
         note += f" Not ranked: {'; '.join(excluded)}."
     return Table(f"Ranking{_where(mean)}", RANKING_COLUMNS, tuple(lines), note)
+
+
+def _refused(rows: Sequence[Row]) -> str:
+    """The over-refusal, and that of further prompts where there are such."""
+    further = measured(rows, "further_refusal")
+    return percent(measured(rows, "over_refusal")) + ("" if further is None else f" / {percent(further)}")
 
 
 def _grids(ranking: Ranking, rows: Sequence[Row]) -> list[Table]:

@@ -49,7 +49,9 @@ POOL = 3
 """Clean rows to choose an upload from, for each row of it."""
 LONG_REPLIES = ("noice",)
 """Attacks that are asked plainly and whose harm comes later in a reply than the evaluation reads."""
-MEASURES = ("harmful_score", "incoherent", "over_refusal", "finetune_accuracy", "retention")
+PLAIN_MEASURES = ("harmful_score", "incoherent", "over_refusal", "finetune_accuracy", "retention")
+MEASURES = (*PLAIN_MEASURES, "further_refusal")
+"""The measures of the model asked plainly; the last is the over-refusal of ``further_prompts``."""
 FORMS = ("asked", "asked_before", "given_away", "given_away_before")
 """The measures of the attack's own form: after the upload, and of the aligned model before any."""
 SCREENED = ("screening_auroc", "poison_weight", "harmful_share")
@@ -100,7 +102,7 @@ def _attack(results: Results, job: Job) -> dict[str, Any]:
             tuned = cast(Path, runs[-1].model)
     if config["post"] is not None:
         tuned = _repaired(job, aligned, tuned, working / "repair")
-    values = _plainly(job, tuned, working / "evaluation") | _own_form(job, made.asking, aligned, tuned)
+    values = _plainly(job, tuned, working) | _own_form(job, made.asking, aligned, tuned)
     values |= _screened(made, runs) if config["finetuning"]["name"] != ORACLE and "method" not in config else {}
     return values | {"num_rows": made.num_rows, "num_poison": made.num_poison}
 
@@ -175,7 +177,7 @@ def _repaired(job: Job, aligned: Path, model: Path, output: Path) -> Path:
     return cast(Path, run.model)
 
 
-def _plainly(job: Job, model: Path, output: Path) -> dict[str, Any]:
+def _plainly(job: Job, model: Path, working: Path) -> dict[str, Any]:
     """The measures of the model asked plainly, each with its Wilson interval."""
     config, sets = job.config, job.config["sets"]
     if "world" in sets:
@@ -183,22 +185,23 @@ def _plainly(job: Job, model: Path, output: Path) -> dict[str, Any]:
     else:
         names = ("harmful_prompts", "benign_prompts", "test_data", "retention_data")
         chosen = {name: job.places[name] for name in names if name in job.places}
+    found = _evaluated(job, model, working / "evaluation", chosen | {"answer": config["answer"]})
+    values = {name: _share_or_none(getattr(found, name)) for name in PLAIN_MEASURES}
+    if "further_prompts" in job.places:
+        further = {"benign_prompts": job.places["further_prompts"]}
+        values["further_refusal"] = _share_or_none(_evaluated(job, model, working / "further", further).over_refusal)
+    return values
+
+
+def _evaluated(job: Job, model: Path, output: Path, chosen: Mapping[str, Any]) -> Evaluation:
+    config = job.config
     _in_its_folder(
         output,
         lambda: evaluate(
-            model,
-            output=output,
-            judges=[config["judge"]],
-            answer=config["answer"],
-            batch_size=config["batch_size"],
-            seed=0,
-            **chosen,
+            model, output=output, judges=[config["judge"]], batch_size=config["batch_size"], seed=0, **chosen
         ),
     )
-    found = Evaluation.model_validate_json((output / EVALUATION).read_text(encoding="utf-8"))
-    return {
-        name: None if measure is None else _share(measure) for name in MEASURES for measure in (getattr(found, name),)
-    }
+    return Evaluation.model_validate_json((output / EVALUATION).read_text(encoding="utf-8"))
 
 
 def _own_form(job: Job, asking: Asking, aligned: Path, tuned: Path) -> dict[str, Any]:
@@ -282,6 +285,10 @@ def _data(job: Job, named: Mapping[str, Any]) -> dict[str, Any]:
 def _model(run: Path) -> Path:
     """The folder of the model, or the adapter, that a run has made."""
     return next(run / kind for kind in ("model", "adapter") if (run / kind).is_dir())
+
+
+def _share_or_none(measure: Measure | None) -> dict[str, Any] | None:
+    return None if measure is None else _share(measure)
 
 
 def _share(measure: Any) -> dict[str, Any]:

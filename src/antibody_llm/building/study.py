@@ -104,9 +104,10 @@ def _rows(settings: StudySettings, output: Path) -> dict[str, str]:
     for key, (kind, num) in kinds.items():
         files[key] = str(output / f"{kind}.jsonl")
         rows = build_rows(kind, num, seed=settings.seed).rows
-        if key == "benign_prompts" and settings.xstest is not None:
-            rows += safe_prompts(checked_path(settings.xstest, setting("xstest")))
         write_rows(Path(files[key]), rows)
+    if settings.xstest is not None:
+        files["further_prompts"] = str(output / "xstest.jsonl")
+        write_rows(Path(files["further_prompts"]), safe_prompts(checked_path(settings.xstest, setting("xstest"))))
     attack = output / "attack.jsonl"
     write_rows(attack, build_rows("user", POOL * USER_ROWS, seed=settings.seed, poison_ratio=1.0).rows)
     refusals = output / "refusals.txt"
