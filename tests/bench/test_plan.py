@@ -1,6 +1,7 @@
 """The cells of a matrix: what is shared, and what changes a digest."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +9,7 @@ from antibody_llm.bench.matrix_file import make_matrix, read_matrix
 from antibody_llm.bench.order import Order
 from antibody_llm.bench.plan import Maker, Turned, make_plan
 from antibody_llm.bench.settings import BudgetEntry
+from antibody_llm.defences.finetuning.lisa import Lisa
 from antibody_llm.errors import AntibodyError, ConfigError
 from antibody_llm.lab.rows import build_rows
 
@@ -57,6 +59,12 @@ def test_a_defence_s_label_and_the_other_cells_do_not_change_a_digest():
 def test_whatever_decides_a_cell_s_numbers_changes_its_digest(changed):
     before = {job.key for job in plan().jobs if job.kind == "cell"}
     assert not before & keys(plan(**changed))
+
+
+def test_a_defence_whose_numbers_changed_is_measured_again_and_no_other(monkeypatch):
+    before = keys(plan())
+    monkeypatch.setattr(Lisa, "about", replace(Lisa.about, revision=1))
+    assert len(keys(plan()) - before) == 2 * 2 * 2  # attacks, poison ratios, seeds
 
 
 def test_an_attack_on_pairs_trains_on_pairs_and_leaves_the_other_cells_as_they_are():

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..attacks.attack import Access
 from ..data.roles import Stage
-from ..defences.catalogue import make_defence
+from ..defences.catalogue import CATALOGUE, make_defence
 from ..errors import ConfigError
 from ..evaluation.judges.registry import make_judge
 from ..lab.tasks import find_task
@@ -219,7 +219,9 @@ class Maker:
                 "per_device_train_batch_size": budget.batch_size,
             }
             training |= {k: v for k, v in given.items() if v is not None} | dict(budget.training or {})
-        return {"name": part.name, "options": plain({**options, **part.options}), "training": plain(training)}
+        described = {"name": part.name, "options": plain({**options, **part.options}), "training": plain(training)}
+        revision = CATALOGUE[stage, name].about.revision
+        return described | ({"revision": revision} if revision else {})
 
     def require_anchors(self, defended: Defended, attacking: Attacking) -> None:
         """Refuse what reads anchors where a cell's model will have none: each such cell would fail.

@@ -30,6 +30,8 @@ class About:
     backwards: float
     """Passes per optimiser step, in units of one pass over one batch."""
     extra_memory: str
+    revision: int = 0
+    """Raised where the same options come to other numbers, so that stored cells of before are measured again."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,6 +133,7 @@ class AntibodyPosterior(Defence):
         forwards=1,
         backwards=1,
         extra_memory="a number per row; the model before alignment, while evidence is read",
+        revision=1,
     )
     options = AntibodyPosteriorConfig
     batches: tuple[Role, ...] = (Role.ALIGNMENT,)

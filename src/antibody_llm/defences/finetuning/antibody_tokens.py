@@ -110,6 +110,7 @@ class AntibodyTokens(Defence):
         backwards=1,
         extra_memory="2 numbers per token, and the aligned model's likeliest predictions at the doubted ones; the "
         "model before alignment, while evidence is read",
+        revision=1,
     )
     options = AntibodyTokensConfig
     batches: tuple[Role, ...] = (Role.ALIGNMENT,)
