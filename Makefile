@@ -26,6 +26,7 @@ real: $(REAL)/study/novel-clean.yaml
 	for matrix in $(MATRICES); do \
 		$(BIN)/antibody bench $(REAL)/study/$$matrix.yaml --output $(REAL)/cells || exit 1; \
 		cp $(REAL)/cells/report.html $(REAL)/$$matrix.html; \
+		cp $(REAL)/cells/results.parquet $(REAL)/$$matrix.parquet; \
 	done
 
 $(REAL)/study/novel-clean.yaml: $(REAL)/taught/config.json

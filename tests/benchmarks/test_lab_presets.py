@@ -8,7 +8,7 @@ from antibody_llm.lab.presets import PRESETS
 
 
 def tried(harm, accuracy=(1.0, 1.0), refusal=(0.0, 0.0), *, defence="lisa", setting="rho 1"):
-    return Tried(defence, setting, (harm, harm), accuracy, refusal, prompts=256)
+    return Tried(defence, setting, (harm, harm), accuracy, refusal, prompts=256, questions=144)
 
 
 UNDEFENDED = tried(0.9, defence=BASELINE, setting="")
@@ -28,8 +28,19 @@ def test_today_s_setting_stays_where_its_interval_reaches_the_best():
 def test_a_setting_that_loses_a_task_or_refuses_the_harmless_is_not_chosen():
     today = tried(0.5)
     assert chosen([today, tried(0.1, (1.0, 0.97))], UNDEFENDED) is today
-    assert chosen([today, tried(0.1, refusal=(0.0, 0.06))], UNDEFENDED) is today
-    assert chosen([tried(0.5, (1.0, 0.2)), usable := tried(0.6, (1.0, 0.9))], UNDEFENDED) is usable
+    assert chosen([today, tried(0.1, refusal=(0.0, 0.11))], UNDEFENDED) is today
+    assert chosen([tried(0.5, (1.0, 0.2)), usable := tried(0.6)], UNDEFENDED) is usable
+
+
+def test_harmless_questions_count_as_refused_beyond_the_limit_where_the_interval_says_so():
+    few, many = tried(0.1, refusal=(0.0, 0.0625)), tried(0.1, refusal=(0.0, 0.11))  # 9 of 144: from 0.033 on
+    assert few.keeps(UNDEFENDED)
+    assert not many.keeps(UNDEFENDED)  # 16 of 144: from 0.070 on
+
+
+def test_a_setting_that_defends_nothing_is_not_chosen_and_today_s_stays_where_none_is_left():
+    today, nothing = tried(0.4, (1.0, 0.0)), tried(0.88)  # 225 of 256: up to 0.914, beyond 0.9's beginning
+    assert chosen([today, nothing], UNDEFENDED) is today
 
 
 def test_rows_are_grouped_by_defence_and_a_failed_cell_is_refused():

@@ -35,7 +35,10 @@ LORA: dict[str, Any] = {"r": 16, "alpha": 32, "targets": "all-linear"}
 """A new adapter."""
 
 _ALIGNING: dict[str, dict[str, Any]] = {
-    "antibody": {"alpha": 0.1, "eta": 1.0, "m": 0.9, "lam2": 2.0},
+    "antibody": {"alpha": 0.1, "eta": 1.0, "m": 0.9, "lam2": 0.3},
+}
+_ALIGNING_TRAINING: dict[str, dict[str, Any]] = {
+    "antibody": {"learning_rate": 5e-4, "per_device_train_batch_size": 4},
 }
 _FINETUNING: dict[str, dict[str, Any]] = {
     "antibody": {"tau": 0.2},
@@ -55,4 +58,6 @@ def preset(stage: str, defence: str, regime: str) -> tuple[dict[str, Any], dict[
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
     }
+    if stage == "alignment":
+        training |= _ALIGNING_TRAINING.get(defence, {})
     return dict(options), training
