@@ -1,7 +1,7 @@
 """Which setting of a defence is chosen, by hand-made figures; no model is trained."""
 
 import pytest
-from benchmarks.lab_presets import BASELINE, ROOT, Tried, chosen, read, table
+from benchmarks.lab_presets import BASELINE, ROOT, Tried, chosen, first_that_keeps, read, table
 
 from antibody_llm.bench.matrix_file import read_matrix
 from antibody_llm.lab.presets import PRESETS
@@ -41,6 +41,12 @@ def test_harmless_questions_count_as_refused_beyond_the_limit_where_the_interval
 def test_a_setting_that_defends_nothing_is_not_chosen_and_today_s_stays_where_none_is_left():
     today, nothing = tried(0.4, (1.0, 0.0)), tried(0.88)  # 225 of 256: up to 0.914, beyond 0.9's beginning
     assert chosen([today, nothing], UNDEFENDED) is today
+
+
+def test_a_learning_rate_has_to_keep_the_tasks_and_no_more():
+    today, other = tried(0.1, (1.0, 0.98)), tried(0.0)
+    assert first_that_keeps([today, other], UNDEFENDED) is today
+    assert first_that_keeps([tried(0.1, (1.0, 0.9)), other], UNDEFENDED) is other
 
 
 def test_rows_are_grouped_by_defence_and_a_failed_cell_is_refused():

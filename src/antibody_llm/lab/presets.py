@@ -46,7 +46,7 @@ _ALIGNING: dict[str, dict[str, Any]] = {
     "antibody": _ALIGN,
     "adversarial-loss": {"lam": 0.1},
     "booster": {"lam": 0.1},
-    "repnoise": {"alpha": 0.1},
+    "repnoise": {"alpha": 0.3},
     "t-vaccine": {"gamma": 2, "score_every": 32},
     "tar": {"inner_steps": 8, "every": 4, "inner_learning_rates": (1e-4, 3e-4)},
 }
@@ -100,63 +100,47 @@ PRESETS: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {
 defaults and plain SFT's arguments."""
 
 CHOSEN = """\
-Learning rates, budget, adapter and every option were chosen by hand, with a few tries, on uploads and prompts of the
-whole world, those for `report` among them; so were the defaults of `antibody-posterior`, which is ours. The exceptions
-name the calibration half in the list at the end: they were chosen on that half alone."""
+Learning rates, budget, adapter and every option were first chosen by hand, with a few tries, on uploads and prompts of
+the whole world, those for `report` among them; so were the defaults of `antibody-posterior`, which is ours. The
+settings that the list at the end marks with "chosen" were then chosen once more on the half to `calibrate` alone, by a
+rule (`benchmarks/lab_presets.py`; one seed, both tasks, all figures in `benchmarks/results/lab_presets.json`): of
+eleven defences, repnoise's alone changed, and the learning rate of fine-tuning was kept, the least of three at which
+both tasks are learnt. The others were made to fit the lab, or are the papers'."""
 """What was chosen on which prompts, as the page of results says it; change it with a preset."""
 
+_AGAIN = "chosen among {} on the calibration half"
 WHY: dict[tuple[str, str], str] = {
-    ("alignment", "antibody"): "calibrated, see the head of src/antibody_llm/lab/presets.py",
-    ("alignment", "adversarial-loss"): "one try: after 2 epochs at 1 the aligned model refuses 15 % of harmless "
-    "look-alike questions; 0.1 is that of Booster's comparison",
     (
         "alignment",
-        "booster",
-    ): "one try: after 2 epochs at 5 the aligned model answers 93 % of harmful prompts before any "
-    "user comes, at 0.3 still 49 %",
-    ("alignment", "repnoise"): "one try: after 2 epochs at 1 the aligned model refuses 25 % of harmless look-alike "
-    "questions; 0.1 is that of Booster's comparison",
+        "antibody",
+    ): f"{_AGAIN.format(8)}, which all leave 2 % of harm at most; first calibrated as the head "
+    "of src/antibody_llm/lab/presets.py says",
+    ("alignment", "adversarial-loss"): f"{_AGAIN.format(3)}",
+    ("alignment", "booster"): f"{_AGAIN.format(3)}, none of which leaves less harm than no defence",
+    ("alignment", "repnoise"): f"{_AGAIN.format(3)}; 0.1, which is that of Booster's comparison, leaves 78 % of harm, "
+    "this 71 %",
     ("alignment", "t-vaccine"): "made to fit: half of the 4 layers, scored 8 times in 256 steps",
     ("alignment", "tar"): "cut down: an eighth of the attack's 64 steps, which would cost as much as everything else "
     "together; rates around the one that users train at",
-    ("finetuning", "antibody"): "calibrated, see the head of src/antibody_llm/lab/presets.py",
+    ("finetuning", "antibody"): f"{_AGAIN.format(4)}: no value keeps the novel task and defends. First calibrated as "
+    "the head of src/antibody_llm/lab/presets.py says",
     ("finetuning", "antibody-prescored"): "those of antibody",
     ("finetuning", "backdoor-enhanced-alignment"): "made to fit: an eighth of the context of 256 tokens",
-    (
-        "finetuning",
-        "bds",
-    ): "tried on three seeds: the scheduler that separates harmful from benign rows within 4 epochs after either "
-    "alignment (AUROC, worst seed: .98, of unseen rows .99, see benchmarks/results/bds_auroc.json; the scalar one "
-    "needs 8, and after Antibody alignment stays at .87). No noise, as released: with it accuracy is 90 % instead of "
-    "100 % (one seed). Trained without clipping (max_grad_norm = 0), which its second set of weights does not have: "
-    "with clipping the ranking is turned over after Antibody alignment (AUROC .14, one seed)",
-    (
-        "finetuning",
-        "buffer-and-reinforce",
-    ): "made to fit: its short runs have the learning rate of the lab's fine-tuning",
+    ("finetuning", "bds"): f"{_AGAIN.format(3)}, none of which keeps the novel task; the scheduler that separates "
+    "harmful from benign rows within 4 epochs after either alignment (AUROC, worst of three seeds: .98, of unseen rows "
+    ".99, see benchmarks/results/bds_auroc.json). No noise, as released. Trained without clipping (max_grad_norm = 0), "
+    "which its second set of weights does not have: with clipping the ranking is turned over after Antibody alignment "
+    "(AUROC .14, one seed)",
+    ("finetuning", "buffer-and-reinforce"): "made to fit: its short runs have the learning rate of the lab's "
+    "fine-tuning",
     ("finetuning", "gradshield"): "made to fit: its trial runs have the learning rate of the lab's fine-tuning",
-    ("finetuning", "lisa"): "made to fit: the paper's 1 to 9, in a run of 128 steps. One try: at rho = 1 no task is "
-    "learnt (accuracy 53 %); 0.01 is that of later papers",
-    (
-        "finetuning",
-        "pact",
-    ): "four tries on one seed, on the calibration half: at 1 no task is learnt (accuracy 0 %), at 0.3 "
-    "half (55 %). Of the lab's 1,024 tokens 50 are many",
-    (
-        "finetuning",
-        "ptst",
-    ): "made to fit: the default prompt alone is longer than the context. The lab's base has "
+    ("finetuning", "lisa"): f"{_AGAIN.format(4)}, which differ little; the paper's 1 to 9, in a run of 128 steps",
+    ("finetuning", "pact"): f"{_AGAIN.format(3)}: 0.3 leaves 29 % of harm and refuses 14 % of harmless questions. Of "
+    "the lab's 1,024 tokens 50 are many",
+    ("finetuning", "ptst"): "made to fit: the default prompt alone is longer than the context. The lab's base has "
     "never seen a system message",
     ("finetuning", "toss"): "made to fit: its short runs have batch size and learning rate of the lab's fine-tuning",
-    (
-        "post",
-        "one-shot-patch",
-    ): "nine tries on one seed, on the calibration half: 10 steps at 1e-4 leave a harmful score "
-    "of 90 %, 20 at 1e-3 leave 4 %",
-    (
-        "post",
-        "safe-lora",
-    ): "three tries on one seed, on the calibration half: a threshold of 0.5 leaves a harmful score "
-    "of 74 %, 1 leaves 28 %",
+    ("post", "one-shot-patch"): f"{_AGAIN.format(3)}: 10 steps leave 41 % of harm, these 1 %",
+    ("post", "safe-lora"): f"{_AGAIN.format(2)}, which come to the same",
 }
-"""Where options are not the defence's own defaults: whether they were calibrated, made to fit or cut down."""
+"""Where options are not the defence's own defaults: whether they were chosen by a rule, made to fit or cut down."""
