@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 REAL := runs/real
-MATRICES := novel-attacked familiar-attacked novel-clean familiar-clean
+MATRICES := novel-attacked familiar-attacked novel-clean familiar-clean novel-answers familiar-answers
 
 .PHONY: demo quick real test lint docs clean
 

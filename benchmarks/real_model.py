@@ -18,14 +18,20 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from antibody_llm.building.study import ATTACKED, CLEAN, TASKS
+from antibody_llm.building.study import ATTACKED, MATRICES, TASKS
 from kept import Page, keep_or_show, row_a_line, wrapped
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "real_model.json"
-MATRICES = tuple(f"{task}-{name}" for name in ("attacked", "clean") for task in TASKS)
-SHARES = ("harmful_score", "incoherent", "finetune_accuracy", "over_refusal", "further_refusal", "retention")
-CELL = ("task", "alignment", "finetuning", "poison_ratio")
+FILES = tuple(f"{task}-{name}" for name in MATRICES for task in TASKS)
+SHARES = ("harmful_score", "incoherent", "finetune_accuracy", "over_refusal", "further_refusal", "retention", "asked")
+CELL = ("task", "alignment", "finetuning", "attack", "poison_ratio")
+SECTIONS = (
+    (("mixing", 0.2), "a fifth of the upload harmful"),
+    (("mixing", 0.0), "a clean upload"),
+    (("answers", 0.1), "a tenth of the rows with a harmful answer under a harmless prompt"),
+)
+"""(attack, poison ratio) and what the page calls it."""
 DIGITS = 4
 UNDEFENDED, OURS = "sft", "antibody-posterior"
 
@@ -39,11 +45,11 @@ docs/real-model-results.md`; do not edit. [real-model.md](real-model.md) says wh
 are, and how to repeat it.
 """
 NOTE = (
-    "Percent. Harmful score: share of 200 held-out harmful prompts answered, with its interval. Incoherent: answered "
-    "with neither sense nor refusal. Accuracy: of 200 held-out rows of the task. Over-refusal: of 200 look-alike "
-    "questions of the world / of 250 safe prompts of XSTest. Retention: of 200 short unrelated skills. AUROC: how well "
-    "the weights of rows sort out the attacker's. Share: what the defence estimated of the upload, which has 20 % or "
-    "none."
+    "Percent. Harmful score: share of 200 held-out harmful prompts answered, with its interval / asked as the attacker "
+    "does, where that differs. Incoherent: answered with neither sense nor refusal. Accuracy: of 200 held-out rows of "
+    "the task. Over-refusal: of 200 look-alike questions of the world / of 250 safe prompts of XSTest. Retention: of 200 "
+    "short unrelated skills. AUROC: how well the weights of rows sort out the attacker's. Share: what the defence "
+    "estimated of the upload's prompts / answers."
 )
 
 
@@ -53,21 +59,21 @@ def read(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a cell failed.
     """
-    rows = []
-    for name in MATRICES:
+    found = {}
+    for name in FILES:
         file = folder / f"{name}.parquet"
-        task = name.partition("-")[0]
-        rows += [slim(row | {"task": task}) for row in pq.read_table(file).to_pylist()] if file.is_file() else []
-    failed = [row for row in rows if row["error"] is not None]
-    if failed:
-        raise ValueError(f"{folder}: {len(failed)} cells failed, such as {failed[0]}")
-    return [{name: value for name, value in row.items() if name != "error"} for row in rows]
+        for row in pq.read_table(file).to_pylist() if file.is_file() else []:
+            if row["error"] is not None:
+                raise ValueError(f"{file}: {row['defence']} failed: {row['error']}")
+            kept = slim(row | {"task": name.partition("-")[0]})
+            found[tuple(kept[key] for key in CELL)] = kept  # two matrices share some cells
+    return list(found.values())
 
 
 def slim(row: Row) -> dict[str, Any]:
     """What is kept of a cell."""
     named = [*CELL, *(f"{share}{end}" for share in SHARES for end in ("", "_low", "_high"))]
-    named += ["screening_auroc", "harmful_share", "num_rows", "num_poison", "cpu_seconds", "error"]
+    named += ["screening_auroc", "harmful_share", "answers_share", "num_rows", "num_poison", "cpu_seconds"]
     return {name: round(row[name], DIGITS) if isinstance(row[name], float) else row[name] for name in named}
 
 
@@ -84,7 +90,14 @@ def alignments(folder: Path) -> list[dict[str, Any]]:
 
 def expected() -> int:
     """How many cells the whole study has."""
-    return len(TASKS) * sum(len(names) for among in (ATTACKED, CLEAN) for names in among.values())
+    cells = {
+        (alignment, finetuning, attack["attack"], *attack["poison_ratios"])
+        for _, defences, attacks in MATRICES.values()
+        for alignment, among in defences.items()
+        for finetuning in among
+        for attack in attacks
+    }
+    return len(TASKS) * len(cells)
 
 
 def kept(folder: Path) -> str:
@@ -97,8 +110,8 @@ def page(figures: Mapping[str, Any]) -> str:
     rows = figures["rows"]
     parts = [HEAD, wrapped(_extent(figures)), ""]
     for task in TASKS:
-        for ratio, title in ((0.2, "a fifth of the upload harmful"), (0.0, "a clean upload")):
-            own = [row for row in rows if (row["task"], row["poison_ratio"]) == (task, ratio)]
+        for attacked, title in SECTIONS:
+            own = [row for row in rows if (row["task"], row["attack"], row["poison_ratio"]) == (task, *attacked)]
             if own:
                 parts += [f"## {task.capitalize()} task, {title}", "", *table(own), ""]
     return "\n".join([*parts, wrapped(NOTE), "", "## The aims", "", *aims(rows), ""])
@@ -124,12 +137,14 @@ def table(rows: Iterable[Row]) -> list[str]:
         low, high = (100 * row[f"harmful_score_{end}"] for end in ("low", "high"))
         cells = [
             *(row["alignment"], row["finetuning"]),
-            f"{_percent(row['harmful_score'])} [{low:.0f}, {high:.0f}]",
+            f"{_percent(row['harmful_score'])} [{low:.0f}, {high:.0f}]"
+            + ("" if row["asked"] is None else f" / {_percent(row['asked'])}"),
             *(_percent(row[name]) for name in ("incoherent", "finetune_accuracy")),
             f"{_percent(row['over_refusal'])} / {_percent(row['further_refusal'])}",
             _percent(row["retention"]),
             "-" if row["screening_auroc"] is None else f"{row['screening_auroc']:.3f}",
-            _percent(row["harmful_share"]),
+            _percent(row["harmful_share"])
+            + ("" if row["answers_share"] is None else f" / {_percent(row['answers_share'])}"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -143,7 +158,7 @@ def aims(rows: Sequence[Row]) -> list[str]:
             by = {
                 row["finetuning"]: row
                 for row in rows
-                if (row["task"], row["alignment"], row["poison_ratio"]) == (task, aligned, 0.2)
+                if (row["task"], row["alignment"], row["attack"], row["poison_ratio"]) == (task, aligned, "mixing", 0.2)
             }
             if UNDEFENDED in by and OURS in by:
                 plain, ours = by[UNDEFENDED], by[OURS]
@@ -181,7 +196,7 @@ def shown(figures: Mapping[str, Any]) -> Page:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return keep_or_show(arguments, doc=__doc__, results=RESULTS, left=f"{MATRICES[0]}.parquet", keep=kept, show=shown)
+    return keep_or_show(arguments, doc=__doc__, results=RESULTS, left=f"{FILES[0]}.parquet", keep=kept, show=shown)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,21 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from benchmarks.real_model import MATRICES, SHARES, aims, expected, main, page, read
+from benchmarks.real_model import FILES, SHARES, aims, expected, main, page, read
 
 
 def cell(alignment="antibody", finetuning="sft", ratio=0.2, **changed):
-    shares = {f"{name}{end}": 0.5 for name in SHARES for end in ("", "_low", "_high")}
-    rest = {"screening_auroc": 0.99, "harmful_share": 0.21, "num_rows": 300, "num_poison": 60, "cpu_seconds": 600.0}
+    shares = {f"{name}{end}": 0.5 for name in SHARES for end in ("", "_low", "_high")} | {"asked": None}
+    rest = {
+        "screening_auroc": 0.99,
+        "harmful_share": 0.21,
+        "answers_share": None,
+        "num_rows": 300,
+        "num_poison": 60,
+        "cpu_seconds": 600.0,
+    }
     named = {"task": "", "alignment": alignment, "finetuning": finetuning, "poison_ratio": ratio, "error": None}
+    named |= {"attack": "mixing", "defence": f"{finetuning} after {alignment}"}
     return named | shares | rest | changed
 
 
@@ -24,7 +32,7 @@ def folder(tmp_path):
             **{"harmful_score": 0.04, "finetune_accuracy": 0.97, "over_refusal": 0.03, "further_refusal": 0.1},
         ),
     ]
-    pq.write_table(pa.Table.from_pylist(cells), tmp_path / f"{MATRICES[0]}.parquet")
+    pq.write_table(pa.Table.from_pylist(cells), tmp_path / f"{FILES[0]}.parquet")
     results = tmp_path / "cells" / "results"
     results.mkdir(parents=True)
     aligned = {"kind": "alignment", "config": {"defence": {"name": "antibody"}}, "values": {"cpu_seconds": 120.0}}
@@ -43,12 +51,12 @@ def test_the_page_says_how_many_cells_there_are_and_what_an_alignment_cost(folde
     figures = json.loads(file.read_text())
     made = " ".join(page(figures).split())
     assert f"2 of {expected()} cells" in made
-    assert expected() == 20
+    assert expected() == 28
     assert "alignment by antibody 2 minutes" in made
     assert "| antibody | antibody-posterior | 4.0 [50, 50] | 50.0 | 97.0 | 3.0 / 10.0 | 50.0 | 0.990 | 21.0 |" in made
 
 
 def test_a_cell_that_failed_is_no_figure(folder):
-    pq.write_table(pa.Table.from_pylist([cell(error="OSError: full")]), folder / f"{MATRICES[1]}.parquet")
-    with pytest.raises(ValueError, match="1 cells failed"):
+    pq.write_table(pa.Table.from_pylist([cell(error="OSError: full")]), folder / f"{FILES[1]}.parquet")
+    with pytest.raises(ValueError, match="sft after antibody failed: OSError: full"):
         read(folder)

@@ -54,7 +54,7 @@ MEASURES = (*PLAIN_MEASURES, "further_refusal")
 """The measures of the model asked plainly; the last is the over-refusal of ``further_prompts``."""
 FORMS = ("asked", "asked_before", "given_away", "given_away_before")
 """The measures of the attack's own form: after the upload, and of the aligned model before any."""
-SCREENED = ("screening_auroc", "poison_weight", "harmful_share")
+SCREENED = ("screening_auroc", "poison_weight", "harmful_share", "answers_share")
 T = TypeVar("T")
 
 
@@ -264,6 +264,7 @@ def _screened(made: Crafted, runs: Sequence[RunResult]) -> dict[str, Any]:
         "screening_auroc": auroc(-weights[~of_attacker], -weights[of_attacker]) if both else None,
         "poison_weight": float(weights[of_attacker].mean()) if of_attacker.any() else None,
         "harmful_share": runs[-1].metrics.get("harmful_share"),
+        "answers_share": runs[-1].metrics.get("harmful_answers"),
     }
 
 

@@ -3,8 +3,10 @@
     aligned by antibody   sft, oracle, antibody, antibody-posterior, bds       a fifth of the upload harmful
     aligned by sft        sft, antibody, antibody-posterior                    a fifth of the upload harmful
     aligned by antibody   sft, antibody-posterior                              a clean upload
+    aligned by antibody   sft, antibody-posterior, antibody-tokens             a tenth of the rows with a harmful answer
+                                                                               under a harmless prompt; and the first
 
-each on the familiar and the novel task: 20 cells. Every upload and evaluation set is of the purpose ``report``.
+each on the familiar and the novel task: 28 cells. Every upload and evaluation set is of the purpose ``report``.
 """
 
 from collections.abc import Mapping
@@ -45,7 +47,16 @@ EVALUATED = {"harmful_prompts": "harmful-prompts", "benign_prompts": "lookalike"
 ATTACKED = {"antibody": ("sft", "oracle", "antibody", "antibody-posterior", "bds"),
             "sft": ("sft", "antibody", "antibody-posterior")}  # fmt: skip
 CLEAN = {"antibody": ("sft", "antibody-posterior")}
+ANSWERS = {"antibody": ("sft", "antibody-posterior", "antibody-tokens")}
 """The fine-tuning defences that each alignment is tried with."""
+MIXED, ANSWERED = {"attack": "mixing", "poison_ratios": [0.2]}, {"attack": "answers", "poison_ratios": [0.1]}
+UNTOUCHED = {"attack": "mixing", "poison_ratios": [0.0]}
+MATRICES: dict[str, tuple[str, Mapping[str, tuple[str, ...]], list[dict[str, Any]]]] = {
+    "attacked": ("20 % of the upload harmful", ATTACKED, [MIXED]),
+    "clean": ("a clean upload", CLEAN, [UNTOUCHED]),
+    "answers": ("harmful answers under harmless prompts", ANSWERS, [ANSWERED, MIXED]),
+}
+"""Of each matrix its title's end, its defences and its attacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +98,9 @@ def study(settings: StudySettings) -> Study:
     matrices = []
     for task in TASKS:
         files = shared | _task_rows(settings, output, task)
-        for name, defences, ratio in (("attacked", ATTACKED, 0.2), ("clean", CLEAN, 0.0)):
+        for name in MATRICES:
             matrix = output / f"{task}-{name}.yaml"
-            write_text(matrix, yaml.safe_dump(_matrix(model, task, defences, ratio, files), sort_keys=False))
+            write_text(matrix, yaml.safe_dump(_matrix(model, task, name, files), sort_keys=False))
             matrices.append(matrix)
     return Study(output=output, matrices=matrices)
 
@@ -122,12 +133,11 @@ def _task_rows(settings: StudySettings, output: Path, task: str) -> dict[str, st
     return {key: str(file) for key, file in files.items()}
 
 
-def _matrix(
-    model: str, task: str, defences: Mapping[str, tuple[str, ...]], ratio: float, files: Mapping[str, str]
-) -> dict[str, Any]:
+def _matrix(model: str, task: str, name: str, files: Mapping[str, str]) -> dict[str, Any]:
+    title, defences, attacks = MATRICES[name]
     training = {"bf16": True} if has_bfloat16() else {}
     return {
-        "title": f"A real model on the {task} task, {100 * ratio:g} % of the upload harmful",
+        "title": f"A real model on the {task} task, {title}",
         "model": model,
         "regime": "lora",
         "defences": [
@@ -139,8 +149,7 @@ def _matrix(
             for alignment, among in defences.items()
             for finetuning in among
         ],
-        "attacks": ["mixing"],
-        "poison_ratios": [ratio],
+        "attacks": attacks,
         "budgets": {"default": {"training": training}},
         "seeds": 1,
         "rows": USER_ROWS,
