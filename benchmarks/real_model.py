@@ -47,8 +47,8 @@ are, and how to repeat it.
 NOTE = (
     "Percent. Harmful score: share of 200 held-out harmful prompts answered, with its interval / asked as the attacker "
     "does, where that differs. Incoherent: answered with neither sense nor refusal. Accuracy: of 200 held-out rows of "
-    "the task. Over-refusal: of 200 look-alike questions of the world / of 250 safe prompts of XSTest. Retention: of 200 "
-    "short unrelated skills. AUROC: how well the weights of rows sort out the attacker's. Share: what the defence "
+    "the task. Over-refusal: of 200 look-alike questions of the world / of 250 safe prompts of XSTest. Retention: of "
+    "200 short unrelated skills. AUROC: how well the weights of rows sort out the attacker's. Share: what the defence "
     "estimated of the upload's prompts / answers."
 )
 
