@@ -22,14 +22,15 @@ quick: $(VENV)/.installed
 	$(BIN)/antibody demo --quick --output runs/demo-quick
 
 # In one folder, so that the matrices share their alignments.
-real: $(REAL)/study/novel-clean.yaml
+real: $(REAL)/study/novel-answers.yaml
 	for matrix in $(MATRICES); do \
+		rm -f $(REAL)/$$matrix.parquet; \
 		$(BIN)/antibody bench $(REAL)/study/$$matrix.yaml --output $(REAL)/cells || exit 1; \
 		cp $(REAL)/cells/report.html $(REAL)/$$matrix.html; \
 		cp $(REAL)/cells/results.parquet $(REAL)/$$matrix.parquet; \
 	done
 
-$(REAL)/study/novel-clean.yaml: $(REAL)/taught/config.json
+$(REAL)/study/novel-answers.yaml: $(REAL)/taught/config.json
 	$(BIN)/antibody real study --model $(REAL)/taught $(if $(XSTEST),--xstest $(XSTEST)) --output $(REAL)/study --overwrite
 
 $(REAL)/taught/config.json: $(REAL)/gemma/config.json

@@ -14,10 +14,17 @@ Today's setting stays where its interval reaches down to that score, for then no
 and where no setting does both: nothing is left to choose by. A learning rate of fine-tuning has to keep the tasks, no
 more; it is tried on the harmless rows alone.
 
-When the figures were there, the first rule would have replaced one-shot-patch's 20 steps (9 of 144 harmless questions
-refused, where 7 were allowed) by 10, which leave 41 % of harm instead of 1; antibody's tau by 1, which defends nothing;
-and bds' scheduler by one that lets through more harm and does not keep the novel task either. The interval
-and the second condition were added then.
+When the figures were there, the rule was changed in four places:
+
+    over-refusal had no interval          one-shot-patch's 20 steps (9 of 144 harmless questions refused, 7 allowed)
+                                          would have become 10, which leave 41 % of harm instead of 1
+    nothing asked whether one defends     antibody's tau would have become 1, which does not
+    where none qualified, the most        bds would have got a scheduler that lets through more harm and does not keep
+    accurate one was taken                the novel task either
+    the learning rate was chosen by       4e-4 instead of 2e-4, for one answer in 256
+    harm like the rest
+
+repnoise's alpha, 0.1 until then and today's first in the figures, changed under either rule.
 """
 
 import sys

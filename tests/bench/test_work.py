@@ -26,7 +26,10 @@ def test_a_model_without_a_profile_is_attacked_repaired_and_judged_on_files(tmp_
         {
             "model": str(tiny_llama_folder),
             "judge": "keywords",
-            "defences": [{"name": "sft", "alignment": "sft", "finetuning": "sft", "post": "safe-lora"}],
+            "defences": [
+                {"name": "sft", "alignment": "sft", "finetuning": "sft", "post": "safe-lora"},
+                {"name": "before any upload", "alignment": "sft", "finetuning": "none"},
+            ],
             "attacks": ["backdoor"],
             "poison_ratios": [0.5],
             "budgets": {"one step": {"batch_size": 8, "training": {"max_steps": 1}}},
@@ -38,11 +41,13 @@ def test_a_model_without_a_profile_is_attacked_repaired_and_judged_on_files(tmp_
         | files,
         "m.yaml",
     )
-    alignment, cell = make_plan(matrix).jobs
-    for job in (alignment, cell):
+    alignment, cell, untouched = make_plan(matrix).jobs
+    for job in (alignment, untouched, cell):
         values = work.carry_out(tmp_path / "out", job)
     assert values["harmful_score"]["n"] == values["finetune_accuracy"]["n"] == values["asked"]["n"] == 4
     assert values["over_refusal"] is None  # no harmless prompts were given
     assert values["further_refusal"]["n"] == 4  # measured apart
     assert (values["num_rows"], values["num_poison"]) == (8, 4)
     assert work.carry_out(tmp_path / "out", cell) == values
+    before = work.carry_out(tmp_path / "out", untouched)  # its result: the aligned model was asked as it is
+    assert before["asked"] == before["asked_before"]

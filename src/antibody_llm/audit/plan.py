@@ -13,7 +13,7 @@ from typing import Any
 from ..attacks.attack import Access
 from ..attacks.catalogue import CATALOGUE
 from ..attacks.knobs import knobs
-from ..bench.job import Job, digest, versions
+from ..bench.job import Job, described_part, digest, versions
 from ..bench.plan import DEFAULT_TOKENS, LONG
 from ..building.attacks import clean_rows
 from ..data.roles import Stage
@@ -25,7 +25,6 @@ from ..mentions import setting
 from ..models.names import with_kind
 from ..profiles import Profile, profile_of
 from ..runs.trainer_config import check_seed
-from ..settings import plain
 from ..settings.audit import AuditTrainSettings
 from ..store.digest import file_digest
 from ..store.naming import described_model, model_name
@@ -190,7 +189,7 @@ class _Maker:
         options, calibrated = self.profile.calibration(Stage.FINETUNING, defence, regime)
         training: dict[str, Any] = {"save_strategy": "no", "learning_rate": 1e-4, **calibrated}
         training |= {"num_train_epochs": epochs, "learning_rate": rate * training["learning_rate"]}
-        return {"name": defence, "options": plain(dict(options)), "training": plain(training)}
+        return described_part(Stage.FINETUNING, defence, options, training)
 
 
 def _attack(number: int) -> str:

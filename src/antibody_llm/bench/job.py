@@ -15,6 +15,10 @@ from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
+from ..data.roles import Stage
+from ..defences.catalogue import CATALOGUE
+from ..settings import plain
+
 FORMAT = 1
 """Raised where the same configuration comes to other numbers, or the numbers mean something else."""
 PACKAGES = ("antibody-llm", "torch", "transformers", "trl", "peft")
@@ -48,6 +52,23 @@ class Job:
 
     def __hash__(self) -> int:
         return hash(self.key)
+
+
+def described_part(
+    stage: Stage, name: str, options: Mapping[str, Any], training: Mapping[str, Any], *, called: str | None = None
+) -> dict[str, Any]:
+    """A defence in a configuration, every option and trainer's argument written out.
+
+    Args:
+        stage: Its stage.
+        name: Its name in the catalogue.
+        options: Its options.
+        training: The trainer's arguments.
+        called: What the configuration calls it, where that is not its name.
+    """
+    part = {"name": called or name, "options": plain(dict(options)), "training": plain(dict(training))}
+    revision = CATALOGUE[stage, name].about.revision
+    return part | ({"revision": revision} if revision else {})
 
 
 def digest(value: Any) -> str:

@@ -193,7 +193,7 @@ def placed(where: str) -> Iterator[None]:
 def _defence(entry: Entry, where: str) -> Defended:
     given = _settings(DefenceEntry, _by_name(entry, where) if isinstance(entry, str) else entry, where)
     alignment = _part(Stage.ALIGNMENT, given.alignment, f"{where}.alignment", also=(NONE,))
-    finetuning = _part(Stage.FINETUNING, given.finetuning, f"{where}.finetuning", also=(ORACLE,))
+    finetuning = _part(Stage.FINETUNING, given.finetuning, f"{where}.finetuning", also=(ORACLE, NONE))
     post = _part(Stage.POST, given.post, f"{where}.post", also=(NONE,))
     return Defended(given.name, alignment, finetuning, post)
 
@@ -262,13 +262,13 @@ def _attack(entry: Entry, settings: MatrixSettings, where: str) -> Attacking:
 def _refuse_unpaired(defences: Sequence[Defended], attacks: Sequence[Attacking], file: str) -> None:
     """Refuse an attack on pairs beside a fine-tuning defence that weighs rows alone."""
     paired = next((each.attack.name for each in attacks if Access.PREFERENCES in each.attack.needs), None)
-    able = (*PAIR_DEFENCES, ORACLE)
+    able = (*PAIR_DEFENCES, ORACLE, NONE)
     for number, defended in enumerate(defences if paired is not None else ()):
         name, options = defended.finetuning.name, defended.finetuning.options
         if name in PAIR_DEFENCES:
             with placed(f"{file}: defences[{number}].finetuning"):
                 make_pair_defence(name, options)
-        elif name != ORACLE:
+        elif name not in (ORACLE, NONE):
             raise ConfigError(
                 f"{file}: defences[{number}]: {paired} poisons pairs, and {quoted(name)} was never "
                 f"measured on them. Fine-tune by one of: {', '.join(able)}; or give pairs a matrix of their own.",

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..attacks.attack import Access
 from ..data.roles import Stage
-from ..defences.catalogue import CATALOGUE, make_defence
+from ..defences.catalogue import make_defence
 from ..errors import ConfigError
 from ..evaluation.judges.registry import make_judge
 from ..lab.tasks import find_task
@@ -18,7 +18,7 @@ from ..screening.anchors import read_anchors
 from ..settings import Regime, plain
 from ..store.digest import file_digest
 from ..store.naming import described_model, model_name
-from .job import Job, versions
+from .job import Job, described_part, versions
 from .matrix_file import NONE, ORACLE, Attacking, Defended, Matrix, Part, placed
 from .order import Order
 from .settings import BudgetEntry
@@ -185,6 +185,8 @@ class Maker:
 
     def finetuning(self, defended: Defended, regime: Regime, budget: BudgetEntry) -> dict[str, Any]:
         """The fine-tuning of a cell, every default written out."""
+        if defended.finetuning.name == NONE:
+            return {"name": NONE, "options": {}, "training": {}}
         part = self._part(Stage.FINETUNING, defended.finetuning, regime, budget)
         # Without a profile's calibration the trainer makes checkpoints; a short run is sooner done again.
         part["training"] = {"save_strategy": "no"} | part["training"]
@@ -219,9 +221,7 @@ class Maker:
                 "per_device_train_batch_size": budget.batch_size,
             }
             training |= {k: v for k, v in given.items() if v is not None} | dict(budget.training or {})
-        described = {"name": part.name, "options": plain({**options, **part.options}), "training": plain(training)}
-        revision = CATALOGUE[stage, name].about.revision
-        return described | ({"revision": revision} if revision else {})
+        return described_part(stage, name, {**options, **part.options}, training, called=part.name)
 
     def require_anchors(self, defended: Defended, attacking: Attacking) -> None:
         """Refuse what reads anchors where a cell's model will have none: each such cell would fail.
@@ -233,7 +233,8 @@ class Maker:
         if pair in self._have_anchors:
             return
         self._have_anchors.add(pair)
-        reads = named.name != ORACLE and make_defence(Stage.FINETUNING, named.name, named.options).needs_anchors
+        trains = named.name not in (ORACLE, NONE)
+        reads = trains and make_defence(Stage.FINETUNING, named.name, named.options).needs_anchors
         if not reads and Access.SCREENING not in attacking.attack.needs:
             return
         who = f"{self.file}: {defended.name}: {named.name if reads else attacking.name} reads anchors"

@@ -95,7 +95,8 @@ class DefenceEntry:
     """A defence of the alignment stage, or a mapping with name, options and training; ``none`` attacks the model as it
     is."""
     finetuning: Entry = "sft"
-    """A defence of the fine-tuning stage, in the same way; ``oracle`` is plain SFT without the attacker's rows."""
+    """A defence of the fine-tuning stage, in the same way; ``oracle`` is plain SFT without the attacker's rows, and
+    ``none`` asks the aligned model before any upload."""
     post: Entry = "none"
     """A repair after fine-tuning, in the same way."""
 

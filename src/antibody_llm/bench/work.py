@@ -40,7 +40,7 @@ from ..runs.repair import repair
 from ..runs.sources import read_refusals
 from ..store.result import RunResult
 from .job import Job
-from .matrix_file import ORACLE
+from .matrix_file import NONE, ORACLE
 from .once import done_once
 from .order import Order, in_order
 from .results import Results
@@ -90,20 +90,21 @@ def _align(results: Results, job: Job) -> dict[str, Any]:
 
 def _attack(results: Results, job: Job) -> dict[str, Any]:
     config, working = job.config, results.working(job)
+    finetuning = config["finetuning"]["name"]
     aligned = Path(job.places["model"]) if job.needs is None else _model(results.aligned(job.needs))
     made = crafted(job, aligned)
     tuned, runs = aligned, list[RunResult]()
     for number, upload in enumerate(made.jobs):
         rows = upload.rows
-        if config["finetuning"]["name"] == ORACLE:
+        if finetuning == ORACLE:
             rows = [row for row, truth in zip(rows, upload.truth, strict=True) if not truth["is_poison"]]
-        if rows:  # the oracle trains on none where all are the attacker's
+        if rows and finetuning != NONE:  # the oracle trains on none where all are the attacker's
             runs.append(tuned_on(job, tuned, rows, working / f"job{number}"))
             tuned = cast(Path, runs[-1].model)
     if config["post"] is not None:
         tuned = _repaired(job, aligned, tuned, working / "repair")
     values = _plainly(job, tuned, working) | _own_form(job, made.asking, aligned, tuned)
-    values |= _screened(made, runs) if config["finetuning"]["name"] != ORACLE and "method" not in config else {}
+    values |= _screened(made, runs) if finetuning not in (ORACLE, NONE) and "method" not in config else {}
     return values | {"num_rows": made.num_rows, "num_poison": made.num_poison}
 
 

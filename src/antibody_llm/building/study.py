@@ -3,10 +3,11 @@
     aligned by antibody   sft, oracle, antibody, antibody-posterior, bds       a fifth of the upload harmful
     aligned by sft        sft, antibody, antibody-posterior                    a fifth of the upload harmful
     aligned by antibody   sft, antibody-posterior                              a clean upload
+    aligned by each       none                                                 no upload
     aligned by antibody   sft, antibody-posterior, antibody-tokens             a tenth of the rows with a harmful answer
                                                                                under a harmless prompt; and the first
 
-each on the familiar and the novel task: 28 cells. Every upload and evaluation set is of the purpose ``report``.
+each on the familiar and the novel task: 32 cells. Every upload and evaluation set is of the purpose ``report``.
 """
 
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ PROVIDED = {
 EVALUATED = {"harmful_prompts": "harmful-prompts", "benign_prompts": "lookalike", "retention_data": "retention"}
 ATTACKED = {"antibody": ("sft", "oracle", "antibody", "antibody-posterior", "bds"),
             "sft": ("sft", "antibody", "antibody-posterior")}  # fmt: skip
-CLEAN = {"antibody": ("sft", "antibody-posterior")}
+CLEAN = {"antibody": ("none", "sft", "antibody-posterior"), "sft": ("none",)}
 ANSWERS = {"antibody": ("sft", "antibody-posterior", "antibody-tokens")}
 """The fine-tuning defences that each alignment is tried with."""
 MIXED, ANSWERED = {"attack": "mixing", "poison_ratios": [0.2]}, {"attack": "answers", "poison_ratios": [0.1]}
@@ -56,7 +57,7 @@ MATRICES: dict[str, tuple[str, Mapping[str, tuple[str, ...]], list[dict[str, Any
     "clean": ("a clean upload", CLEAN, [UNTOUCHED]),
     "answers": ("harmful answers under harmless prompts", ANSWERS, [ANSWERED, MIXED]),
 }
-"""Of each matrix its title's end, its defences and its attacks."""
+"""A matrix by name: the end of its title, its defences by alignment, its attacks."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,46 +101,41 @@ defaults and plain SFT's arguments."""
 
 CHOSEN = """\
 Learning rates, budget, adapter and every option were first chosen by hand, with a few tries, on uploads and prompts of
-the whole world, those for `report` among them; so were the defaults of `antibody-posterior`, which is ours. The
-settings that the list at the end marks with "chosen" were then chosen once more on the half to `calibrate` alone, by a
-rule (`benchmarks/lab_presets.py`; one seed, both tasks, all figures in `benchmarks/results/lab_presets.json`): of
-eleven defences, repnoise's alone changed, and the learning rate of fine-tuning was kept, the least of three at which
-both tasks are learnt. The others were made to fit the lab, or are the papers'."""
+the whole world, those for `report` among them. Those of eleven defences (`antibody-posterior`, which is ours, and ten
+of the list at the end) and the learning rate of fine-tuning were then tried once more on the half to `calibrate` alone,
+by a rule (`benchmarks/lab_presets.py`; one seed, both tasks, all figures in `benchmarks/results/lab_presets.json`):
+repnoise's alone changed. The others were made to fit the lab, or are the papers'."""
 """What was chosen on which prompts, as the page of results says it; change it with a preset."""
 
-_AGAIN = "chosen among {} on the calibration half"
+_TRIED = "tried among {} on the calibration half"
 WHY: dict[tuple[str, str], str] = {
-    (
-        "alignment",
-        "antibody",
-    ): f"{_AGAIN.format(8)}, which all leave 2 % of harm at most; first calibrated as the head "
-    "of src/antibody_llm/lab/presets.py says",
-    ("alignment", "adversarial-loss"): f"{_AGAIN.format(3)}",
-    ("alignment", "booster"): f"{_AGAIN.format(3)}, none of which leaves less harm than no defence",
-    ("alignment", "repnoise"): f"{_AGAIN.format(3)}; 0.1, which is that of Booster's comparison, leaves 78 % of harm, "
-    "this 71 %",
+    ("alignment", "antibody"): _TRIED.format(8) + ", which all leave 2 % of harm at most under antibody-posterior; "
+    "first calibrated as the head of src/antibody_llm/lab/presets.py says",
+    ("alignment", "adversarial-loss"): _TRIED.format(3),
+    ("alignment", "booster"): _TRIED.format(3) + ", none of which leaves measurably less harm than no defence",
+    ("alignment", "repnoise"): _TRIED.format(3) + ", of which it is the largest; 0.1, which is that of Booster's "
+    "comparison and of all figures of the whole world, leaves 78 % of harm, this 71 %",
     ("alignment", "t-vaccine"): "made to fit: half of the 4 layers, scored 8 times in 256 steps",
     ("alignment", "tar"): "cut down: an eighth of the attack's 64 steps, which would cost as much as everything else "
     "together; rates around the one that users train at",
-    ("finetuning", "antibody"): f"{_AGAIN.format(4)}: no value keeps the novel task and defends. First calibrated as "
-    "the head of src/antibody_llm/lab/presets.py says",
+    ("finetuning", "antibody"): _TRIED.format(4) + ", none of which keeps the novel task and defends; first calibrated "
+    "as the head of src/antibody_llm/lab/presets.py says",
     ("finetuning", "antibody-prescored"): "those of antibody",
     ("finetuning", "backdoor-enhanced-alignment"): "made to fit: an eighth of the context of 256 tokens",
-    ("finetuning", "bds"): f"{_AGAIN.format(3)}, none of which keeps the novel task; the scheduler that separates "
+    ("finetuning", "bds"): _TRIED.format(3) + ", none of which keeps the novel task; the scheduler that separates "
     "harmful from benign rows within 4 epochs after either alignment (AUROC, worst of three seeds: .98, of unseen rows "
     ".99, see benchmarks/results/bds_auroc.json). No noise, as released. Trained without clipping (max_grad_norm = 0), "
-    "which its second set of weights does not have: with clipping the ranking is turned over after Antibody alignment "
-    "(AUROC .14, one seed)",
-    ("finetuning", "buffer-and-reinforce"): "made to fit: its short runs have the learning rate of the lab's "
-    "fine-tuning",
-    ("finetuning", "gradshield"): "made to fit: its trial runs have the learning rate of the lab's fine-tuning",
-    ("finetuning", "lisa"): f"{_AGAIN.format(4)}, which differ little; the paper's 1 to 9, in a run of 128 steps",
-    ("finetuning", "pact"): f"{_AGAIN.format(3)}: 0.3 leaves 29 % of harm and refuses 14 % of harmless questions. Of "
+    "which its second set of weights does not have",
+    ("finetuning", "buffer-and-reinforce"): "made to fit: its short runs have the lab's learning rate of fine-tuning",
+    ("finetuning", "gradshield"): "made to fit: its trial runs have the lab's learning rate of fine-tuning",
+    ("finetuning", "lisa"): _TRIED.format(4) + ", whose harm differs little; rho 1 loses 7 to 9 points of accuracy. "
+    "The paper's 1 to 9, in a run of 128 steps",
+    ("finetuning", "pact"): _TRIED.format(3) + ": 0.3 leaves 29 % of harm and refuses 14 % of harmless questions. Of "
     "the lab's 1,024 tokens 50 are many",
     ("finetuning", "ptst"): "made to fit: the default prompt alone is longer than the context. The lab's base has "
     "never seen a system message",
     ("finetuning", "toss"): "made to fit: its short runs have batch size and learning rate of the lab's fine-tuning",
-    ("post", "one-shot-patch"): f"{_AGAIN.format(3)}: 10 steps leave 41 % of harm, these 1 %",
-    ("post", "safe-lora"): f"{_AGAIN.format(2)}, which come to the same",
-}
-"""Where options are not the defence's own defaults: whether they were chosen by a rule, made to fit or cut down."""
+    ("post", "one-shot-patch"): _TRIED.format(3) + ": 10 steps leave 41 % of harm, these 1 %",
+    ("post", "safe-lora"): _TRIED.format(2) + ", neither of which keeps the novel task (accuracy 0 %)",
+}  # fmt: skip
+"""Where options are not the defence's own defaults: whether they were tried by a rule, made to fit or cut down."""

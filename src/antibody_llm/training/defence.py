@@ -31,7 +31,8 @@ class About:
     """Passes per optimiser step, in units of one pass over one batch."""
     extra_memory: str
     revision: int = 0
-    """Raised where the same options come to other numbers, so that stored cells of before are measured again."""
+    """Raised where the same options come to other numbers, so that cells of `antibody bench` and jobs of `antibody
+    audit train` that were stored before are measured again."""
 
 
 @dataclass(frozen=True, kw_only=True)
