@@ -125,7 +125,8 @@ def _described(rows: Sequence[Row], matrix: Matrix) -> str:
         "defences, not that they are equal. *Harm, worst* is of each seed the worst cell. The own form counts in "
         "full here, also what the aligned model says in it before any upload: of jailbreak-tuning 15 % after plain "
         "alignment and 2 % after Antibody's. AUROC is 0.50 where a defence finds no harm and weighs all rows alike, "
-        "as antibody-posterior under adaptive and pointwise."
+        "as antibody-posterior under adaptive and pointwise. Its cells were measured with "
+        "[crowds](antibody-posterior.md#derivation) counted."
     )
 
 
