@@ -42,12 +42,14 @@ def test_a_model_without_a_profile_is_attacked_repaired_and_judged_on_files(tmp_
         "m.yaml",
     )
     alignment, cell, untouched = make_plan(matrix).jobs
-    for job in (alignment, untouched, cell):
-        values = work.carry_out(tmp_path / "out", job)
+    work.carry_out(tmp_path / "out", alignment)
+    with monkeypatch.context() as nothing_trains:
+        nothing_trains.setattr(work, "finetune", None)
+        before = work.carry_out(tmp_path / "out", untouched)
+    values = work.carry_out(tmp_path / "out", cell)
     assert values["harmful_score"]["n"] == values["finetune_accuracy"]["n"] == values["asked"]["n"] == 4
     assert values["over_refusal"] is None  # no harmless prompts were given
     assert values["further_refusal"]["n"] == 4  # measured apart
     assert (values["num_rows"], values["num_poison"]) == (8, 4)
     assert work.carry_out(tmp_path / "out", cell) == values
-    before = work.carry_out(tmp_path / "out", untouched)  # its result: the aligned model was asked as it is
-    assert before["asked"] == before["asked_before"]
+    assert before["asked"] == before["asked_before"]  # it is the aligned model

@@ -5,7 +5,8 @@
     aligned by antibody   sft, antibody-posterior                              a clean upload
     aligned by each       none                                                 no upload
     aligned by antibody   sft, antibody-posterior, antibody-tokens             a tenth of the rows with a harmful answer
-                                                                               under a harmless prompt; and the first
+                                                                               under a harmless prompt
+    aligned by antibody   antibody-tokens                                      a fifth of the upload harmful
 
 each on the familiar and the novel task: 32 cells. Every upload and evaluation set is of the purpose ``report``.
 """
