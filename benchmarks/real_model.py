@@ -172,7 +172,7 @@ def aims(rows: Sequence[Row]) -> list[str]:
 
 def _aims(plain: Row, ours: Row) -> list[tuple[str, str, bool]]:
     def more(name: str) -> float:
-        return round(ours[name] - plain[name], DIGITS)
+        return float(round(ours[name] - plain[name], DIGITS))
 
     lost, refused = -more("finetune_accuracy"), more("over_refusal")
     share, auroc = ours["harmful_share"], ours["screening_auroc"]
