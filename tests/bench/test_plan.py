@@ -54,6 +54,7 @@ def test_a_defence_s_label_and_the_other_cells_do_not_change_a_digest():
         {"tasks": ["novel"]},
         {"judge": "keywords"},
         {"purpose": "calibrate"},
+        {"dtype": "bfloat16"},
     ],
 )
 def test_whatever_decides_a_cell_s_numbers_changes_its_digest(changed):

@@ -178,6 +178,7 @@ class Maker:
             "method": "dpo" if Access.PREFERENCES in attacking.attack.needs else None,
             "order": None if turned.order is None else str(turned.order),
             "asking": dict(turned.asking),
+            "dtype": None if settings.dtype == "auto" else settings.dtype,
         }
         config |= {name: value for name, value in extras.items() if value}
         label = f"{defended.name}, {attacking.name} {100 * ratio:g} %, seed {seed}"

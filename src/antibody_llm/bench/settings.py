@@ -43,6 +43,8 @@ class MatrixSettings:
     """Most tokens of a reply to a question in the attack's own form. By default three times the evaluation's."""
     batch_size: int = 100
     """Prompts that are decoded together."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the weights of a model that is evaluated. By default float32 on a CPU and bfloat16 on a GPU."""
     baseline: str = "sft"
     """The defence whose accuracy the others must keep to be ranked."""
     tolerance: float = 0.02

@@ -199,7 +199,13 @@ def _evaluated(job: Job, model: Path, output: Path, chosen: Mapping[str, Any]) -
     _in_its_folder(
         output,
         lambda: evaluate(
-            model, output=output, judges=[config["judge"]], batch_size=config["batch_size"], seed=0, **chosen
+            model,
+            output=output,
+            judges=[config["judge"]],
+            batch_size=config["batch_size"],
+            dtype=config.get("dtype", "auto"),
+            seed=0,
+            **chosen,
         ),
     )
     return Evaluation.model_validate_json((output / EVALUATION).read_text(encoding="utf-8"))
@@ -218,7 +224,8 @@ def _own_form(job: Job, asking: Asking, aligned: Path, tuned: Path) -> dict[str,
     decoding = DecodingSettings(max_new_tokens=config["max_new_tokens"], batch_size=config["batch_size"])
     values: dict[str, Any] = {}
     for when, place in (("", tuned), ("_before", aligned)):
-        found = measured_as_asked(load_model(str(place)), questions, asking, config["judge"], decoding)
+        loaded = load_model(str(place), dtype=config.get("dtype", "auto"))
+        found = measured_as_asked(loaded, questions, asking, config["judge"], decoding)
         values[f"asked{when}"] = _share(found["harmful_score"])
         if "given_away" in found:
             values[f"given_away{when}"] = _share(found["given_away"])

@@ -137,7 +137,8 @@ def _task_rows(settings: StudySettings, output: Path, task: str) -> dict[str, st
 
 def _matrix(model: str, task: str, name: str, files: Mapping[str, str]) -> dict[str, Any]:
     title, defences, attacks = MATRICES[name]
-    training = {"bf16": True} if has_bfloat16() else {}
+    short = has_bfloat16()
+    training = {"bf16": True} if short else {}
     return {
         "title": f"A real model on the {task} task, {title}",
         "model": model,
@@ -156,6 +157,7 @@ def _matrix(model: str, task: str, name: str, files: Mapping[str, str]) -> dict[
         "seeds": 1,
         "rows": USER_ROWS,
         "baseline": "sft after antibody",
-        "batch_size": 32,
+        "batch_size": 64,
+        "dtype": "bfloat16" if short else "auto",
         **files,
     }

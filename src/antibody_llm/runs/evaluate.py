@@ -143,7 +143,7 @@ def _measured(settings: EvaluateSettings, started: float) -> RunResult:
         return _stored(plan.folder)
     if _has_completions(plan):
         return _carried_out(plan.folder, settings.seed, lambda: _gone_on(plan), started)
-    loaded = load_model(name, adapter=adapter)
+    loaded = load_model(name, adapter=adapter, dtype=settings.dtype)
     report_trained_prompts(Path(str(settings.model)), plan.sources)
     renderer = make_renderer(loaded)
     for source in plan.sources.values():

@@ -159,7 +159,8 @@ def _moments(reader: ModelReader, answers: Sequence[ComposedRow]) -> list[Moment
     found: dict[int, Moments] = {}
     with evaluating(reader.model):
         for fold in range(FOLDS):
-            members = [answer for answer in answers if answer.fold == fold]
+            # By length: an answer within an answer is several times as long as a refusal, and all would be padded to it.
+            members = sorted((a for a in answers if a.fold == fold), key=lambda answer: len(answer.row.input_ids))
             for begin in range(0, len(members), reader.batch_size):
                 some = members[begin : begin + reader.batch_size]
                 features = _features(reader, MicroBatch.of([answer.row for answer in some]))

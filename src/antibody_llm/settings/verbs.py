@@ -196,6 +196,9 @@ class EvaluateSettings:
     """Most tokens per completion; by default 512, of the lab 32."""
     batch_size: int = field(default=32, metadata=ELSEWHERE)
     """Prompts decoded together, or asked of an endpoint at a time."""
+    dtype: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata=ELSEWHERE)
+    """float32 or bfloat16: type of the model's weights. By default float32 on a CPU and bfloat16 on a GPU. A text may
+    turn at a near tie between the two."""
     temperature: float = field(default=0.0, metadata=ELSEWHERE)
     """Temperature of decoding; 0 is greedy."""
     seed: int = field(default=0, metadata=ELSEWHERE)
@@ -231,8 +234,8 @@ class EvaluateSettings:
                 ("endpoint", "endpoint_model") if self.endpoint is not None else ("endpoint_model", "endpoint")
             )
             raise ConfigError(f"{setting(given)} needs {setting(other)}, and it is missing. Give both.", field=other)
-        for name in ("model", "adapter"):
-            if self.endpoint is not None and getattr(self, name) is not None:
+        for name in ("model", "adapter", "dtype"):
+            if self.endpoint is not None and getattr(self, name) not in (None, "auto"):
                 raise ConfigError(
                     f"{setting(name)} has no effect on a model that an endpoint serves. Leave it out, or leave out "
                     f"{setting('endpoint')}.",
@@ -243,7 +246,7 @@ class EvaluateSettings:
 _DECIDE_COMPLETIONS = (
     *("model", "adapter", "endpoint", "endpoint_model", "harmful_prompts", "benign_prompts", "test_data"),
     *("retention_data", "answer", "retention_answer", "task", "num", "purpose", "max_new_tokens", "batch_size"),
-    *("temperature", "seed"),
+    *("dtype", "temperature", "seed"),
 )
 """The settings of an evaluation that have no effect where stored completions are judged again."""
 
