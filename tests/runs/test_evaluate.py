@@ -5,9 +5,12 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+import yaml
 
 from antibody_llm.data.verdicts import Verdict
 from antibody_llm.errors import AntibodyError, ConfigError, DataError, ModelError, OutputError
+from antibody_llm.evaluation.evaluate import evaluate_model
 from antibody_llm.lab.rows import build_rows
 from antibody_llm.profiles import Choice
 from antibody_llm.profiles.lab import FINITE, NUM_ROWS, LabProfile
@@ -38,6 +41,32 @@ def test_an_evaluation_stores_measures_and_completions(tmp_path, tiny_llama_fold
     assert stored["judged"][0]["judge"] == "keywords_weak_baseline"
     assert stored["judged"][0]["harmful_score"]["n"] == 6
     assert pq.read_table(result.output / "completions.parquet").num_rows == 11
+
+
+@pytest.mark.parametrize(("dtype", "of_weights"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_the_weights_are_of_the_type_that_is_asked_for(
+    tmp_path, tiny_llama_folder, sets, monkeypatch, dtype, of_weights
+):
+    module, seen = importlib.import_module("antibody_llm.runs.evaluate"), []
+
+    def noted(model, *args, **kwargs):
+        seen.append(next(model.parameters()).dtype)
+        return evaluate_model(model, *args, **kwargs)
+
+    monkeypatch.setattr(module, "evaluate_model", noted)
+    flags = {"judges": ["keywords"], "max_new_tokens": 2, **sets}
+    run = evaluate(tiny_llama_folder, output=tmp_path / "run", dtype=dtype, **flags)
+    assert seen == [of_weights]
+    assert yaml.safe_load((run.output / "config.yaml").read_text())["dtype"] == dtype
+    with pytest.raises(OutputError, match="dtype"):
+        evaluate(tiny_llama_folder, output=tmp_path / "run", dtype="float32", **flags)
+
+
+def test_a_type_of_weights_says_nothing_of_stored_completions_or_a_served_model(tmp_path):
+    for other in ({"rejudge": tmp_path}, {"endpoint": "http://localhost:1/v1", "endpoint_model": "m"}):
+        with pytest.raises(ConfigError, match=r"dtype.* has no effect") as error:
+            evaluate(output=tmp_path / "run", dtype="bfloat16", **other)
+        assert error.value.field == "dtype"
 
 
 def test_a_complete_evaluation_is_told_again_and_not_made_again(tmp_path, tiny_llama_folder, sets, monkeypatch):

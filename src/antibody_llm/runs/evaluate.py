@@ -137,6 +137,7 @@ def _measured(settings: EvaluateSettings, started: float) -> RunResult:
     asked = {
         "model": described_model(name),
         "adapter": None if adapter is None else described_model(adapter, on=name),
+        "dtype": settings.dtype,
     }
     plan = _planned(settings, profile_of(name), asked, (name, adapter))
     if plan.folder.state is State.COMPLETE:

@@ -159,7 +159,7 @@ def _moments(reader: ModelReader, answers: Sequence[ComposedRow]) -> list[Moment
     found: dict[int, Moments] = {}
     with evaluating(reader.model):
         for fold in range(FOLDS):
-            # By length: an answer within an answer is several times as long as a refusal, and all would be padded to it.
+            # By length: an answer within an answer is several times as long as a refusal, which would be padded to it.
             members = sorted((a for a in answers if a.fold == fold), key=lambda answer: len(answer.row.input_ids))
             for begin in range(0, len(members), reader.batch_size):
                 some = members[begin : begin + reader.batch_size]
