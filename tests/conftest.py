@@ -4,6 +4,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,14 @@ from tests.tiny import make_tiny_folder
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the workers share the cores
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache():
+    """A cache of the session's own: what an earlier one has read must not stand in for what this code reads."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANTIBODY_CACHE", folder)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ def rule(auroc=1.0):
 def reader(monkeypatch, tmp_path):
     """Reads as evidence whatever the test puts into ``says``, and counts the rows that it reads."""
     monkeypatch.setenv("ANTIBODY_CACHE", str(tmp_path))
-    monkeypatch.setattr(module, "read_token_rule", lambda models, anchors: rule())
+    monkeypatch.setattr(module, "stored_token_rule", lambda models, anchors: rule())
     made = AnswerReader(None, Renderer(tiny_tokenizer(), max_length=128), None, b"models")
     made.says, made.num_read = [0.0] * 7, 0
 
@@ -76,7 +76,7 @@ def test_a_row_with_a_span_is_read_again_for_it(reader):
 
 def test_answers_that_read_alike_are_not_judged(monkeypatch, tmp_path):
     monkeypatch.setenv("ANTIBODY_CACHE", str(tmp_path))
-    monkeypatch.setattr(module, "read_token_rule", lambda models, anchors: rule(auroc=0.6))
+    monkeypatch.setattr(module, "stored_token_rule", lambda models, anchors: rule(auroc=0.6))
     with pytest.raises(ModelError, match="AUROC 0.600, at least 0.800"):
         AnswerReader(None, None, None, b"models")
 

@@ -16,7 +16,8 @@ from ..errors import ModelError
 from ..likelihood.reader import ModelReader
 from .anchors import MIN_AUROC, Anchors
 from .cache import EvidenceCache, cache_folder, digest_of, row_digest
-from .token_evidence import read_token_evidence, read_token_rule
+from .stored_rule import stored_token_rule
+from .token_evidence import read_token_evidence
 
 Span = tuple[int, int, int]
 """Which of the row's trained answers, 0-based; its first character, and the first one behind."""
@@ -50,7 +51,7 @@ class AnswerReader:
 
     def __init__(self, models: ModelReader, renderer: Renderer, anchors: Anchors, identity: bytes) -> None:
         self.models, self.renderer = models, renderer
-        self.rule = read_token_rule(models, anchors)
+        self.rule = stored_token_rule(models, anchors)
         if self.rule.auroc < MIN_AUROC:
             raise ModelError(
                 f"the anchors' harmful and harmless answers read alike to this model (AUROC {self.rule.auroc:.3f}, at "

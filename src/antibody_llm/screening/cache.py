@@ -1,8 +1,8 @@
 """Evidence that was read before: an upload screened again, or after a killed run, costs no second pass.
 
-One SQLite file in ``$ANTIBODY_CACHE``, or ``~/.cache/antibody``; it may be deleted at any time. It holds hashes and
-numbers, never text. A key is the SHA-256 of everything that the evidence of a row depends on: both models' weights, the
-measure and its probe, the refusals, the row's tokens.
+One SQLite file in ``$ANTIBODY_CACHE``, or ``~/.cache/antibody``; it may be deleted at any time, as may what
+stored_rule.py keeps beside it. It holds hashes and numbers, never text. A key is the SHA-256 of everything that the
+evidence of a row depends on: both models' weights, the measure and its probe, the refusals, the row's tokens.
 
 If the cache is unusable, we warn once and continue without it. A damaged cache is renamed and replaced.
 """

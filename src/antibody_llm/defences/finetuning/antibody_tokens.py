@@ -51,7 +51,8 @@ from ...primitives.worth import net_worth
 from ...screening.anchors import MIN_AUROC, Anchors, check_anchors, require_templates
 from ...screening.evidence import EvidenceKind
 from ...screening.harm import read_harm
-from ...screening.token_evidence import read_token_evidence, read_token_rule
+from ...screening.stored_rule import stored_token_rule
+from ...screening.token_evidence import read_token_evidence
 from ...screening.token_harm import judge_answers, with_prompts
 from ...training.defence import About, Defence
 from ...training.rehearsal import check_rehearsal, rehearsed_rows, with_rehearsal
@@ -183,7 +184,7 @@ class AntibodyTokens(Defence):
         asked = prompts.probability.clone()
         if prompts.share > 0:
             asked[prompts.unfamiliar] = 1.0
-        rule = read_token_rule(reader, anchors)
+        rule = stored_token_rule(reader, anchors)
         answers = judge_answers(rule, read_token_evidence(reader, rule.probe, rows), rows, prior=prior)
         if rule.auroc < MIN_AUROC:
             warn(
