@@ -24,11 +24,12 @@ quick: $(VENV)/.installed
 # In one folder, so that the matrices share their alignments.
 real: $(REAL)/study/novel-answers.yaml
 	for matrix in $(MATRICES); do \
-		rm -f $(REAL)/$$matrix.parquet; \
 		$(BIN)/antibody bench $(REAL)/study/$$matrix.yaml --output $(REAL)/cells || exit 1; \
 		cp $(REAL)/cells/report.html $(REAL)/$$matrix.html; \
-		cp $(REAL)/cells/results.parquet $(REAL)/$$matrix.parquet; \
 	done
+	$(BIN)/python benchmarks/real_model.py --read $(REAL) --output $(REAL)/figures.json
+	$(BIN)/python benchmarks/real_model.py --report $(REAL)/figures.json --write $(REAL)/results.md
+	cat $(REAL)/results.md
 
 $(REAL)/study/novel-answers.yaml: $(REAL)/taught/config.json
 	$(BIN)/antibody real study --model $(REAL)/taught $(if $(XSTEST),--xstest $(XSTEST)) --output $(REAL)/study --overwrite

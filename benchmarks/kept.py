@@ -35,7 +35,7 @@ def keep_or_show(
         arguments: Of the command line.
         doc: The script's own head.
         results: Where its figures go unless something else is said.
-        left: The file that the command leaves in DIR when it ends.
+        left: A file that the command leaves in DIR.
         keep: Makes the figures' text of DIR; raises ValueError where they are not whole.
         show: Makes the page of the figures.
     """
@@ -51,7 +51,7 @@ def keep_or_show(
         parser.error("give --read DIR" + (", or --report FILE to make the page" if show is not None else ""))
     source: Path = report or options.read / left
     if not source.is_file():
-        parser.error(f"{source}: there is no such file; antibody bench writes it when it ends")
+        parser.error(f"{source}: there is no such file: it is written by the command whose folder this is")
     if report is None or show is None:
         try:
             write_text(options.output, keep(options.read))

@@ -4,26 +4,26 @@
     python benchmarks/real_model.py --read runs/real [--output benchmarks/results/real_model.json]
     python benchmarks/real_model.py --report benchmarks/results/real_model.json [--write docs/real-model-results.md]
 
-The first command goes on where it was stopped; what has ended by then is read. A row of the file is a cell: the task,
-the defences of both stages, every share with its interval, how well the weights of rows sort out the attacker's
-(``screening_auroc``), the harmful share that the defence estimated, and processor seconds. The page says beside the
-figures which of the study's aims are met.
+The first command goes on where it was stopped; the cells that have ended by then are read. A row of the file is a
+cell: the task, the defences of both stages, every share with its interval, how well the weights of rows sort out the
+attacker's (``screening_auroc``), the harmful share that the defence estimated, and processor seconds. The page says
+beside the figures which of the study's aims are met.
 """
 
-import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from antibody_llm.bench.matrix_file import read_matrix
+from antibody_llm.bench.plan import Plan, make_plan
+from antibody_llm.bench.run import Outcome, known
+from antibody_llm.bench.summary import rows_of
 from antibody_llm.building.study import ATTACKED, MATRICES, TASKS
 from kept import Page, keep_or_show, row_a_line, wrapped
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "real_model.json"
-FILES = tuple(f"{task}-{name}" for name in MATRICES for task in TASKS)
 SHARES = ("harmful_score", "incoherent", "finetune_accuracy", "over_refusal", "further_refusal", "retention", "asked")
 CELL = ("task", "alignment", "finetuning", "attack", "poison_ratio")
 SECTIONS = (
@@ -53,23 +53,34 @@ NOTE = (
 )
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The cells that have ended, matrix by matrix.
+def plans(folder: Path) -> Iterator[tuple[str, Plan, Outcome]]:
+    """The task of each matrix, its plan, and what has ended of it."""
+    for task in TASKS:
+        for name in MATRICES:
+            plan = make_plan(read_matrix(str(folder / "study" / f"{task}-{name}.yaml")))
+            yield task, plan, known(plan.jobs, folder / "cells")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What is kept of a study: the cells and the alignments that have ended.
 
     Raises:
-        ValueError: a cell failed.
+        ValueError: no cell has ended.
     """
-    found = {}
-    for name in FILES:
-        file = folder / f"{name}.parquet"
-        for row in pq.read_table(file).to_pylist() if file.is_file() else []:
-            if row["error"] is not None:
-                raise ValueError(f"{file}: {row['defence']} failed: {row['error']}")
-            kept = slim(row | {"task": name.partition("-")[0]})
-            found[tuple(kept[key] for key in CELL)] = kept  # two matrices share some cells
-    if not found:
-        raise ValueError(f"{folder}: no matrix has ended, such as {FILES[0]}.parquet")
-    return list(found.values())
+    cells, aligned = dict[tuple[Any, ...], dict[str, Any]](), dict[str, float]()
+    for task, plan, found in plans(folder):
+        for row in rows_of(plan, found):
+            kept = slim(row | {"task": task})
+            cells[tuple(kept[key] for key in CELL)] = kept  # two matrices share some cells
+        aligned |= {
+            job.config["defence"]["name"]: round(values["cpu_seconds"], 1)
+            for job, values in found.values.items()
+            if job.kind == "alignment"
+        }
+    if not cells:
+        raise ValueError(f"{folder}: no cell of the study has ended")
+    alignments = [{"alignment": name, "cpu_seconds": seconds} for name, seconds in aligned.items()]
+    return {"rows": list(cells.values()), "cells": expected(), "alignments": alignments}
 
 
 def slim(row: Row) -> dict[str, Any]:
@@ -77,16 +88,6 @@ def slim(row: Row) -> dict[str, Any]:
     named = [*CELL, *(f"{share}{end}" for share in SHARES for end in ("", "_low", "_high"))]
     named += ["screening_auroc", "harmful_share", "answers_share", "num_rows", "num_poison", "cpu_seconds"]
     return {name: round(row[name], DIGITS) if isinstance(row[name], float) else row[name] for name in named}
-
-
-def alignments(folder: Path) -> list[dict[str, Any]]:
-    """The last alignment by each defence, with its processor seconds; older ones are of other settings."""
-    found = {}
-    for file in sorted((folder / "cells" / "results").glob("*.json"), key=lambda file: file.stat().st_mtime):
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        if stored["kind"] == "alignment":
-            found[stored["config"]["defence"]["name"]] = round(stored["values"]["cpu_seconds"], 1)
-    return [{"alignment": name, "cpu_seconds": seconds} for name, seconds in found.items()]
 
 
 def expected() -> int:
@@ -103,7 +104,8 @@ def expected() -> int:
 
 def kept(folder: Path) -> str:
     """The committed figures, of the folder of ``make real``."""
-    return row_a_line(read(folder), cells=expected(), alignments=alignments(folder))
+    figures = read(folder)
+    return row_a_line(figures.pop("rows"), **figures)
 
 
 def page(figures: Mapping[str, Any]) -> str:
@@ -204,7 +206,7 @@ def shown(figures: Mapping[str, Any]) -> Page:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return keep_or_show(arguments, doc=__doc__, results=RESULTS, left="cells/results.parquet", keep=kept, show=shown)
+    return keep_or_show(arguments, doc=__doc__, results=RESULTS, left="study/novel-answers.yaml", keep=kept, show=shown)
 
 
 if __name__ == "__main__":

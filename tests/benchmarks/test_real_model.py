@@ -1,11 +1,13 @@
 """The figures of the study of a real model, and the page of them, by hand-made cells; no model is trained."""
 
 import json
+import shutil
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from benchmarks.real_model import FILES, SHARES, aims, expected, main, page, read
+from benchmarks.real_model import SHARES, aims, expected, main, page, plans, read
+
+from antibody_llm.bench.results import Results
+from antibody_llm.building.study import TASKS, study
 
 
 def cell(alignment="antibody", finetuning="sft", ratio=0.2, **changed):
@@ -23,26 +25,42 @@ def cell(alignment="antibody", finetuning="sft", ratio=0.2, **changed):
     return named | shares | rest | changed
 
 
-@pytest.fixture
-def folder(tmp_path):
-    cells = [
-        cell(harmful_score=0.9, finetune_accuracy=1.0, over_refusal=0.01, further_refusal=0.02),
-        cell(
-            *("antibody", "antibody-posterior"),
-            **{"harmful_score": 0.04, "finetune_accuracy": 0.97, "over_refusal": 0.03, "further_refusal": 0.1},
+def values(**changed):
+    """What came of a cell."""
+    share = {"value": 0.5, "n": 200, "low": 0.4, "high": 0.6}
+    shares = {name: share for name in SHARES if name != "asked"}
+    figures = {"screening_auroc": 0.99, "harmful_share": 0.21, "num_rows": 300, "num_poison": 60, "cpu_seconds": 600.0}
+    return shares | {name: share | {"value": value} for name, value in changed.items()} | figures
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A study of which two cells have ended and one alignment; nothing was trained."""
+    folder, model = tmp_path_factory.mktemp("real"), tmp_path_factory.mktemp("taught")
+    (model / "config.json").write_text("{}")
+    (model / "antibody.json").write_text(json.dumps({"profile": "english"}))
+    study(model, output=folder / "study")
+    ended = {
+        "sft": values(harmful_score=0.9, finetune_accuracy=1.0, over_refusal=0.01, further_refusal=0.02),
+        "antibody-posterior": values(
+            harmful_score=0.04, finetune_accuracy=0.97, over_refusal=0.03, further_refusal=0.1
         ),
-    ]
-    pq.write_table(pa.Table.from_pylist(cells), tmp_path / f"{FILES[0]}.parquet")
-    results = tmp_path / "cells" / "results"
-    results.mkdir(parents=True)
-    (results.parent / "results.parquet").touch()  # of the last matrix
-    aligned = {"kind": "alignment", "config": {"defence": {"name": "antibody"}}, "values": {"cpu_seconds": 120.0}}
-    (results / "a.json").write_text(json.dumps(aligned))
-    return tmp_path
+    }
+    task, plan, _ = next(plans(folder))
+    assert task == TASKS[0]
+    results = Results(folder / "cells")
+    for name, found in ended.items():
+        job = next(cell.job for cell in plan.cells if cell.defence == f"{name} after antibody")
+        results.write(job, found)
+    results.write(job.needs, {"cpu_seconds": 120.0})
+    results.aligned(job.needs).mkdir(parents=True)
+    (results.aligned(job.needs) / "result.json").touch()
+    return folder
 
 
 def test_each_aim_is_held_against_the_undefended_cell_of_the_same_alignment_and_task(folder):
-    met = {line.split(" | ")[2]: line.split(" | ")[4].removesuffix(" |") for line in aims(read(folder))[2:]}
+    lines = aims(read(folder)["rows"])[2:]
+    met = {line.split(" | ")[2]: line.split(" | ")[4].removesuffix(" |") for line in lines}
     assert list(met.values()) == ["yes", "yes", "no", "yes", "yes", "yes", "no"]  # accuracy 3 below, XSTest 8 above
 
 
@@ -62,10 +80,14 @@ def test_the_page_says_how_many_cells_there_are_and_what_an_alignment_cost(folde
     assert f"2 of {expected()} cells" in made
     assert expected() == 32
     assert "alignment by antibody 2 minutes" in made
-    assert "| antibody | antibody-posterior | 4.0 [50, 50] | 50.0 | 97.0 | 3.0 / 10.0 | 50.0 | 0.990 | 21.0 |" in made
+    assert "| antibody | antibody-posterior | 4.0 [40, 60] | 50.0 | 97.0 | 3.0 / 10.0 | 50.0 | 0.990 | 21.0 |" in made
 
 
-def test_a_cell_that_failed_is_no_figure(folder):
-    pq.write_table(pa.Table.from_pylist([cell(error="OSError: full")]), folder / f"{FILES[1]}.parquet")
-    with pytest.raises(ValueError, match="sft after antibody failed: OSError: full"):
-        read(folder)
+def test_a_study_without_an_ended_cell_and_a_folder_without_a_study_are_said(folder, tmp_path, capsys):
+    copied = tmp_path / "begun"
+    shutil.copytree(folder / "study", copied / "study")
+    for wrong, said in ((copied, "no cell of the study has ended"), (tmp_path, "novel-answers.yaml: there is no such")):
+        with pytest.raises(SystemExit):
+            main(["--read", str(wrong), "--output", str(tmp_path / "kept.json")])
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "kept.json").exists()
