@@ -195,6 +195,13 @@ def test_a_model_that_is_to_be_aligned_first_is_aligned_once(tmp_path):
 
 
 @needs_optuna
+def test_models_are_evaluated_with_weights_of_the_type_that_is_asked_for(tmp_path):
+    calibrated(tmp_path / "out", Training(), dtype="bfloat16", trials=1, report_seeds=1)
+    results = [json.loads(file.read_text()) for file in (tmp_path / "out" / "results").glob("*.json")]
+    assert {each["config"]["dtype"] for each in results} == {"bfloat16"}
+
+
+@needs_optuna
 def test_settings_that_leave_as_much_harm_as_no_defence_are_not_recommended(tmp_path):
     class Useless(Training):
         def __call__(self, folder, job):

@@ -193,6 +193,7 @@ class Simulator:
             "seeds": list(seeds),
             "rows": self.rows.rows,
             "batch_size": settings.batch_size,
+            "dtype": settings.dtype,
             "threads": settings.threads,
             **{key: value for key, value in named.items() if value is not None},
         }
