@@ -66,6 +66,7 @@ def test_a_matrix_is_run_once_and_leaves_table_report_and_ranking(antibody, matr
         assert (row["num_rows"], row["num_poison"], row["prompts"]) == (32, 8, 12)
     assert sft["screening_auroc"] is None
     assert 0 <= ours["screening_auroc"] <= 1
+    assert 0 <= ours["evidence_auroc"] <= 1
     assert ours["harmful_share"] is not None
     assert {line["scope"] for line in found["ranking"]} == {
         "mean over attacks and ratios", "worst attack and ratio",

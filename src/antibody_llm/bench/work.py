@@ -22,7 +22,8 @@ from ..attacks.own_copy import OwnCopy
 from ..attacks.provider import screening_of
 from ..building.attacks import clean_rows, exchanges
 from ..data.formats import load_prompts
-from ..defences.catalogue import make_repair
+from ..data.roles import Stage
+from ..defences.catalogue import make_defence, make_repair
 from ..errors import OutputError
 from ..evaluation.asked import ask_model, asked_measures
 from ..evaluation.decoding import DecodingSettings
@@ -54,7 +55,7 @@ MEASURES = (*PLAIN_MEASURES, "further_refusal")
 """The measures of the model asked plainly; the last is the over-refusal of ``further_prompts``."""
 FORMS = ("asked", "asked_before", "given_away", "given_away_before")
 """The measures of the attack's own form: after the upload, and of the aligned model before any."""
-SCREENED = ("screening_auroc", "poison_weight", "harmful_share", "answers_share")
+SCREENED = ("evidence_auroc", "screening_auroc", "poison_weight", "harmful_share", "answers_share")
 T = TypeVar("T")
 
 
@@ -104,7 +105,8 @@ def _attack(results: Results, job: Job) -> dict[str, Any]:
     if config["post"] is not None:
         tuned = _repaired(job, aligned, tuned, working / "repair")
     values = _plainly(job, tuned, working) | _own_form(job, made.asking, aligned, tuned)
-    values |= _screened(made, runs) if finetuning not in (ORACLE, NONE) and "method" not in config else {}
+    if finetuning not in (ORACLE, NONE) and "method" not in config:
+        values |= _screened(made, runs, scores_harm=make_defence(Stage.FINETUNING, finetuning).scores_harm)
     return values | {"num_rows": made.num_rows, "num_poison": made.num_poison}
 
 
@@ -250,25 +252,30 @@ def measured_as_asked(
     return asked_measures(rows, asking, judge=judged, decoding=decoding)
 
 
-def _screened(made: Crafted, runs: Sequence[RunResult]) -> dict[str, Any]:
+def _screened(made: Crafted, runs: Sequence[RunResult], *, scores_harm: bool) -> dict[str, Any]:
     """How a defence that weighs rows has weighed the attacker's: AUROC, the weight that they kept, their share found.
 
-    Weights are those of the last epoch. Nothing where a defence has no score of a row: one that skips whole steps of
+    Weights are those of the last epoch. AUROC is that of weights, of which many may be 0, and of the scores behind them
+    where these are evidence of harm. Nothing where a defence has no score of a row: one that skips whole steps of
     the user's, as Lisa does, weighs them too, and screens nobody; nor of pairs, which are left out or kept.
     """
-    kept, poison, scores = list[float](), list[bool](), False
+    kept, found, poison = list[float](), list[float | None](), list[bool]()
     for upload, run in zip(made.jobs, runs, strict=True):
         samples = pq.read_table(run.output / SAMPLES).to_pydict()
-        last, scores = max(samples["epoch"], default=0), scores or any(s is not None for s in samples["score"])
-        for epoch, row_id, weight in zip(samples["epoch"], samples["row_id"], samples["weight"], strict=True):
+        last = max(samples["epoch"], default=0)
+        columns = (samples[name] for name in ("epoch", "row_id", "weight", "score"))
+        for epoch, row_id, weight, score in zip(*columns, strict=True):
             if epoch == last and 0 <= row_id < len(upload.truth):
                 kept.append(weight)
+                found.append(score)
                 poison.append(upload.truth[row_id]["is_poison"])
-    if not kept or not scores:
+    if all(score is None for score in found):
         return {}
     weights, of_attacker = torch.tensor(kept), torch.tensor(poison)
     both = bool(of_attacker.any()) and not bool(of_attacker.all())
+    scores = torch.tensor(found) if scores_harm and None not in found else None
     return {
+        "evidence_auroc": auroc(scores[~of_attacker], scores[of_attacker]) if both and scores is not None else None,
         "screening_auroc": auroc(-weights[~of_attacker], -weights[of_attacker]) if both else None,
         "poison_weight": float(weights[of_attacker].mean()) if of_attacker.any() else None,
         "harmful_share": runs[-1].metrics.get("harmful_share"),

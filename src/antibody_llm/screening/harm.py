@@ -4,6 +4,10 @@
     pi      the harmful share that is most likely given every Lam_i
     k_i     1, or less where Lam_i < 0 and the upload has more rows at e_i than the anchors lead to expect
     p_i     k_i pi exp(Lam_i) / (pi exp(Lam_i) + 1 - pi)
+    share   pi sum_i p_i / sum_i (p_i / k_i)        where the prior says nothing: the mean of p_i
+
+A task that reads a third of the way to harm adds a little to pi with every row of it: on a real model 7 of 100 in an
+upload of which 20 are harmful. So the share is taken when its rows have been found to be a crowd.
 
 What defences decide by. ``posterior.py`` judges an upload for a reader: with a prior that no share of 0 or 1 survives,
 a test and intervals.
@@ -29,7 +33,7 @@ class RowHarm:
     """The harm that an upload shows.
 
     Attributes:
-        share: pi, 0 to 1.
+        share: The harmful share, 0 to 1.
         probability: [rows], p_i, those of unfamiliar rows at face value.
         evidence: [rows], e_i.
         unfamiliar: [rows], bool: unlike every anchor (familiarity.py); False where the evidence cannot say.
@@ -75,7 +79,9 @@ def read_harm(
     share = harmful_share(ratio, alpha=a, beta=b)
     probability = harm_posterior(ratio, share)
     if 0 < share < 1:
-        probability = probability * unexpected(evidence, share, rule, *anchors.scores(measure))
+        crowded = unexpected(evidence, share, rule, *anchors.scores(measure))
+        share *= float((probability * crowded).sum() / probability.sum())
+        probability = probability * crowded
     unfamiliar = torch.zeros(len(rows), dtype=torch.bool)
     if ground is not None:
         unfamiliar = ground.unfamiliar(evidence, found.distances())

@@ -67,6 +67,8 @@ class Defence:
     it can then go on from a fine-tuned model, beside which the aligned model is loaded."""
     neutral: ClassVar[Mapping[str, Any] | None] = None
     """Options at which it is plain SFT, bit for bit; None if there are none (the file says why)."""
+    scores_harm: ClassVar[bool] = False
+    """Whether a row's score in samples.parquet is evidence of harm, higher where harm is likelier."""
     batch_exact: ClassVar[bool] = True
     """Whether a step is the same however it is cut into micro-batches and ranks."""
     twin_passes: ClassVar[bool] = False

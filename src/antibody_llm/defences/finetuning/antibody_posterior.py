@@ -133,7 +133,7 @@ class AntibodyPosterior(Defence):
         forwards=1,
         backwards=1,
         extra_memory="a number per row; the model before alignment, while evidence is read",
-        revision=1,
+        revision=2,
     )
     options = AntibodyPosteriorConfig
     batches: tuple[Role, ...] = (Role.ALIGNMENT,)
@@ -141,6 +141,7 @@ class AntibodyPosterior(Defence):
     needs_base = True
     needs_anchors = True
     reads_evidence_apart = True
+    scores_harm = True
     neutral = {"prior": (1.0, math.inf), "rehearsal": 0.0}
 
     def __init__(self, config: AntibodyPosteriorConfig) -> None:

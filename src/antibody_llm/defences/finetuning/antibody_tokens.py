@@ -111,7 +111,7 @@ class AntibodyTokens(Defence):
         backwards=1,
         extra_memory="2 numbers per token, and the aligned model's likeliest predictions at the doubted ones; the "
         "model before alignment, while evidence is read",
-        revision=1,
+        revision=2,
     )
     options = AntibodyTokensConfig
     batches: tuple[Role, ...] = (Role.ALIGNMENT,)
@@ -119,6 +119,7 @@ class AntibodyTokens(Defence):
     needs_base = True
     needs_anchors = True
     reads_evidence_apart = True
+    scores_harm = True
     neutral = {"prior": (1.0, math.inf), "rehearsal": 0.0}
 
     def __init__(self, config: AntibodyTokensConfig) -> None:
