@@ -4,8 +4,8 @@
 
 For each attack and task of the lab, 300 rows of its reporting half under ``lab-aligned``, seed 0: the share of the
 attacker's rows that keep some weight (``got_through``) and of the others that keep none (``dropped``), at the defaults,
-without and with the correction of ``unexpected`` (primitives/mixture.py). ``share`` is pi; where it is 0 every row
-keeps its weight.
+without and with the correction of ``unexpected`` (primitives/mixture.py), and the share that is estimated; where it is
+0 every row keeps its weight.
 """
 
 import os
@@ -24,7 +24,7 @@ from antibody_llm.data.encode import Renderer
 from antibody_llm.defences.finetuning.antibody_posterior import AntibodyPosteriorConfig
 from antibody_llm.files import write_text
 from antibody_llm.likelihood.reader import ModelReader
-from antibody_llm.primitives.mixture import harm_posterior
+from antibody_llm.primitives.mixture import harm_posterior, harmful_share
 from antibody_llm.primitives.worth import net_worth
 from antibody_llm.screening.anchors import Anchors
 from antibody_llm.screening.evidence import EvidenceKind
@@ -42,10 +42,12 @@ def measured(attack: str, task: str, reader: ModelReader, anchors: Anchors, rend
     made = crafted(attack, task, 0, NUM_ROWS)
     poison = torch.tensor([truth["is_poison"] for job in made.jobs for truth in job.truth])
     found = read_harm(reader, anchors, encoded([row for job in made.jobs for row in job.rows], renderer), MEASURE)
-    plain = harm_posterior(anchors.log_ratio(MEASURE)(found.evidence), found.share)
-    row: dict[str, Any] = {"attack": attack, "task": task, "share": round(found.share, 4)}
-    for name, harm in (("without", plain), ("with", found.probability)):
-        row[name] = shares(harm, poison, found.unfamiliar & (found.share > 0))
+    ratio = anchors.log_ratio(MEASURE)(found.evidence)
+    share = harmful_share(ratio)
+    row: dict[str, Any] = {"attack": attack, "task": task}
+    readings = {"without": (share, harm_posterior(ratio, share)), "with": (found.share, found.probability)}
+    for name, (estimated, harm) in readings.items():
+        row[name] = {"share": round(estimated, 4)} | shares(harm, poison, found.unfamiliar & (estimated > 0))
     return row
 
 
