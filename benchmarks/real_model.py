@@ -185,7 +185,7 @@ def _aims(plain: Row, ours: Row) -> list[tuple[str, str, bool]]:
     def more(name: str) -> float:
         return float(round(ours[name] - plain[name], DIGITS))
 
-    lost, refused = -more("finetune_accuracy"), more("over_refusal")
+    lost, refused = round(plain["finetune_accuracy"] - ours["finetune_accuracy"], DIGITS), more("over_refusal")
     share, auroc = ours["harmful_share"], ours["evidence_auroc"]
     off = None if share is None else round(abs(share - ours["num_poison"] / ours["num_rows"]), DIGITS)
     found = [

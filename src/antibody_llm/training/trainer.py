@@ -49,6 +49,7 @@ from .rowlog import RowLog
 from .sharded_state import read_parts
 from .sharding import make_whole
 from .step import Clock, StepContext, StepResult
+from .unsupported import refuse_unsupported, refuse_unsupported_in_sft
 
 
 class StepTrainer(Trainer):
@@ -86,7 +87,7 @@ class StepTrainer(Trainer):
         anchors: Anchors | None = None,
         aligned_reader: Callable[[], ModelReader] | None = None,
     ) -> None:
-        _refuse_unsupported(args)
+        refuse_unsupported(args)
         self.defence = defence
         self.main_role = MAIN_ROLE[defence.stage]
         _require_rows(defence, rows)
@@ -94,10 +95,7 @@ class StepTrainer(Trainer):
         self._micro_batches: list[MicroBatch] = []
         self.last_loss, self.last_metrics = 0.0, dict[str, float]()
         self.row_log = RowLog()
-        # The Trainer wants a data set of its own kind; ours is read through `get_train_dataloader` alone.
-        stand_in = datasets.Dataset.from_dict(
-            {"input_ids": [[0]] * len(self._main_rows), "labels": [[0]] * len(self._main_rows)}
-        )
+        stand_in = _stand_in(len(self._main_rows))
         super().__init__(
             model=model, args=args, train_dataset=stand_in, processing_class=processing_class, callbacks=callbacks
         )
@@ -253,7 +251,7 @@ class DefendedTrainer(StepTrainer, SFTTrainer):
     loss_is_scaled_for_ga = True  # type: ignore[assignment]
 
     def __init__(self, model: PreTrainedModel | PeftModel, args: SFTConfig, *, defence: Defence, **others: Any) -> None:
-        _refuse_unsupported_in_sft(args)
+        refuse_unsupported_in_sft(args)
         args.dataset_kwargs = {"skip_prepare_dataset": True}
         super().__init__(model, args, defence=defence, **others)
 
@@ -289,6 +287,11 @@ class _DefenceCallback(TrainerCallback):
         self.trainer.defence.finish(self.trainer.context)
 
 
+def _stand_in(num_rows: int) -> datasets.Dataset:
+    """A data set of the kind that the Trainer wants; ours is read through ``get_train_dataloader`` alone."""
+    return datasets.Dataset.from_dict({"input_ids": [[0]] * num_rows, "labels": [[0]] * num_rows})
+
+
 def _refuse_dropout(model: nn.Module, defence: str) -> None:
     """Refuse dropout: two passes with it compute two functions, and most of their difference comes from that."""
     found = [f"{name} ({m.p:g})" for name, m in model.named_modules() if isinstance(m, nn.Dropout) and m.p > 0]
@@ -307,49 +310,3 @@ def _require_rows(defence: Defence, rows: Mapping[str, Sequence[TokenizedRow]]) 
             raise DataError(
                 f"{type(defence).__name__} needs {role} rows and was given none. Give {setting(setting_of(role))}."
             )
-
-
-def _refuse_unsupported_in_sft(args: SFTConfig) -> None:
-    merges = "it merges rows, and a row's weight could no longer be recorded"
-    _refuse(
-        {
-            "packing": (args.packing, merges),
-            "loss_type": (args.loss_type != "nll", "a defence defines its own loss"),
-        }
-    )
-
-
-def _refuse_unsupported(args: SFTConfig | DPOConfig) -> None:
-    """Refuse settings that would be silently wrong here."""
-    checkpointing = args.gradient_checkpointing_kwargs
-    _refuse(
-        {
-            "padding_free": (args.padding_free, "it merges rows, and a row's weight could no longer be recorded"),
-            "fp16": (args.fp16, "its gradient scaler cannot see the gradients that a defence sets; use bf16"),
-            "use_liger_kernel": (args.use_liger_kernel, "its loss has no number for each row"),
-            "neftune_noise_alpha": (
-                args.neftune_noise_alpha is not None,
-                "a defence compares passes that must compute the same function",
-            ),
-            "gradient_checkpointing_kwargs.use_reentrant": (
-                isinstance(checkpointing, dict) and bool(checkpointing.get("use_reentrant")),
-                "reentrant checkpointing does not work with gradients taken by autograd.grad",
-            ),
-            "save_only_model": (
-                args.save_only_model,
-                "its checkpoints lack the optimiser, so a resumed run would give another result",
-            ),
-            "auto_find_batch_size": (args.auto_find_batch_size, "the batch size is part of a defence's definition"),
-        }
-    )
-    if args.n_gpu > 1:
-        raise ConfigError(
-            f"{args.n_gpu} GPUs in one process: nn.DataParallel is not supported. Start one process per GPU "
-            "(accelerate launch), or choose one with CUDA_VISIBLE_DEVICES."
-        )
-
-
-def _refuse(refusals: Mapping[str, tuple[bool, str]]) -> None:
-    for name, (set_, why) in refusals.items():
-        if set_:
-            raise ConfigError(f"training.{name} cannot be used with a defence: {why}.")
