@@ -1,6 +1,5 @@
 import copy
 
-import pytest
 import torch
 from torch.testing import assert_close
 
@@ -18,15 +17,13 @@ def run(model, forward=16, **changes):
     return short_run(context, ROWS, **given)
 
 
-@pytest.mark.parametrize("falling", [False, True])
-def test_it_ends_where_plain_adam_does_and_leaves_the_model_bitwise_as_it_was(falling):
+def test_it_ends_where_plain_adam_does_and_leaves_the_model_bitwise_as_it_was():
     model = tiny_llama()
     before = copy.deepcopy(model.state_dict())
-    found = run(model, falling=falling)
+    found = run(model)
     twin = tiny_llama()
-    optimiser = torch.optim.Adam(twin.parameters())
-    for number in range(3):
-        optimiser.param_groups[0]["lr"] = 1e-2 * (1 - number / 3 if falling else 1)
+    optimiser = torch.optim.Adam(twin.parameters(), lr=1e-2)
+    for _ in range(3):
         offset, whole = 0, gradient(twin, ROWS)  # a step has all five rows
         for p in twin.parameters():
             p.grad = whole[offset : offset + p.numel()].view_as(p)

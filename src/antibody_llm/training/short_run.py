@@ -21,7 +21,6 @@ def short_run(
     num_steps: int,
     batch_size: int,
     learning_rate: float,
-    falling: bool = False,
     name: str,
     loss: RowLoss | Literal["token_mean_nll", "sequence_mean_nll"] = "token_mean_nll",
     start: Sequence[Tensor] | None = None,
@@ -29,15 +28,14 @@ def short_run(
     """Train the model's trainable weights on ``rows`` for a few steps of Adam; the model itself ends as it began.
 
     A step's rows depend on seed, name and its number alone, however they are cut into forward passes and ranks. The
-    gradient is not clipped.
+    gradient is not clipped, and the learning rate is constant.
 
     Args:
         context: The run.
         rows: The rows to train on, shuffled at each pass over them; at least one.
         num_steps: How many steps.
         batch_size: Rows of a step, over all ranks.
-        learning_rate: Adam's, at first.
-        falling: Whether the rate falls by the same amount at every step, to 0 after the last; else it is constant.
+        learning_rate: Adam's.
         name: Names this run among those of the same seed, so that their orders differ.
         loss: A function that gives each row's terms, or the name of a mean; see ``StepContext.gradient``.
         start: The weights to begin with; by default the model's own.
@@ -53,8 +51,7 @@ def short_run(
         with replaced_weights(context.parameters, context.parameters if start is None else start):
             for number in range(num_steps):
                 gradients = context.gradient(loss, stream.at(number)).gradients
-                left = 1 - number / num_steps if falling else 1.0
-                optimiser.update(context.parameters, gradients, left * learning_rate)
+                optimiser.update(context.parameters, gradients, learning_rate)
             return snapshot(context.parameters)
     finally:
         context.model.train(was_training)

@@ -69,8 +69,6 @@ class Clock:
     steps_per_epoch: int = 0
     learning_rate: float = 0.0
     max_grad_norm: float = 0.0
-    step_size: int = 0
-    peak_learning_rate: float = 0.0
 
 
 class StepContext(ModelReader):
@@ -164,16 +162,6 @@ class StepContext(ModelReader):
     def max_grad_norm(self) -> float:
         """The norm that the trainer clips the update to; 0 is no clipping."""
         return self._clock.max_grad_norm
-
-    @property
-    def step_size(self) -> int:
-        """Rows of a full optimiser step, over all ranks."""
-        return self._clock.step_size
-
-    @property
-    def peak_learning_rate(self) -> float:
-        """The learning rate that the run was asked for, before warm-up and schedule."""
-        return self._clock.peak_learning_rate
 
     # -- what the run provides -----------------------------------------------------------------------------------
 

@@ -111,12 +111,7 @@ class StepTrainer(Trainer):
             role: RoleStream(role, rows[role], self.grid, args.seed, defence.rows_per_step(role, self.grid.step_size))
             for role in defence.batches
         }
-        self.clock = Clock(
-            steps_per_epoch=self._steps_per_epoch,
-            max_grad_norm=args.max_grad_norm or 0.0,
-            step_size=self.grid.step_size,
-            peak_learning_rate=args.learning_rate,
-        )
+        self.clock = Clock(steps_per_epoch=self._steps_per_epoch, max_grad_norm=args.max_grad_norm or 0.0)
         self.context = StepContext(
             model,
             rows=rows,

@@ -34,8 +34,7 @@ every weight and every pi, and that the run reports it. Its provider can extend 
 fine-tune again.
 
 Rehearsal is needed because even truly benign rows wear safety down: about a share rho of each step is provider rows
-(refusals and harmless answers, ``alignment`` data), with weight rho. With ``closing`` some steps on these alone follow
-the last one (training/rehearsal.py).
+(refusals and harmless answers, ``alignment`` data), with weight rho.
 
 A run that goes on from a fine-tuned model has the evidence of the aligned model that the line started from
 (``context.evidence_reader``): an upload must not decide how the next one is judged.
@@ -65,7 +64,7 @@ from ...screening.evidence import EvidenceKind
 from ...screening.harm import read_harm
 from ...screening.posterior import TOLERANCE
 from ...training.defence import About, Defence
-from ...training.rehearsal import check_rehearsal, close, rehearsed_rows, with_rehearsal
+from ...training.rehearsal import check_rehearsal, rehearsed_rows, with_rehearsal
 from ...training.step import Batches, RowRecord, RowTerms, StepContext, StepResult
 
 
@@ -88,8 +87,6 @@ class AntibodyPosteriorConfig:
     """The evidence that separates harm from benign."""
     rehearsal: float = 1 / 8
     """rho, the share of every step that is the provider's own rows. 0 is none."""
-    closing: float = 0.0
-    """Steps on the provider's rows alone after the run's last, as a share of the run's. 0 is none."""
     weight: Weight = Weight.NET
     """The function from probabilities to weights."""
     caution: float = 300.0
@@ -101,7 +98,7 @@ class AntibodyPosteriorConfig:
     A run that goes on from a fine-tuned model reads it once, with the aligned model."""
 
     def __post_init__(self) -> None:
-        check_rehearsal("antibody-posterior", self.rehearsal, self.closing)
+        check_rehearsal("antibody-posterior", self.rehearsal)
         if not 0 < self.caution < math.inf:
             raise ConfigError(f"antibody-posterior.caution is {self.caution}: a finite number above 0.")
         a, b = self.prior
@@ -152,7 +149,6 @@ class AntibodyPosterior(Defence):
         self.believes_in_harm = not math.isinf(config.prior[1])
         if not config.rehearsal:
             self.batches = ()
-        self.reads_at_start = (Role.ALIGNMENT,) if config.closing else ()
         self.needs_base = self.needs_anchors = self.believes_in_harm
         self.share = 0.0
         self.num_unfamiliar = 0
@@ -227,10 +223,6 @@ class AntibodyPosterior(Defence):
     def _is_stale(self, context: StepContext) -> bool:
         every = 0 if context.continues else self.config.refresh * context.steps_per_epoch
         return bool(every) and self.believes_in_harm and context.step > 0 and context.step % every == 0
-
-    def finish(self, context: StepContext) -> None:
-        """Take the closing steps."""
-        close(context, self.config.closing)
 
     def state(self) -> dict[str, Tensor]:
         """The weights, [rows, 3] with row id, w_i and e_i, and the harmful share."""

@@ -55,7 +55,7 @@ from ...screening.stored_rule import stored_token_rule
 from ...screening.token_evidence import read_token_evidence
 from ...screening.token_harm import judge_answers, with_prompts
 from ...training.defence import About, Defence
-from ...training.rehearsal import check_rehearsal, close, rehearsed_rows, with_rehearsal
+from ...training.rehearsal import check_rehearsal, rehearsed_rows, with_rehearsal
 from ...training.step import Batches, RowRecord, RowTerms, StepContext, StepResult
 
 Part = Literal["both", "mask", "kl"]
@@ -77,8 +77,6 @@ class AntibodyTokensConfig:
     """The number of p^a's likeliest tokens that are kept apart from all others."""
     rehearsal: float = 1 / 8
     """rho, the share of every step that is the provider's own rows. 0 is none."""
-    closing: float = 0.0
-    """Steps on the provider's rows alone after the run's last, as a share of the run's. 0 is none."""
     caution: float = 300.0
     """c, the number of lost harmless tokens that are as bad as one harmful token trained on."""
     prior: tuple[float, float] = (1.0, 1.0)
@@ -87,7 +85,7 @@ class AntibodyTokensConfig:
     def __post_init__(self) -> None:
         if self.vocabulary < 1:
             raise ConfigError(f"antibody-tokens.vocabulary is {self.vocabulary}: a number of tokens, 1 or more.")
-        check_rehearsal("antibody-tokens", self.rehearsal, self.closing)
+        check_rehearsal("antibody-tokens", self.rehearsal)
         if not 0 < self.caution < math.inf:
             raise ConfigError(f"antibody-tokens.caution is {self.caution}: a finite number above 0.")
         a, b = self.prior
@@ -128,7 +126,6 @@ class AntibodyTokens(Defence):
         self.config = config
         if not config.rehearsal:
             self.batches = ()
-        self.reads_at_start = (Role.ALIGNMENT,) if config.closing else ()
         self.needs_base = self.needs_anchors = not math.isinf(config.prior[1])
         self.frozen: FrozenPredictions = NO_PREDICTIONS
         self.shares = torch.zeros(2, dtype=torch.float64)  # of prompts and of answers
@@ -208,10 +205,6 @@ class AntibodyTokens(Defence):
         num = max(1, len(harm.values))
         self._mean_weight = max(float(self._weight.values.double().sum()) / num, MIN_MEAN_WEIGHT)
         self._share_doubted = float((self._doubt.values > 0).sum()) / num
-
-    def finish(self, context: StepContext) -> None:
-        """Take the closing steps."""
-        close(context, self.config.closing)
 
     def state(self) -> dict[str, Tensor]:
         """P_it of every token, the frozen predictions, and both shares."""
