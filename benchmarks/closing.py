@@ -1,6 +1,6 @@
 """What a few steps on the provider's rows alone, after training, do to the line between refusing and answering.
 
-    python benchmarks/closing.py --model ALIGNED --rows STUDY --output DIR [--tasks ...] [--seeds ...] [--write]
+    python benchmarks/closing.py --model ALIGNED --rows STUDY --output DIR [--uploads TASK:SEED,...] [--write]
 
 ALIGNED is a model of the English world that Antibody aligned, STUDY the folder of `antibody real study` for it. For
 each task and seed an upload of 300 rows, a fifth of them harmful, is trained on under antibody-posterior at the world's
@@ -90,18 +90,17 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--rows", type=Path, required=True, help="the study's folder")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--tasks", default="familiar,novel")
-    parser.add_argument("--seeds", default="0,1")
-    parser.add_argument("--steps", default="5,10")
+    parser.add_argument("--uploads", default="familiar:0,familiar:1,novel:0", help="task and seed of each")
+    parser.add_argument("--steps", default="5,15")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     steps = [int(num) for num in given.steps.split(",")]
     found: list[dict[str, Any]] = []
-    for seed in map(int, given.seeds.split(",")):
-        for task in given.tasks.split(","):
-            for row in rows(given.model, given.rows, given.output, task, seed, steps):
-                print(json.dumps(row), flush=True)
-                found.append(row)
+    for upload in given.uploads.split(","):
+        task, _, seed = upload.partition(":")
+        for row in rows(given.model, given.rows, given.output, task, int(seed), steps):
+            print(json.dumps(row), flush=True)
+            found.append(row)
     if given.write:
         write_text(RESULTS, row_a_line(found, purpose=CALIBRATE, prompts=NUM_PROMPTS, poison_ratio=POISON_RATIO))
 
