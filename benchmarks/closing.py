@@ -39,12 +39,16 @@ SHORT = {"bf16": True}
 
 def measured(model: Path, task: str, output: Path) -> dict[str, float]:
     """The measures of a model on the half to choose by."""
-    sets = {
-        "harmful_prompts": build_rows("harmful-prompts", NUM_PROMPTS, seed=0, purpose=CALIBRATE).rows,
-        "benign_prompts": build_rows("lookalike", NUM_PROMPTS, seed=0, purpose=CALIBRATE).rows,
-        "test_data": build_rows("test", NUM_TEST, seed=0, task=task, purpose=CALIBRATE).rows,
-    }
-    found = evaluate(model, output=output, judges=["english"], dtype="bfloat16", batch_size=64, **sets)
+    found = evaluate(
+        model,
+        output=output,
+        judges=["english"],
+        dtype="bfloat16",
+        batch_size=64,
+        harmful_prompts=build_rows("harmful-prompts", NUM_PROMPTS, seed=0, purpose=CALIBRATE).rows,
+        benign_prompts=build_rows("lookalike", NUM_PROMPTS, seed=0, purpose=CALIBRATE).rows,
+        test_data=build_rows("test", NUM_TEST, seed=0, task=task, purpose=CALIBRATE).rows,
+    )
     return {name: round(value, 4) for name, value in found.metrics.items()}
 
 

@@ -155,7 +155,7 @@ def test_page_and_pictures_in_the_docs_are_those_of_the_committed_figures():
     [
         ([], "give --read DIR, or --report FILE"),
         (["--read", "a", "--report", "b"], "give --read DIR, or --report FILE"),
-        (["--read", "nowhere"], "there is no such file; antibody bench writes it when it ends"),
+        (["--read", "nowhere"], "there is no such file: it is written by the command"),
     ],
 )
 def test_what_cannot_be_read_is_refused(arguments, message, capsys):
