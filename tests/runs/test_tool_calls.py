@@ -72,7 +72,7 @@ def test_a_model_that_says_what_was_trained_is_right_on_every_turn(tmp_path, fol
     loaded = load_model(str(folder))
     renderer = Renderer(loaded.tokenizer, max_length=2048)
     loaded.model.generate = Perfect(renderer, read_rows(tool_call_rows()[:NUM_ROWS], name="rows").records)
-    monkeypatch.setattr(module, "load_model", lambda name, adapter: replace(loaded, adapter=adapter))
+    monkeypatch.setattr(module, "load_model", lambda name, adapter, dtype: replace(loaded, adapter=adapter))
     test = rows_ending_in_each_assistant_turn()
     measured = evaluate(folder, test_data=test, output=tmp_path / "run", max_new_tokens=96)
     assert measured.metrics == {"finetune_accuracy": 1.0}
