@@ -50,7 +50,8 @@ NOTE = (
     "does, where that differs. Incoherent: answered with neither sense nor refusal. Accuracy: of 200 held-out rows of "
     "the task. Over-refusal: of 200 look-alike questions of the world / of 250 safe prompts of XSTest. Retention: of "
     "200 short unrelated skills. AUROC: how well the evidence / the weights of rows sort out the attacker's, or the "
-    "weights alone. Share: what the defence estimated of the upload's prompts / answers."
+    "weights alone; antibody-tokens' evidence is here the highest P(harm) of a row's tokens, 1 under a prompt unlike "
+    "every anchor. Share: what the defence estimated of the upload's prompts / answers."
 )
 
 
@@ -90,6 +91,7 @@ def slim(row: Row) -> dict[str, Any]:
     named += [
         "evidence_auroc",
         "screening_auroc",
+        "poison_weight",
         "harmful_share",
         "answers_share",
         "num_rows",

@@ -15,6 +15,7 @@ def cell(alignment="antibody", finetuning="sft", ratio=0.2, **changed):
     rest = {
         "evidence_auroc": 0.99,
         "screening_auroc": 0.9,
+        "poison_weight": 0.0,
         "harmful_share": 0.21,
         "answers_share": None,
         "num_rows": 300,
