@@ -4,7 +4,7 @@ A verb has one frozen dataclass. Its flags and their help, the keys of a configu
 of a request and config.yaml are made from it, so that a new field is one edit. Nothing here imports torch.
 """
 
-from .fields import Rows, SettingField, check_kinds, fields_of, plain, written_out
+from .fields import Rows, SettingField, WeightType, check_kinds, fields_of, plain, written_out
 from .parse import make_settings, missing, parse_settings, parse_values
 from .training import AlignSettings, FinetuneSettings, Regime, TrainingSettings, rows_of
 from .verbs import AnchorsSettings, ConvertSettings, EvaluateSettings, RepairSettings, ScreenSettings
@@ -33,6 +33,7 @@ __all__ = [
     "ScreenSettings",
     "SettingField",
     "TrainingSettings",
+    "WeightType",
     "check_kinds",
     "fields_of",
     "make_settings",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ..errors import ConfigError
 from ..mentions import setting
-from .fields import FOLDER, check_choices
+from .fields import FOLDER, WeightType, check_choices
 from .training import Regime
 
 TRIALS = 25
@@ -85,7 +85,7 @@ class CalibrateSettings:
     """Settings of the search's frontier that are measured for the report, beside the chosen ones."""
     batch_size: int = 100
     """Prompts that are decoded together."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: WeightType = "auto"
     """Type of the weights of a model that is evaluated. By default float32 on a CPU and bfloat16 on a GPU."""
     threads: int = 1
     """Threads of each process. Numbers may depend on it."""

@@ -21,6 +21,9 @@ from ..text import quoted
 Rows = str | Path | Sequence[Mapping[str, Any]]
 """A file, a data set's folder or Hub id, or rows in any accepted format as dictionaries."""
 
+WeightType = Literal["auto", "float32", "bfloat16"]
+"""Type of the weights of a model that is only read; auto is float32 on a CPU and bfloat16 on a GPU."""
+
 ELSEWHERE = {"stored": False}
 """Metadata of a field without an entry in config.yaml: it does not decide the result, or another entry says it."""
 FOLDER = {"stored": False, "folder": True}

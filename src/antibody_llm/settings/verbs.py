@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ConfigError
 from ..mentions import setting
-from .fields import ELSEWHERE, FOLDER, Rows, check_choices
+from .fields import ELSEWHERE, FOLDER, Rows, WeightType, check_choices
 from .training import Repair
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class EvaluateSettings:
     """Most tokens per completion; by default 512, of the lab 32."""
     batch_size: int = field(default=32, metadata=ELSEWHERE)
     """Prompts decoded together, or asked of an endpoint at a time."""
-    dtype: Literal["auto", "float32", "bfloat16"] = field(default="auto", metadata=ELSEWHERE)
+    dtype: WeightType = field(default="auto", metadata=ELSEWHERE)
     """float32 or bfloat16: type of the model's weights. By default float32 on a CPU and bfloat16 on a GPU. A text may
     turn at a near tie between the two."""
     temperature: float = field(default=0.0, metadata=ELSEWHERE)
