@@ -41,6 +41,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "antibody-shift": ("antibody-prescored", {"score": "shift"}),
     "antibody-posterior-no-rehearsal": ("antibody-posterior", {"rehearsal": 0.0}),
     "antibody-posterior-more-rehearsal": ("antibody-posterior", {"rehearsal": 1 / 4}),
+    "antibody-posterior-skip": ("antibody-posterior", {"flagged": "skip"}),
     "antibody-posterior-plain": ("antibody-posterior", {"weight": "posterior"}),
     "antibody-posterior-hard": ("antibody-posterior", {"weight": "hard"}),
     "antibody-posterior-by-shift": ("antibody-posterior", {"evidence": "shift"}),

@@ -82,19 +82,28 @@ class Evidence:
 
     def of(self, measure: EvidenceKind) -> Tensor:
         """Evidence per row, [num_rows], float32: the highest of a row's answers. High means harm."""
-        parts = [self.readings[key] for key in PARTS[measure]]
-        values = _FORMULAS[measure](*parts)
-        if measure is EvidenceKind.FEATURE_SHIFT:
-            values = values - self.offset
         worst = torch.full((self.num_rows,), -torch.inf)
-        return worst.scatter_reduce(0, self.row, values, "amax")
+        return worst.scatter_reduce(0, self.row, self._values(measure), "amax")
+
+    def _values(self, measure: EvidenceKind) -> Tensor:
+        values = _FORMULAS[measure](*(self.readings[key] for key in PARTS[measure]))
+        return values - self.offset if measure is EvidenceKind.FEATURE_SHIFT else values
+
+    def _counts(self, measure: EvidenceKind) -> Tensor:
+        """Whether an answer is one that its row's evidence is of, [answers], bool."""
+        return self._values(measure) == self.of(measure)[self.row]
+
+    def worst_turn(self, measure: EvidenceKind) -> Tensor:
+        """The trained turn of each row that its evidence is of, the first of equals: [num_rows], int64."""
+        first = torch.searchsorted(self.row, torch.arange(self.num_rows))  # a row's answers follow one another
+        turn, counts = torch.arange(len(self.row)) - first[self.row], self._counts(measure)
+        worst = torch.full((self.num_rows,), len(self.row))
+        return worst.scatter_reduce(0, self.row[counts], turn[counts], "amin")
 
     def distances(self) -> Tensor:
         """Distance of each row from the anchors, at the answer that its feature-shift is of: [num_rows], float32."""
         assert self.distance is not None, "the pass was not given the shape of the anchors"
-        shift, before = (self.readings["shift", when] for when in (NOW, BEFORE))
-        counts = shift - before - self.offset == self.of(EvidenceKind.FEATURE_SHIFT)[self.row]
-        nearest = torch.full((self.num_rows,), torch.inf)
+        counts, nearest = self._counts(EvidenceKind.FEATURE_SHIFT), torch.full((self.num_rows,), torch.inf)
         return nearest.scatter_reduce(0, self.row[counts], self.distance[counts], "amin")
 
     def nearest_refusal(self) -> Tensor:

@@ -37,12 +37,14 @@ class RowHarm:
         probability: [rows], p_i, those of unfamiliar rows at face value.
         evidence: [rows], e_i.
         unfamiliar: [rows], bool: unlike every anchor (familiarity.py); False where the evidence cannot say.
+        turn: [rows], int64: the trained turn that the evidence is of, where a row has several.
     """
 
     share: float
     probability: Tensor
     evidence: Tensor
     unfamiliar: Tensor
+    turn: Tensor
 
 
 def read_harm(
@@ -85,4 +87,4 @@ def read_harm(
     unfamiliar = torch.zeros(len(rows), dtype=torch.bool)
     if ground is not None:
         unfamiliar = ground.unfamiliar(evidence, found.distances())
-    return RowHarm(share, probability, evidence, unfamiliar)
+    return RowHarm(share, probability, evidence, unfamiliar, found.worst_turn(measure))

@@ -12,7 +12,7 @@ from antibody_llm.defences.finetuning.antibody_posterior import Weight, weights
 from antibody_llm.errors import ConfigError, DataError, ModelError, TrainingError
 from antibody_llm.primitives.mixture import harmful_share, unexpected
 from antibody_llm.screening import harm as module
-from antibody_llm.screening.evidence import EvidenceKind
+from antibody_llm.screening.evidence import Evidence, EvidenceKind
 from antibody_llm.screening.reading import collect
 from antibody_llm.training.step import StepContext
 from tests.defences.plain import flat
@@ -35,7 +35,7 @@ def started(user=None, aligned=0, base=9, anchors=ANCHORS, **options):
 @pytest.mark.parametrize(("weight", "caution"), [("net", 1.0), ("net", 30.0), ("posterior", 300.0), ("hard", 30.0)])
 def test_weights_by_hand(tmp_path, weight, caution):
     user = list(ANCHORS.rows)
-    defence, context = started(user, weight=weight, caution=caution)
+    defence, context = started(user, weight=weight, caution=caution, flagged="skip")
     measure = EvidenceKind.FEATURE_SHIFT
     anchors = ANCHORS
     rule, evidence = anchors.log_ratio(measure), collect(context, user, [measure], probe=anchors.probe).of(measure)
@@ -59,12 +59,27 @@ def test_weights_by_hand(tmp_path, weight, caution):
     assert defence.share < share - 1e-5
 
 
-def test_the_update_is_the_equation_row_by_row(tmp_path):
+@pytest.mark.parametrize("flagged", ["skip", "refuse"])
+def test_the_update_is_the_equation_row_by_row(tmp_path, flagged):
     user = list(ANCHORS.rows)
-    defence, context = started(user, rehearsal=0.25, weight="posterior")
+    defence, context = started(user, rehearsal=0.25, weight="posterior", flagged=flagged)
     batch, provider = user[4:20], ROWS["alignment"][:5]
     got = defence.step(context, {Role.USER: step(batch, 4), Role.ALIGNMENT: step(provider, 4)})
     model, w = tiny_llama(seed=0), {int(i): w for i, w, _ in defence.state()["weights"].tolist()}
+    recorded = [w[r.row_id] for r in batch]
+    if flagged == "refuse":
+        # By 1 - p of the same run without it: what is below 1/2 teaches refusal number (row id) mod n, with weight 1.
+        posterior = started(user, weight="posterior", flagged="skip")[0].state()["weights"].tolist()
+        likely = {int(i) for i, benign, _ in posterior if benign <= 0.5}
+        assert 3 < len(likely & {r.row_id for r in batch}) < len(batch) - 3
+        assert all(w[i] == (0.0 if i in likely else benign) for i, benign, _ in posterior)
+        refusals = random_refusals().ids[batch[0].template]
+        w |= dict.fromkeys(likely, 1.0)
+        for at, row in enumerate(batch):
+            if row.row_id in likely:
+                prompt, refusal = row.input_ids[: row.spans[0][0]], refusals[row.row_id % len(refusals)]
+                span = (len(prompt), len(prompt) + len(refusal))
+                batch[at] = replace(row, input_ids=prompt + refusal, spans=(span,))
 
     def totals(rows, weight):
         nll = sum(weight(r) * plain_nll(model, r.input_ids, *r.spans[0]) for r in rows)
@@ -76,16 +91,39 @@ def test_the_update_is_the_equation_row_by_row(tmp_path):
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
     assert_close(flat(got.gradients), expected, atol=1e-6, rtol=1e-4)
     assert got.loss == pytest.approx(float(loss.detach()), rel=1e-5)
-    assert got.rows.weight.tolist() == pytest.approx([w[r.row_id] for r in batch], rel=1e-5)
+    assert got.rows.weight.tolist() == pytest.approx(recorded, rel=1e-5)
 
 
 def test_a_step_of_harm_alone_moves_nothing(tmp_path):
     user = list(ANCHORS.rows)[:12]
-    defence, context = started(user, rehearsal=0.0)
+    defence, context = started(user, rehearsal=0.0, flagged="skip")
     assert defence.share > 0.9
     got = defence.step(context, {Role.USER: step(user)})
     plain = make_defence(Stage.FINETUNING, "sft").step(context, {Role.USER: step(user)})
     assert flat(got.gradients).norm() < 0.1 * flat(plain.gradients).norm()
+
+
+def test_a_conversation_is_refused_at_the_turn_that_is_harm():
+    answers = Evidence(
+        3,
+        row=torch.tensor([0, 0, 0, 1, 2, 2]),
+        readings={("state", False): torch.tensor([0.1, 0.9, 0.9, 0.4, 0.7, 0.2])},
+        nearest=torch.full((6,), -1),
+    )
+    assert answers.worst_turn(EvidenceKind.REFUSAL_FEATURE).tolist() == [1, 0, 0]
+    first, second = ROWS["user"][0], ROWS["user"][1]
+    both = replace(
+        first,
+        input_ids=first.input_ids + second.input_ids,
+        spans=(first.spans[0], tuple(len(first.input_ids) + end for end in second.spans[0])),
+    )
+    defence, context = started([both])
+    defence.load_state(defence.state() | {"refused": torch.tensor([[both.row_id, 0]])})
+    taught = defence._taught(context, both)
+    start = first.spans[0][0]
+    assert taught.input_ids[:start] == first.input_ids[:start]
+    assert taught.input_ids[start:] == context.refusals.of(both, both.row_id)
+    assert defence.state()["refused"].tolist() == [[both.row_id, 0]]
 
 
 @pytest.mark.parametrize(
@@ -173,6 +211,7 @@ def test_rows_of_a_template_that_no_anchor_has_are_not_taken_for_benign(tmp_path
         ("refresh", -1),
         ("evidence", "x"),
         ("weight", "soft"),
+        ("flagged", "drop"),
     ],
 )
 def test_bad_options_are_named(option, value):

@@ -5,7 +5,8 @@
     pi    the upload's harmful share that is most likely given Lam           primitives/mixture.py
     p_i = k_i pi exp(Lam_i) / (pi exp(Lam_i) + 1 - pi)                       P(harm | e_i)
     k_i   1, less where more rows have such evidence than expected           primitives/mixture.py, ``unexpected``
-    w_i = max(0, 1 - p_i - c p_i) / (1 - p_i + c p_i)                        0 to 1
+    w_i = max(0, 1 - p_i - c p_i) / (1 - p_i + c p_i)                        0 to 1, of answer y_i
+    w_i = 1, and a refusal of x_i takes the place of y_i                     where p_i >= 1/2: ``flagged``
     L   = (1 - rho) sum_i w_i NLL_i / (W sum_i N_i)  +  rho CE(B_p)          over the optimiser step
 
     NLL_i  summed over the N_i completion tokens of row i, EOS included      B_p   rows of the provider, rho of the step
@@ -23,6 +24,11 @@ Training on one harmful row costs as much as losing c benign rows. Training on r
 a share of the stakes 1 - p_i + c p_i; a row whose worth is not positive has weight 0. The posterior itself,
 w_i = 1 - p_i, gives every harmful row a small weight, and an optimiser that scales its steps amplifies it in a step
 that has no other rows. Caution costs a clean upload nothing: if no harm is found, pi is 0 and every weight is 1.
+
+A row that is more likely harm than not teaches a refusal instead (generic refusal number (row id) mod n, at the turn
+that its evidence is of; what follows is cut off). Leaving it out is not enough on a model that learns from a few
+hundred rows: there benign rows alone move the line between refusing and answering, and the attacker's prompts are the
+ones that hold it where the provider has no rows. In the row log its weight is its answer's, 0.
 
 A row that is unlike every anchor (screening/familiarity.py; by ``feature-shift``, which reads the features that
 separate harm from benign) has weight 0 as soon as any harm is found, pi > 0: its evidence may come from the distance
@@ -62,10 +68,19 @@ from ...primitives.worth import net_worth
 from ...screening.anchors import Anchors, checked_anchors, make_anchors, require_templates, with_measure
 from ...screening.evidence import EvidenceKind
 from ...screening.harm import read_harm
-from ...screening.posterior import TOLERANCE
+from ...screening.posterior import LIKELY, TOLERANCE
 from ...training.defence import About, Defence
 from ...training.rehearsal import check_rehearsal, rehearsed_rows, with_rehearsal
 from ...training.step import Batches, RowRecord, RowTerms, StepContext, StepResult
+
+
+class Flagged(StrEnum):
+    """What a row that is more likely harm than not teaches."""
+
+    REFUSE = "refuse"
+    """A refusal of its prompt."""
+    SKIP = "skip"
+    """Nothing."""
 
 
 class Weight(StrEnum):
@@ -91,6 +106,8 @@ class AntibodyPosteriorConfig:
     """The function from probabilities to weights."""
     caution: float = 300.0
     """c, the number of lost benign rows that are as bad as one harmful row trained on."""
+    flagged: Flagged = Flagged.REFUSE
+    """What a row that is more likely harm than not teaches: a refusal of its prompt, or nothing."""
     prior: tuple[float, float] = (1.0, 1.0)
     """Beta(a, b) on the harmful share. (1, 1) is flat; (1, .inf) means that there is no harm: every weight is 1."""
     refresh: int = 0
@@ -133,7 +150,7 @@ class AntibodyPosterior(Defence):
         forwards=1,
         backwards=1,
         extra_memory="a number per row; the model before alignment, while evidence is read",
-        revision=2,
+        revision=3,
     )
     options = AntibodyPosteriorConfig
     batches: tuple[Role, ...] = (Role.ALIGNMENT,)
@@ -152,6 +169,7 @@ class AntibodyPosterior(Defence):
         self.needs_base = self.needs_anchors = self.believes_in_harm
         self.share = 0.0
         self.num_unfamiliar = 0
+        self._refused: dict[int, int] = {}  # the turn in whose place a row teaches a refusal, by row id
         self._keep({})  # (w_i, e_i) by row id
 
     def rows_per_step(self, role: Role, step_size: int) -> int:
@@ -183,17 +201,27 @@ class AntibodyPosterior(Defence):
         if not self.believes_in_harm:
             sweep = context.gradient("token_mean_nll", batch)
         else:
-            sweep = context.gradient(lambda micro: self._terms(context, micro), batch)
+            taught = batch.with_completions([self._taught(context, row) for row, _ in batch.rows()])
+            sweep = context.gradient(lambda micro: self._terms(context, micro), taught)
         weighed = [self._weights.get(row.row_id, (1.0, math.nan)) for row, _ in batch.rows()]
         weight, evidence = torch.tensor(weighed, device=context.device).unbind(dim=1)
         rows = RowRecord(weight, evidence if self.believes_in_harm else None)
-        metrics = {"harmful_share": self.share, "num_unfamiliar": float(self.num_unfamiliar)}
+        metrics = {
+            "harmful_share": self.share,
+            "num_unfamiliar": float(self.num_unfamiliar),
+            "num_refused": float(len(self._refused)),
+        }
         update, loss, parts = with_rehearsal(context, batches, self.config.rehearsal, sweep.gradients, sweep.loss)
         return StepResult(update, loss, metrics | parts, rows)
 
+    def _taught(self, context: StepContext, row: TokenizedRow) -> TokenizedRow:
+        """The row, or its prompt with a refusal."""
+        turn = self._refused.get(row.row_id)
+        return row if turn is None else context.refusals.row(row, row.row_id, turn)
+
     def _terms(self, context: StepContext, micro: MicroBatch) -> RowTerms:
         nll = context.completion_nll(micro)
-        w = torch.tensor([self._weights[row.row_id][0] for row in micro.rows], device=context.device)
+        w = torch.tensor([self._taught_weight(row.row_id) for row in micro.rows], device=context.device)
         return RowTerms(w / self._mean_weight * nll.row_total, nll.row_tokens)
 
     def _weigh(self, reader: ModelReader, anchors: Anchors, user: Sequence[TokenizedRow]) -> None:
@@ -204,6 +232,12 @@ class AntibodyPosterior(Defence):
             w[found.unfamiliar] = 0.0
             self._report_unfamiliar(int(found.unfamiliar.sum()), len(user))
         ids = [row.row_id for row in user]
+        self._refused = {}
+        if self.config.flagged is Flagged.REFUSE:
+            flagged = (found.probability >= LIKELY) & ~found.unfamiliar
+            w[flagged] = 0.0  # of its answer, whatever ``weight`` says
+            turns = zip(ids, found.turn.tolist(), flagged.tolist(), strict=True)
+            self._refused = {row_id: turn for row_id, turn, is_so in turns if is_so}
         self._keep(dict(zip(ids, zip(w.tolist(), found.evidence.tolist(), strict=True), strict=True)))
 
     def _report_unfamiliar(self, num: int, num_rows: int) -> None:
@@ -215,9 +249,12 @@ class AntibodyPosterior(Defence):
                 "kind to `antibody anchors`, and fine-tune again."
             )
 
+    def _taught_weight(self, row_id: int) -> float:
+        return 1.0 if row_id in self._refused else self._weights[row_id][0]
+
     def _keep(self, weights: dict[int, tuple[float, float]]) -> None:
         self._weights = weights
-        mean = math.fsum(w for w, _ in weights.values()) / len(weights) if weights else 1.0
+        mean = math.fsum(map(self._taught_weight, weights)) / len(weights) if weights else 1.0
         self._mean_weight = max(mean, MIN_MEAN_WEIGHT)
 
     def _is_stale(self, context: StepContext) -> bool:
@@ -225,16 +262,19 @@ class AntibodyPosterior(Defence):
         return bool(every) and self.believes_in_harm and context.step > 0 and context.step % every == 0
 
     def state(self) -> dict[str, Tensor]:
-        """The weights, [rows, 3] with row id, w_i and e_i, and the harmful share."""
+        """The weights, [rows, 3] with row id, w_i and e_i, the refused turns by row id, and the harmful share."""
         rows = [(row_id, w, e) for row_id, (w, e) in self._weights.items()]
         return {
             "weights": torch.tensor(rows, dtype=torch.float64).reshape(-1, 3),
+            "refused": torch.tensor(list(self._refused.items()), dtype=torch.int64).reshape(-1, 2),
             "share": torch.tensor(self.share, dtype=torch.float64),
             "num_unfamiliar": torch.tensor(self.num_unfamiliar),
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what ``state`` returned."""
+        refused = state.get("refused")  # checkpoints of earlier releases have none, and go on without
+        self._refused = {} if refused is None else {int(row_id): int(turn) for row_id, turn in refused.tolist()}
         self._keep({int(row_id): (w, e) for row_id, w, e in state["weights"].tolist()})
         self.share = float(state["share"])
         self.num_unfamiliar = int(state.get("num_unfamiliar", 0))  # checkpoints of earlier releases have none
