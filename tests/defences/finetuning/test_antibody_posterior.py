@@ -103,6 +103,15 @@ def test_a_step_of_harm_alone_moves_nothing(tmp_path):
     assert flat(got.gradients).norm() < 0.1 * flat(plain.gradients).norm()
 
 
+@pytest.mark.parametrize(("evidence", "refuses"), [("feature-shift", True), ("gap", False), ("ratio", False)])
+def test_a_prompt_is_refused_only_for_what_it_says_itself(monkeypatch, evidence, refuses):
+    monkeypatch.setattr("antibody_llm.screening.anchors.MIN_AUROC", 0.0)
+    monkeypatch.setattr(module, "harm_posterior", lambda ratio, share: torch.ones_like(ratio))
+    monkeypatch.setattr(module, "unexpected", lambda *args: torch.tensor(1.0))
+    defence, _ = started(list(ANCHORS.rows), evidence=evidence)
+    assert bool(len(defence.state()["refused"])) is refuses
+
+
 def test_a_conversation_is_refused_at_the_turn_that_is_harm():
     answers = Evidence(
         3,

@@ -107,7 +107,8 @@ class AntibodyPosteriorConfig:
     caution: float = 300.0
     """c, the number of lost benign rows that are as bad as one harmful row trained on."""
     flagged: Flagged = Flagged.REFUSE
-    """What a row that is more likely harm than not teaches: a refusal of its prompt, or nothing."""
+    """What a row that is more likely harm than not teaches: a refusal of its prompt, or nothing. By evidence of the
+    answer, as gap and ratio are, it is nothing: the prompt may be harmless."""
     prior: tuple[float, float] = (1.0, 1.0)
     """Beta(a, b) on the harmful share. (1, 1) is flat; (1, .inf) means that there is no harm: every weight is 1."""
     refresh: int = 0
@@ -233,7 +234,7 @@ class AntibodyPosterior(Defence):
             self._report_unfamiliar(int(found.unfamiliar.sum()), len(user))
         ids = [row.row_id for row in user]
         self._refused = {}
-        if self.config.flagged is Flagged.REFUSE:
+        if self.config.flagged is Flagged.REFUSE and not self.config.evidence.needs_answers:
             flagged = (found.probability >= LIKELY) & ~found.unfamiliar
             w[flagged] = 0.0  # of its answer, whatever ``weight`` says
             turns = zip(ids, found.turn.tolist(), flagged.tolist(), strict=True)
