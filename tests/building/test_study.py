@@ -25,7 +25,7 @@ def made(model, tmp_path_factory):
     return studies.study(model, output=tmp_path_factory.mktemp("out") / "study", xstest=folder)
 
 
-def test_the_matrices_have_32_cells_on_one_model_and_files_that_exist(made, model):
+def test_the_matrices_have_34_cells_on_one_model_and_files_that_exist(made, model):
     cells = set()
     for file in made.matrices:
         matrix = yaml.safe_load(file.read_text())
@@ -37,7 +37,7 @@ def test_the_matrices_have_32_cells_on_one_model_and_files_that_exist(made, mode
         assert matrix["baseline"] in [defence["name"] for defence in matrix["defences"]]
         for key, value in matrix.items():
             assert not key.endswith(("_data", "_prompts")) or Path(value).is_file()
-    assert len(cells) == 32
+    assert len(cells) == 34
 
 
 def test_rows_that_are_attacked_with_evaluated_and_provided_share_no_prompt(made):

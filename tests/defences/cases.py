@@ -59,6 +59,7 @@ ACTIVE = {
     (Stage.POST, "one-shot-patch"): {"num_steps": 4, "learning_rate": 0.001},
     (Stage.POST, "safe-delta"): {"budget": 0.3},
     (Stage.POST, "safe-lora"): {"threshold": 0.9},
+    (Stage.POST, "wise-ft"): {"share": 0.5},
 }
 """Options by (stage, name). A defence without an entry fails the battery: add one line here."""
 

@@ -1,6 +1,7 @@
 """The study of a taught model as files that `antibody bench` runs: rows of every role, and its matrices.
 
-    aligned by antibody   sft, oracle, antibody, antibody-posterior, bds       a fifth of the upload harmful
+    aligned by antibody   sft, oracle, antibody, antibody-posterior, bds,      a fifth of the upload harmful
+                          antibody-posterior repaired by wise-ft
     aligned by sft        sft, antibody, antibody-posterior                    a fifth of the upload harmful
     aligned by antibody   sft, antibody-posterior                              a clean upload
     aligned by each       none                                                 no upload
@@ -8,7 +9,7 @@
                                                                                under a harmless prompt
     aligned by antibody   antibody-tokens                                      a fifth of the upload harmful
 
-each on the familiar and the novel task: 32 cells. Every upload and evaluation set is of the purpose ``report``.
+each on the familiar and the novel task: 34 cells. Every upload and evaluation set is of the purpose ``report``.
 """
 
 from collections.abc import Mapping
@@ -46,11 +47,11 @@ PROVIDED = {
 }
 """The provider's rows: a key of a matrix to a kind of row."""
 EVALUATED = {"harmful_prompts": "harmful-prompts", "benign_prompts": "lookalike", "retention_data": "retention"}
-ATTACKED = {"antibody": ("sft", "oracle", "antibody", "antibody-posterior", "bds"),
+ATTACKED = {"antibody": ("sft", "oracle", "antibody", "antibody-posterior", "antibody-posterior + wise-ft", "bds"),
             "sft": ("sft", "antibody", "antibody-posterior")}  # fmt: skip
 CLEAN = {"antibody": ("none", "sft", "antibody-posterior"), "sft": ("none",)}
 ANSWERS = {"antibody": ("sft", "antibody-posterior", "antibody-tokens")}
-"""The fine-tuning defences that each alignment is tried with."""
+"""What each alignment is tried with: a fine-tuning defence, or one and a repair."""
 MIXED, ANSWERED = {"attack": "mixing", "poison_ratios": [0.2]}, {"attack": "answers", "poison_ratios": [0.1]}
 UNTOUCHED = {"attack": "mixing", "poison_ratios": [0.0]}
 MATRICES: dict[str, tuple[str, Mapping[str, tuple[str, ...]], list[dict[str, Any]]]] = {
@@ -145,12 +146,12 @@ def _matrix(model: str, task: str, name: str, files: Mapping[str, str]) -> dict[
         "regime": "lora",
         "defences": [
             {
-                "name": f"{finetuning} after {alignment}",
+                "name": f"{followed} after {alignment}",
                 "alignment": {"name": alignment, "training": dict(training)},
-                "finetuning": finetuning,
+                **dict(zip(("finetuning", "post"), followed.split(" + "), strict=False)),
             }
             for alignment, among in defences.items()
-            for finetuning in among
+            for followed in among
         ],
         "attacks": attacks,
         "budgets": {"default": {"training": training}},

@@ -48,6 +48,7 @@ from .post.antidote import Antidote
 from .post.one_shot_patch import OneShotPatch
 from .post.safe_delta import SafeDelta
 from .post.safe_lora import SafeLoRA
+from .post.wise_ft import WiseFT
 from .preference.antibody_posterior import PreferencePosterior
 from .preference.sft import PreferenceSFT
 
@@ -91,6 +92,7 @@ CATALOGUE: dict[tuple[Stage, str], type[Defence] | type[Repair]] = {
     (Stage.POST, "one-shot-patch"): OneShotPatch,
     (Stage.POST, "safe-delta"): SafeDelta,
     (Stage.POST, "safe-lora"): SafeLoRA,
+    (Stage.POST, "wise-ft"): WiseFT,
 }
 
 PAIR_DEFENCES: dict[str, type[PairDefence]] = {
