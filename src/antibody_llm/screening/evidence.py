@@ -83,22 +83,28 @@ class Evidence:
     def of(self, measure: EvidenceKind) -> Tensor:
         """Evidence per row, [num_rows], float32: the highest of a row's answers. High means harm."""
         worst = torch.full((self.num_rows,), -torch.inf)
-        return worst.scatter_reduce(0, self.row, self._values(measure), "amax")
+        return worst.scatter_reduce(0, self.row, self.of_answers(measure), "amax")
 
-    def _values(self, measure: EvidenceKind) -> Tensor:
+    def of_answers(self, measure: EvidenceKind) -> Tensor:
+        """Evidence per answer, [answers], float32."""
         values = _FORMULAS[measure](*(self.readings[key] for key in PARTS[measure]))
         return values - self.offset if measure is EvidenceKind.FEATURE_SHIFT else values
 
     def _counts(self, measure: EvidenceKind) -> Tensor:
         """Whether an answer is one that its row's evidence is of, [answers], bool."""
-        return self._values(measure) == self.of(measure)[self.row]
+        return self.of_answers(measure) == self.of(measure)[self.row]
 
-    def worst_turn(self, measure: EvidenceKind) -> Tensor:
-        """The trained turn of each row that its evidence is of, the first of equals: [num_rows], int64."""
+    def first_turn(self, measure: EvidenceKind, marked: Tensor) -> Tensor:
+        """The first trained turn of each row that is marked, or that its evidence is of: [num_rows], int64.
+
+        Args:
+            measure: The evidence.
+            marked: [answers], bool.
+        """
         first = torch.searchsorted(self.row, torch.arange(self.num_rows))  # a row's answers follow one another
-        turn, counts = torch.arange(len(self.row)) - first[self.row], self._counts(measure)
-        worst = torch.full((self.num_rows,), len(self.row))
-        return worst.scatter_reduce(0, self.row[counts], turn[counts], "amin")
+        turn, counts = torch.arange(len(self.row)) - first[self.row], marked | self._counts(measure)
+        found = torch.full((self.num_rows,), len(self.row))
+        return found.scatter_reduce(0, self.row[counts], turn[counts], "amin")
 
     def distances(self) -> Tensor:
         """Distance of each row from the anchors, at the answer that its feature-shift is of: [num_rows], float32."""

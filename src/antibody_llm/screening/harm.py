@@ -25,6 +25,7 @@ from ..primitives.mixture import harm_posterior, harmful_share, unexpected
 from .anchors import Anchors
 from .evidence import EvidenceKind
 from .familiarity import read_familiarity
+from .posterior import LIKELY
 from .reading import collect
 
 
@@ -37,7 +38,7 @@ class RowHarm:
         probability: [rows], p_i, those of unfamiliar rows at face value.
         evidence: [rows], e_i.
         unfamiliar: [rows], bool: unlike every anchor (familiarity.py); False where the evidence cannot say.
-        turn: [rows], int64: the trained turn that the evidence is of, where a row has several.
+        turn: [rows], int64: the first trained turn that is more likely harm than not, or that the evidence is of.
     """
 
     share: float
@@ -80,6 +81,7 @@ def read_harm(
     a, b = prior
     share = harmful_share(ratio, alpha=a, beta=b)
     probability = harm_posterior(ratio, share)
+    likely = harm_posterior(rule(found.of_answers(measure)), share) >= LIKELY
     if 0 < share < 1:
         crowded = unexpected(evidence, share, rule, *anchors.scores(measure))
         share *= float((probability * crowded).sum() / probability.sum())
@@ -87,4 +89,5 @@ def read_harm(
     unfamiliar = torch.zeros(len(rows), dtype=torch.bool)
     if ground is not None:
         unfamiliar = ground.unfamiliar(evidence, found.distances())
-    return RowHarm(share, probability, evidence, unfamiliar, found.worst_turn(measure))
+    turn = found.first_turn(measure, likely)
+    return RowHarm(share, probability, evidence, unfamiliar, turn)

@@ -64,7 +64,13 @@ def test_the_update_is_the_equation_row_by_row(tmp_path, flagged):
     user = list(ANCHORS.rows)
     defence, context = started(user, rehearsal=0.25, weight="posterior", flagged=flagged)
     batch, provider = user[4:20], ROWS["alignment"][:5]
-    got = defence.step(context, {Role.USER: step(batch, 4), Role.ALIGNMENT: step(provider, 4)})
+    batches = {Role.USER: step(batch, 4), Role.ALIGNMENT: step(provider, 4)}
+    got = defence.step(context, batches)
+    resumed = make_defence(Stage.FINETUNING, "antibody-posterior", vars(defence.config))
+    resumed.load_state(defence.state())
+    again = resumed.step(context, batches)
+    assert all(torch.equal(a, b) for a, b in zip(got.gradients, again.gradients, strict=True))
+    assert got.metrics == again.metrics
     model, w = tiny_llama(seed=0), {int(i): w for i, w, _ in defence.state()["weights"].tolist()}
     recorded = [w[r.row_id] for r in batch]
     if flagged == "refuse":
@@ -119,20 +125,35 @@ def test_a_conversation_is_refused_at_the_turn_that_is_harm():
         readings={("state", False): torch.tensor([0.1, 0.9, 0.9, 0.4, 0.7, 0.2])},
         nearest=torch.full((6,), -1),
     )
-    assert answers.worst_turn(EvidenceKind.REFUSAL_FEATURE).tolist() == [1, 0, 0]
-    first, second = ROWS["user"][0], ROWS["user"][1]
+    nothing, marked = torch.zeros(6).bool(), torch.tensor([True, False, True, False, False, True])
+    assert answers.first_turn(EvidenceKind.REFUSAL_FEATURE, nothing).tolist() == [1, 0, 0]
+    assert answers.first_turn(EvidenceKind.REFUSAL_FEATURE, marked).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("order", ["harmless first", "harm first", "harm twice"])
+def test_a_conversation_is_refused_at_its_first_turn_that_is_harm(order):
+    harm, harmless, more = ANCHORS.rows[0], ANCHORS.rows[-8], ANCHORS.rows[3]
+    parts = {"harmless first": (harmless, harm), "harm first": (harm, harmless), "harm twice": (harm, more)}[order]
+    shift = len(parts[0].input_ids)
     both = replace(
-        first,
-        input_ids=first.input_ids + second.input_ids,
-        spans=(first.spans[0], tuple(len(first.input_ids) + end for end in second.spans[0])),
+        harm,
+        row_id=99,
+        input_ids=parts[0].input_ids + parts[1].input_ids,
+        spans=(parts[0].spans[0], tuple(shift + end for end in parts[1].spans[0])),
     )
-    defence, context = started([both])
-    defence.load_state(defence.state() | {"refused": torch.tensor([[both.row_id, 0]])})
-    taught = defence._taught(context, both)
-    start = first.spans[0][0]
-    assert taught.input_ids[:start] == first.input_ids[:start]
-    assert taught.input_ids[start:] == context.refusals.of(both, both.row_id)
-    assert defence.state()["refused"].tolist() == [[both.row_id, 0]]
+    user = [*ANCHORS.rows, both]
+    defence, context = started(user, weight="posterior")
+    measure = EvidenceKind.FEATURE_SHIFT
+    rule, found = ANCHORS.log_ratio(measure), collect(context, user, [measure], probe=ANCHORS.probe)
+    odds = harmful_share(rule(found.of(measure)))
+    odds = torch.exp(rule(found.of_answers(measure)[-2:])) * odds / (1 - odds)
+    turn = (odds >= 1).int().argmax()
+    assert bool((odds >= 1).any())
+    refused = dict(defence.state()["refused"].tolist())
+    assert refused[99] == int(turn) == (1 if order == "harmless first" else 0)
+    taught, start = defence._taught(context, both), both.spans[turn][0]
+    assert taught.input_ids == both.input_ids[:start] + context.refusals.of(both, 99)
+    assert taught.spans == ((start, len(taught.input_ids)),)
 
 
 @pytest.mark.parametrize(

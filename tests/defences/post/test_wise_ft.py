@@ -10,6 +10,7 @@ from antibody_llm.defences.post.wise_ft import WiseFT, WiseFTConfig
 from antibody_llm.errors import ConfigError, ModelError
 from antibody_llm.likelihood.reader import ModelReader
 from antibody_llm.models.adapters import add_lora, merged
+from antibody_llm.models.lora_factors import lora_factors
 from antibody_llm.models.matrices import decoder_matrices
 from tests.defences.plain import shifted
 from tests.tinylm import tiny_llama
@@ -73,6 +74,18 @@ def test_what_cannot_be_compared_is_named():
     other = shifted(add_lora(tiny_llama(), r=8, targets=TARGETS, seed=0), 0.2, seed=2)
     with pytest.raises(ModelError, match=r"lora_A.*of shape \[8, \d+\] in the fine-tuned model and of shape \[4"):
         repaired(other, aligned, 0.5)
+    whole = merged(copy.deepcopy(aligned))
+    for tuned, other in (
+        (shifted(copy.deepcopy(aligned), 0.2, seed=2), whole),  # the alignment is in the adapter, and beneath it is not
+        (with_adapter(whole, seed=2), aligned),  # the adapter is new, on the merged alignment
+    ):
+        with pytest.raises(ModelError, match="was not trained on the model given as"):
+            repaired(tuned, other, 0.5)
+    scaled = with_adapter(tiny_llama(), seed=1)
+    for of in lora_factors(scaled):
+        of.layer.scaling["default"] *= 2
+    with pytest.raises(ModelError, match="does not go on with its adapter"):
+        repaired(scaled, aligned, 0.5)
     further = shifted(add_lora(tiny_llama(), r=4, targets=["v_proj"], seed=0), 0.2, seed=2)
     with pytest.raises(ModelError, match="v_proj.*not there in the one"):
         repaired(further, aligned, 0.5)

@@ -25,8 +25,8 @@ a share of the stakes 1 - p_i + c p_i; a row whose worth is not positive has wei
 w_i = 1 - p_i, gives every harmful row a small weight, and an optimiser that scales its steps amplifies it in a step
 that has no other rows. Caution costs a clean upload nothing: if no harm is found, pi is 0 and every weight is 1.
 
-A row that is more likely harm than not teaches a refusal instead (generic refusal number (row id) mod n, at the turn
-that its evidence is of; what follows is cut off). Leaving it out is not enough on a model that learns from a few
+A row that is more likely harm than not teaches a refusal instead: generic refusal number (row id) mod n, at its first
+turn that is; what follows is cut off. Leaving it out is not enough on a model that learns from a few
 hundred rows: there benign rows alone move the line between refusing and answering, and the attacker's prompts are the
 ones that hold it where the provider has no rows. In the row log its weight is its answer's, 0.
 
@@ -112,7 +112,8 @@ class AntibodyPosteriorConfig:
     prior: tuple[float, float] = (1.0, 1.0)
     """Beta(a, b) on the harmful share. (1, 1) is flat; (1, .inf) means that there is no harm: every weight is 1."""
     refresh: int = 0
-    """Epochs after which the evidence of anchors and upload is read again with the current model. 0: never.
+    """Epochs after which the evidence of anchors and upload is read again with the current model. 0: never. What that
+    finds besides is left out, not refused: a model that was taught to refuse is no judge of what to refuse further.
     A run that goes on from a fine-tuned model reads it once, with the aligned model."""
 
     def __post_init__(self) -> None:
@@ -146,7 +147,8 @@ class AntibodyPosterior(Defence):
     config: AntibodyPosteriorConfig
     stage = Stage.FINETUNING
     about = About(
-        summary="ours: weighs rows by what alignment changed, read against the provider's anchors; with rehearsal",
+        summary="ours: weighs rows by what alignment changed, read against the provider's anchors, and refuses what is "
+        "likely harm; with rehearsal",
         paper="",
         forwards=1,
         backwards=1,
@@ -197,7 +199,7 @@ class AntibodyPosterior(Defence):
             harmful, benign = stored.rows[: stored.num_harmful], stored.rows[stored.num_harmful :]
             made = make_anchors(context, harmful, benign, num_refusals=stored.num_refusals)
             anchors = with_measure(context, made, self.config.evidence)
-            self._weigh(context, anchors, context.rows[Role.USER])
+            self._weigh(context, anchors, context.rows[Role.USER], among=set(self._refused))
         batch = batches[Role.USER]
         if not self.believes_in_harm:
             sweep = context.gradient("token_mean_nll", batch)
@@ -225,7 +227,10 @@ class AntibodyPosterior(Defence):
         w = torch.tensor([self._taught_weight(row.row_id) for row in micro.rows], device=context.device)
         return RowTerms(w / self._mean_weight * nll.row_total, nll.row_tokens)
 
-    def _weigh(self, reader: ModelReader, anchors: Anchors, user: Sequence[TokenizedRow]) -> None:
+    def _weigh(
+        self, reader: ModelReader, anchors: Anchors, user: Sequence[TokenizedRow], *, among: set[int] | None = None
+    ) -> None:
+        """Weigh the rows; only rows ``among`` these ids may teach a refusal, if any are given."""
         found = read_harm(reader, anchors, user, self.config.evidence, prior=self.config.prior)
         self.share = found.share
         w = weights(found.probability, self.config.weight, self.config.caution)
@@ -238,7 +243,7 @@ class AntibodyPosterior(Defence):
             flagged = (found.probability >= LIKELY) & ~found.unfamiliar
             w[flagged] = 0.0  # of its answer, whatever ``weight`` says
             turns = zip(ids, found.turn.tolist(), flagged.tolist(), strict=True)
-            self._refused = {row_id: turn for row_id, turn, is_so in turns if is_so}
+            self._refused = {i: turn for i, turn, is_so in turns if is_so and (among is None or i in among)}
         self._keep(dict(zip(ids, zip(w.tolist(), found.evidence.tolist(), strict=True), strict=True)))
 
     def _report_unfamiliar(self, num: int, num_rows: int) -> None:

@@ -5,10 +5,10 @@
 
     theta_a  weights that fine-tuning started from;  theta  those that it came to
 
-What a task needs is often reached before the end of that way, and what benign rows undo of the alignment, which is
-where no row holds it, lessens with the distance. The weights of an adapter that goes on with the alignment's are moved
-as the factors that they are, and stay an adapter of that rank; their product moves alike up to the product of both
-changes. It reads no rows: whether the task is still known is for the evaluation to say.
+A task may be learnt before the end of that way, and what benign rows undo of the alignment lessens with the distance;
+how much of either is for an evaluation to say (docs/real-model.md: one of two tasks pays at the half). The weights of
+an adapter that goes on with the alignment's are moved as the factors that they are, and stay an adapter of that rank;
+their product moves alike up to the product of both changes. It reads no rows.
 
 Reference: Mitchell Wortsman, Gabriel Ilharco, Jong Wook Kim, Mike Li, Simon Kornblith, Rebecca Roelofs, Raphael Gontijo
 Lopes, Hannaneh Hajishirzi, Ali Farhadi, Hongseok Namkoong, Ludwig Schmidt, Robust fine-tuning of zero-shot models, CVPR
@@ -29,6 +29,7 @@ from ...likelihood.reader import ModelReader
 from ...mentions import setting
 from ...models.adapters import merged, trainable_parameters
 from ...models.lora_factors import lora_factors
+from ...models.matrices import counterparts, decoder_matrices
 from ...training.defence import About, Repair
 
 
@@ -78,6 +79,8 @@ class WiseFT(Repair):
             pass  # what is switched off inside are weights that are not read here
         if isinstance(model, PeftModel) and (aligned is model or not isinstance(aligned, PeftModel)):
             _require_factors(tuned)
+            if aligned is not model:
+                _require_one_base(model, aligned)
             for of in lora_factors(model):
                 of.b.mul_(share)
             return
@@ -85,8 +88,25 @@ class WiseFT(Repair):
             aligned = merged(copy.deepcopy(aligned))
         before = dict(aligned.named_parameters())
         _require_alike(tuned, before)
+        if isinstance(model, PeftModel):
+            _require_one_base(model, aligned)
         for name, weight in tuned.items():
             weight.copy_(torch.lerp(before[name].to(weight), weight, share))
+
+
+def _require_one_base(model: nn.Module, aligned: nn.Module) -> None:
+    """Refuse an adapter that was trained on other weights than the aligned model has beneath its own, if any."""
+    tuned = [matrix for block in decoder_matrices(model) for matrix in block if matrix.factors]
+    for matrix, before in zip(tuned, counterparts(tuned, aligned), strict=True):
+        same = torch.equal(matrix.under.float(), before.under.float())
+        if before.factors is not None and matrix.factors is not None:
+            same = same and before.factors.scaling == matrix.factors.scaling
+        if not same:
+            raise ModelError(
+                f"decoder layer {matrix.name}: the adapter was not trained on the model given as {setting('aligned')}, "
+                "or does not go on with its adapter, so that there is no way between the two. Give that model, or "
+                "merge the adapter first."
+            )
 
 
 def _require_factors(tuned: Mapping[str, nn.Parameter]) -> None:
