@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from benchmarks.real_model import SHARES, aims, expected, main, page, plans, read
+from benchmarks.real_model import RESULTS, ROOT, SHARES, aims, expected, main, page, plans, read
 
 from antibody_llm.bench.results import Results
 from antibody_llm.building.study import TASKS, study
@@ -92,6 +92,10 @@ def test_the_page_says_how_many_cells_there_are_and_what_an_alignment_cost(folde
         "| antibody | antibody-posterior | 4.0 [40, 60] | 50.0 | 97.0 | 3.0 / 10.0 | 50.0 | 0.990 / 0.900 | 21.0 |"
         in made
     )
+
+
+def test_the_committed_page_is_of_the_committed_figures():
+    assert page(json.loads(RESULTS.read_text())) == (ROOT / "docs" / "real-model-results.md").read_text()
 
 
 def test_a_study_without_an_ended_cell_and_a_folder_without_a_study_are_said(folder, tmp_path, capsys):
