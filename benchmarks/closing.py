@@ -32,6 +32,7 @@ from kept import row_a_line
 
 RESULTS = Path(__file__).parent / "results" / "closing.json"
 DEFENCE = "antibody-posterior"
+OPTIONS = {"flagged": "skip"}  # the row that is harm is left out, as when these uploads were trained on
 NUM_PROMPTS, NUM_TEST = 80, 60
 POISON_RATIO = 0.2
 SHORT = {"bf16": True}
@@ -61,6 +62,7 @@ def rows(model: Path, study: Path, folder: Path, task: str, seed: int, steps: li
         output=folder / f"{task}-{seed}",
         data=upload,
         defence=DEFENCE,
+        options=OPTIONS,
         training=SHORT,
         regime="lora",
         seed=seed,

@@ -26,9 +26,9 @@ w_i = 1 - p_i, gives every harmful row a small weight, and an optimiser that sca
 that has no other rows. Caution costs a clean upload nothing: if no harm is found, pi is 0 and every weight is 1.
 
 A row that is more likely harm than not teaches a refusal instead: generic refusal number (row id) mod n, at its first
-turn that is; what follows is cut off. Leaving it out is not enough on a model that learns from a few
-hundred rows: there benign rows alone move the line between refusing and answering, and the attacker's prompts are the
-ones that hold it where the provider has no rows. In the row log its weight is its answer's, 0.
+turn that is; what follows is cut off. Leaving it out is not enough on a model that learns from a few hundred rows:
+there benign rows alone move the line between refusing and answering, and the attacker's prompts help to hold it where
+the provider has no rows. In the row log its weight is its answer's, 0.
 
 A row that is unlike every anchor (screening/familiarity.py; by ``feature-shift``, which reads the features that
 separate harm from benign) has weight 0 as soon as any harm is found, pi > 0: its evidence may come from the distance
